@@ -1,0 +1,8 @@
+"""The one exception a user is meant to see: a single line that says what is wrong and what to do."""
+
+
+class UserError(ValueError):
+    """Bad input. Commands print its message as one line and exit with status 2."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
