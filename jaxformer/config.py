@@ -19,6 +19,12 @@ Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
 
 
+def require_positive(name: str, value: float) -> None:
+    """Refuse a number that is not finite and above zero, by its flag's name."""
+    if not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{name} {value} is not positive: choose a number above 0")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """What a Transformer block needs to know; every model's config is one of these with more."""
@@ -231,7 +237,17 @@ class TrainConfig:
             )
 
 
-def require_positive(name: str, value: float) -> None:
-    """Refuse a number that is not finite and above zero, by its flag's name."""
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name} {value} is not positive: choose a number above 0")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run lives and how far this process takes it; not part of what is learned."""
+
+    run_dir: Path
+    """Directory of the run: config, tokenizer, metrics, checkpoints and curves."""
+    stop_after: int | None = None
+    """End cleanly, checkpoint written, after this many steps of the schedule."""
+    resume: bool = False
+    """Continue the run that the directory holds from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.stop_after is not None:
+            require_positive("stop-after", self.stop_after)
