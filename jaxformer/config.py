@@ -57,6 +57,16 @@ class BlockConfig:
         """K = D / H."""
         return self.width // self.num_heads
 
+    @property
+    def param_dtype(self) -> str:
+        """Type the parameters are kept in: float32 unless the model computes in float64."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @property
+    def residual_init_std(self) -> float:
+        """Initial standard deviation of projections into the residual stream: std / sqrt(2N)."""
+        return self.init_std / math.sqrt(2 * self.num_layers)
+
     def __post_init__(self) -> None:
         for name in ("width", "num_heads", "mlp_width", "num_layers"):
             require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
@@ -118,7 +128,7 @@ GPT_PRESETS: Mapping[str, GPTConfig] = {
     "gpt2-large": _gpt2(1280, 20, 36),
     "gpt2-xl": _gpt2(1600, 25, 48),
 }
-"""Named GPT sizes: `toy` for tests and lessons, the rest as published (124M to 1.56B parameters)."""
+"""Named GPT sizes: `toy` for tests and lessons, the rest as published (124M to 1.56B)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,13 +179,14 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
-                    f"optimizer.{name} {getattr(self, name)} is not a decay: choose one from 0 to 0.9999"
+                    f"optimizer.{name} {getattr(self, name)} is no decay: choose one from 0 to 0.9999"
                 )
         for name in ("floor_learning_rate", "warmup_steps", "weight_decay"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise UserError(
-                    f"optimizer.{name.replace('_', '-')} {value} is negative or not finite: choose 0 or more"
+                    f"optimizer.{name.replace('_', '-')} {value} is negative or not finite: "
+                    "choose 0 or more"
                 )
 
 
@@ -232,8 +243,8 @@ class TrainConfig:
             raise UserError(f"seed {self.seed} is out of range: choose one from 0 to 4294967295")
         if self.batch_size % self.accumulation:
             raise UserError(
-                f"batch-size {self.batch_size} is not divisible by accumulation {self.accumulation}: "
-                "choose a batch size that is a multiple of it"
+                f"batch-size {self.batch_size} is not divisible by accumulation "
+                f"{self.accumulation}: choose a batch size that is a multiple of it"
             )
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see: a single line that says what is wrong and what to do."""
+"""The one exception a user is meant to see: one line that says what is wrong and what to do."""
 
 
 class UserError(ValueError):

@@ -1,0 +1,43 @@
+"""Keyed dropout (Srivastava et al. 2014) whose masks can be recomputed from (key, path, step).
+
+A model receives the key of its step, `step_key(key, step)`, and folds in the path of each dropout
+on the way down. `keep_mask(fold_path(step_key(key, step), "blocks", 3, "mlp_dropout"), ...)` is
+therefore the very mask that block 3 used in that step, wherever and whenever it is asked for.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The dropout key of a training step."""
+    return jax.random.fold_in(key, step)
+
+
+def fold_path(key: Key[Array, ""] | None, *path: str | int) -> Key[Array, ""] | None:
+    """The key of a module path: folds in each name by its CRC-32, each index as it is.
+
+    None, which means no dropout, stays None.
+    """
+    if key is None:
+        return None
+    for part in path:
+        number = part if isinstance(part, int) else zlib.crc32(part.encode())
+        key = jax.random.fold_in(key, np.uint32(number))
+    return key
+
+
+def keep_mask(key: Key[Array, ""], rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """True, with probability 1 - rate, where a unit is kept."""
+    return jax.random.bernoulli(key, 1.0 - rate, shape)
+
+
+def dropout(x: Float[Array, "*S"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*S"]:
+    """x / (1 - rate) where kept, 0 where dropped; x itself without a key or at rate 0."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(keep_mask(key, rate, x.shape), x / (1.0 - rate), 0.0)

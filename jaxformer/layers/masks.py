@@ -1,0 +1,41 @@
+"""Attention masks: causal, padding and segment masks, built outside attention and combined.
+
+Every mask is boolean, True = may attend, and broadcasts to (B, H, L, M).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
+    """Position l sees positions m <= l (Vaswani et al. 2017, section 3.2.3)."""
+    positions = jnp.arange(length)[None]
+    return position_mask(positions, positions)
+
+
+def position_mask(
+    query_positions: Int[Array, "B L"], key_positions: Int[Array, "#B M"]
+) -> Bool[Array, "B 1 L M"]:
+    """Query at position p sees keys at positions <= p: the causal mask of cached decoding."""
+    return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
+
+
+def padding_mask(valid_BM: Bool[Array, "B M"]) -> Bool[Array, "B 1 1 M"]:
+    """No query sees a key that is padding; `valid` is True at real tokens."""
+    return valid_BM[:, None, None, :]
+
+
+def segment_mask(
+    query_segments: Int[Array, "B L"], key_segments: Int[Array, "B M"]
+) -> Bool[Array, "B 1 L M"]:
+    """Queries see keys of their own segment only: several texts packed in one row."""
+    return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
+
+
+def combine_masks(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
+    """Logical and of the masks that are given; None if none is."""
+    combined = None
+    for mask in masks:
+        if mask is not None:
+            combined = mask if combined is None else combined & mask
+    return combined

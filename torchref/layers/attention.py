@@ -1,0 +1,80 @@
+"""Scaled dot-product and multi-head attention (Vaswani et al. 2017, sections 3.2.1 and 3.2.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from torchref.config import BlockConfig
+from torchref.layers.dropout import Keep, dropout, fold_path
+
+
+def attention(
+    q_BLHK: Tensor,
+    k_BMHK: Tensor,
+    v_BMHK: Tensor,
+    mask: Tensor | None = None,
+    dropout_rate: float = 0.0,
+    keep: Keep | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(K)) v, and the weights before dropout.
+
+    A query that may attend to nothing has weights and output 0.
+    """
+    wide = torch.promote_types(q_BLHK.dtype, torch.float32)
+    scores = torch.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK).to(wide)
+    scores = scores / math.sqrt(q_BLHK.shape[-1])
+    if mask is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        scores = torch.where(mask, scores, torch.finfo(wide).min)
+        weights = torch.where(mask, torch.softmax(scores, dim=-1), 0.0)
+    weights = weights.to(v_BMHK.dtype)
+    dropped = dropout(weights, dropout_rate, keep)
+    return torch.einsum("bhlm,bmhk->blhk", dropped, v_BMHK), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """H heads of `attention` on projections of width K = D / H, concatenated and projected."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        D = config.width
+        self.query = nn.Linear(D, D, bias=config.use_bias)
+        self.key = nn.Linear(D, D, bias=config.use_bias)
+        self.value = nn.Linear(D, D, bias=config.use_bias)
+        self.out = nn.Linear(D, D, bias=config.use_bias)
+        self.num_heads = config.num_heads
+        self.dropout_rate = config.dropout_rate
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        memory_BMD: Tensor | None = None,
+        mask: Tensor | None = None,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """Attend from x to the memory, by default x itself."""
+        return self.with_weights(x_BLD, memory_BMD, mask, keep)[0]
+
+    def with_weights(
+        self,
+        x_BLD: Tensor,
+        memory_BMD: Tensor | None = None,
+        mask: Tensor | None = None,
+        keep: Keep | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The output and each head's weights (B, H, L, M), before dropout."""
+        memory_BMD = x_BLD if memory_BMD is None else memory_BMD
+        q_BLHK = self.split_heads(self.query(x_BLD))
+        k_BMHK = self.split_heads(self.key(memory_BMD))
+        v_BMHK = self.split_heads(self.value(memory_BMD))
+        out_BLHK, weights_BHLM = attention(
+            q_BLHK, k_BMHK, v_BMHK, mask, self.dropout_rate, fold_path(keep, "weights")
+        )
+        return self.out(out_BLHK.reshape(x_BLD.shape)), weights_BHLM
+
+    def split_heads(self, x_BLD: Tensor) -> Tensor:
+        """View the width as H heads of K: (B, L, H, K)."""
+        B, L, D = x_BLD.shape
+        return x_BLD.reshape(B, L, self.num_heads, D // self.num_heads)

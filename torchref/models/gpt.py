@@ -1,0 +1,56 @@
+"""GPT: a causal decoder-only Transformer, as GPT-2 (Radford et al. 2019, section 2.3).
+
+Token plus learned position embeddings, N pre-norm blocks, a final norm, and logits by the token
+embedding itself. Weights start as N(0, 0.02²); projections into the residual stream are scaled by a
+further 1 / sqrt(2N). Dropout follows the embeddings, the attention weights and each sub-layer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from torchref.config import GPTConfig
+from torchref.layers.blocks import EncoderBlock
+from torchref.layers.dropout import Keep, dropout, fold_path
+from torchref.layers.masks import causal_mask, combine_masks
+from torchref.layers.norms import LayerNorm
+from torchref.layers.positions import LearnedPositions
+
+
+class GPT(nn.Module):
+    """Tokens (B, L) to logits (B, L, V) of the token that follows each; L <= context_length."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.positions = LearnedPositions(config.context_length, config)
+        self.blocks = nn.ModuleList([EncoderBlock(config) for _ in range(config.num_layers)])
+        self.norm = LayerNorm(config)
+        self.dropout_rate = config.dropout_rate
+        self.init_weights(config)
+
+    def init_weights(self, config: GPTConfig) -> None:
+        """N(0, init_std²) for weights, zeros for biases, smaller into the residual stream."""
+        nn.init.normal_(self.embed.weight, std=config.init_std)
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith((".out", ".down"))
+                std = config.residual_init_std if residual else config.init_std
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self, tokens_BL: Tensor, mask: Tensor | None = None, keep: Keep | None = None
+    ) -> Tensor:
+        """Logits of a whole sequence; `mask` (padding, segments) narrows the causal one."""
+        L = tokens_BL.shape[1]
+        x_BLD = self.embed(tokens_BL) + self.positions(torch.arange(L)[None])
+        x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(keep, "embedding_dropout"))
+        mask = combine_masks(causal_mask(L), mask)
+        for i, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, mask, fold_path(keep, "blocks", i))
+        return self.logits(self.norm(x_BLD))
+
+    def logits(self, hidden_BLD: Tensor) -> Tensor:
+        """Hidden states times the token embedding (Press & Wolf 2017)."""
+        return hidden_BLD @ self.embed.weight.T
