@@ -1,0 +1,222 @@
+"""The command line: dataclasses to flags, and every failure to one line and an exit status.
+
+Flags come from frozen dataclasses through tyro: a field `run_dir` becomes `--run-dir` (underscores
+are accepted too), a nested `mesh: MeshConfig` becomes `--mesh.data`, the docstring under a field is
+its help. Exit statuses: 0 done, 1 a defect of the program, 2 bad input or a file that cannot be
+used, 130 interrupted, 141 nobody reads the output any more. jax, flax and the like are imported
+nowhere here, so that `--help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import tyro
+
+from jaxformer.config import RunOptions
+from jaxformer.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse(
+    config_type: type[ConfigT],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    default: ConfigT | None = None,
+) -> ConfigT:
+    """Read a frozen dataclass from the words of a command line.
+
+    Args:
+        config_type: the dataclass; fields without a default are required.
+        argv: the words after the program's name.
+        prog: what the user typed to get here, such as `jaxformer plot`.
+        description: the paragraph under the usage line of `--help`.
+        default: an instance whose values are the defaults, such as a preset.
+
+    Raises:
+        SystemExit: with 0 after `--help`; with 2 after one line on standard error for anything that
+            is wrong with the words, including a UserError from the dataclass itself.
+    """
+    complaint = io.StringIO()
+    # Wide, so that tyro's box for an error holds each sentence on one line; help fits the terminal.
+    width = contextlib.nullcontext() if {"-h", "--help"} & set(argv) else _terminal_width(10_000)
+    try:
+        with width, contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_type,
+                prog=prog,
+                description=description,
+                args=argv,
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
+    except UserError as error:
+        fail(prog, str(error))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        refusal = _user_error_behind(stop)
+        fail(prog, str(refusal) if refusal else _one_line(complaint.getvalue(), prog))
+
+
+def parse_recipe(
+    presets: Mapping[str, ConfigT],
+    default_preset: str,
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+) -> tuple[ConfigT, RunOptions]:
+    """Read a recipe's flags: `--preset` names the defaults, the config's fields and the options of
+    the run stand beside it at the top level (`--steps`, `--mesh.data`, `--run-dir`).
+
+    The run directory defaults to `runs/` and the last part of `prog`: `python -m train.gpt_char`
+    writes to `runs/gpt_char`.
+
+    Raises:
+        SystemExit: as `parse` does; an unknown preset is refused with the list of the known ones.
+    """
+    name = _last_value("--preset", argv) or default_preset
+    if name not in presets:
+        fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
+    preset = presets[name]
+    flat = tyro.conf.arg(name="")
+    preset_help = "Named set of defaults; every other flag overrides its value."
+    recipe = dataclasses.make_dataclass(
+        "Recipe",
+        [
+            ("preset", Annotated[Literal[tuple(presets)], tyro.conf.arg(help=preset_help)]),
+            ("run", Annotated[RunOptions, flat]),
+            ("config", Annotated[type(preset), flat]),
+        ],
+        frozen=True,
+    )
+    run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
+    chosen = parse(recipe, argv, prog, description, recipe(name, run, preset))
+    return chosen.config, chosen.run
+
+
+def run_command(prog: str, function: Callable[[], int | None]) -> None:
+    """Run a command to its end; whatever goes wrong, the user sees one line.
+
+    A defect of the program itself is one line too; with JAXFORMER_TRACEBACK=1 its traceback shows.
+
+    Raises:
+        SystemExit: with the status, unless that is 0.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal can show any text
+    try:
+        try:
+            status = function()
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        fail(prog, str(error))
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit
+        raise SystemExit(141) from None
+    except OSError as error:
+        fail(prog, _explain(error))
+    except Exception as error:
+        if os.environ.get("JAXFORMER_TRACEBACK") == "1":
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f"internal error: {what} (set JAXFORMER_TRACEBACK=1 for the traceback)"
+        fail(prog, message, status=1)
+    if status:
+        raise SystemExit(status)
+
+
+def fail(prog: str, message: str, status: int = 2) -> NoReturn:
+    """End the program with one line on standard error."""
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def _explain(error: OSError) -> str:
+    """What the operating system refused, for which file, and what to do about it."""
+    advice = {
+        errno.ENOSPC: "free some space and run it again",
+        errno.EDQUOT: "free some space and run it again",
+        errno.EACCES: "check its permissions",
+        errno.EPERM: "check its permissions",
+        errno.EROFS: "choose a directory that can be written",
+    }.get(error.errno or 0, "check the path")
+    reason = error.strerror or str(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{reason}; {advice}"
+
+
+def _last_value(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of a flag, given as `--flag value` or `--flag=value`; the last one counts."""
+    value = None
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            value = argv[index + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+@contextlib.contextmanager
+def _terminal_width(columns: int) -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """tyro wraps what a dataclass raises; the refusal itself is further up the chain."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__context__
+    return cause
+
+
+_PLAINER = (
+    (r"^Error parsing ", ""),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    (r"^Missing value for argument '(.*?)'.*", r"\1 needs a value"),
+    (
+        r"^invalid choice ('.*') for argument '(.*?)'. Expected one of \((.*)\)",
+        r"\2: \1 is none of \3",
+    ),
+    (r"^Missing from [^:]*:", "missing"),
+    (r"^Unrecognized options:", "unknown argument"),
+)
+
+
+def _one_line(box: str, prog: str) -> str:
+    """Fold the box that tyro draws around an error: its first section, and the flags it suggests.
+
+    A box has a title, then sections between rules; the border is `│ ` or, on terminals without
+    such signs, two blanks. Flags stand four columns in, their help eight.
+    """
+    rows = [row[2:].rstrip(" │") for row in box.splitlines() if row[:2] in ("│ ", "  ")]
+    rules = [i for i, row in enumerate(rows) if re.fullmatch(r"─+|-{3,}", row)]
+    end = rules[0] if rules else len(rows)
+    complaint = " ".join(row.strip() for row in rows[:end] if not row.startswith(" " * 8))
+    for pattern, plain in _PLAINER:
+        complaint = re.sub(pattern, plain, complaint)
+    similar = [row.split()[0].rstrip(",") for row in rows[end:] if re.match(r" {4}--", row)]
+    if complaint.startswith("unknown argument") and similar:
+        return f"{complaint}; perhaps you meant {' or '.join(similar)}"
+    return f"{complaint.strip(' .') or 'the arguments are not understood'}; see {prog} --help"
