@@ -1,0 +1,40 @@
+"""`jaxformer plot RUN`: draw the curves of a run, finished or still going."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from jaxformer.cli.arguments import parse
+from jaxformer.errors import UserError
+from jaxformer.run.metrics import read_metrics
+
+DESCRIPTION = "Draw RUN/curves.png from RUN/metrics.jsonl and print its path."
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArguments:
+    """What `jaxformer plot` is asked."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw the curves; the exit status is 0.
+
+    Raises:
+        UserError: when the directory is missing, or holds no metrics or damaged ones.
+    """
+    run = parse(PlotArguments, argv, "jaxformer plot", DESCRIPTION).run
+    if not run.is_dir():
+        raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
+    metrics = read_metrics(run / "metrics.jsonl")
+
+    from jaxformer.run.plots import draw_curves
+
+    curves = run / "curves.png"
+    draw_curves(metrics, curves, title=run.resolve().name)
+    print(curves)
+    return 0

@@ -1,0 +1,30 @@
+"""Files that are either the old ones or the new ones, whatever happens in between."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whose content takes `path`'s place when the block ends without an error.
+
+    It is written under a temporary name in the same directory, forced to disk, then renamed.
+
+    Raises:
+        OSError: naming `path`, when the directory or the disk does not let it be written; whatever
+            stood at `path` is unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
