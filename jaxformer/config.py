@@ -179,7 +179,7 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
-                    f"optimizer.{name} {getattr(self, name)} is no decay: choose one from 0 to 0.9999"
+                    f"optimizer.{name} {getattr(self, name)} is no decay: choose 0 to 0.9999"
                 )
         for name in ("floor_learning_rate", "warmup_steps", "weight_decay"):
             value = getattr(self, name)
@@ -262,3 +262,33 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.stop_after is not None:
             require_positive("stop-after", self.stop_after)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is drawn from the logits; the filters apply in the order of the fields."""
+
+    repetition_penalty: float = 1.0
+    """Weakens tokens that the text already holds; 1 leaves them alone, 1.2 is the usual value."""
+    temperature: float = 1.0
+    """Divides the logits: below 1 sharper, above 1 flatter; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the K likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the fewest tokens whose probabilities sum to at least P."""
+    min_p: float | None = None
+    """Draw from tokens at least P times as probable as the likeliest."""
+
+    def __post_init__(self) -> None:
+        require_positive("repetition-penalty", self.repetition_penalty)
+        if self.temperature != 0 and not 1e-6 <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature {self.temperature} is out of range: choose 0 for the likeliest "
+                "token, or a number of at least 1e-06"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k {self.top_k} leaves no token: choose 1 or more")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"top-p {self.top_p} is out of range: choose a number above 0, at most 1")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min-p {self.min_p} is out of range: choose a number from 0 to 1")

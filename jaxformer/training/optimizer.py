@@ -1,0 +1,52 @@
+"""AdamW as GPTs are trained with it: gradients clipped, matrices decayed, the rate scheduled.
+
+Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW with two parameter groups.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from jaxformer.config import OptimizerConfig
+from jaxformer.training.schedule import warmup_cosine
+
+
+def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """theta <- theta - lr (m / (sqrt(v) + epsilon) + decay theta), with bias-corrected moments.
+
+    Loshchilov & Hutter 2019, algorithm 2, line 12, with the decay on matrices only and the gradient
+    clipped before the moments are updated.
+    """
+    return optax.chain(
+        clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            warmup_cosine(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=is_matrix,
+        ),
+    )
+
+
+def is_matrix(params: PyTree) -> PyTree[bool]:
+    """True for leaves that are decayed: kernels and embeddings, not biases and norm scales."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """g <- g min(1, max_norm / (||g|| + 1e-6)) (Pascanu et al. 2013, algorithm 1).
+
+    The 1e-6 is torch.nn.utils.clip_grad_norm_'s; optax's own clip has none, which is a relative
+    difference of 1e-6 in every clipped gradient.
+    """
+
+    def update(
+        grads: PyTree, state: optax.EmptyState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.EmptyState]:
+        scale = jnp.minimum(1.0, max_norm / (optax.global_norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,80 @@
+"""Which JAX leaf is which PyTorch tensor: one table a model, data only, read in both directions.
+
+A `*` stands for one component of a path and takes the same value on both sides.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A JAX path, a PyTorch name and how the arrays differ."""
+
+    jax: str
+    torch: str
+    axes: tuple[int, ...] | None = None
+    """Transposition from JAX to PyTorch; None if the axes agree."""
+    part: tuple[int, int] | None = None
+    """(i, n): the leaf is the i-th of n equal parts of the tensor's last axis."""
+
+
+KERNEL = (1, 0)  # (in, out) to torch.nn.Linear's (out, in)
+
+LINEAR = (
+    Row("kernel", "weight", KERNEL),
+    Row("bias", "bias"),
+)
+LAYER_NORM = (
+    Row("scale", "weight"),
+    Row("bias", "bias"),
+)
+MULTI_HEAD_ATTENTION = (
+    Row("*/kernel", "*.weight", KERNEL),
+    Row("*/bias", "*.bias"),
+)
+MLP = MULTI_HEAD_ATTENTION
+POSITIONS = (Row("embedding", "weight"),)
+ENCODER_BLOCK = (
+    Row("attention/*/kernel", "attention.*.weight", KERNEL),
+    Row("attention/*/bias", "attention.*.bias"),
+    Row("mlp/*/kernel", "mlp.*.weight", KERNEL),
+    Row("mlp/*/bias", "mlp.*.bias"),
+    Row("*/scale", "*.weight"),
+    Row("*/bias", "*.bias"),
+)
+GPT = (
+    Row("embed/embedding", "embed.weight"),
+    Row("positions/embedding", "positions.weight"),
+    Row("blocks/*/*/*/kernel", "blocks.*.*.*.weight", KERNEL),
+    Row("blocks/*/*/*/bias", "blocks.*.*.*.bias"),
+    Row("blocks/*/*/scale", "blocks.*.*.weight"),
+    Row("blocks/*/*/bias", "blocks.*.*.bias"),
+    Row("norm/scale", "norm.weight"),
+    Row("norm/bias", "norm.bias"),
+)
+"""GPT and torchref's GPT, whose attributes have the same names."""
+
+GPT2_HUGGING_FACE = (
+    Row("embed/embedding", "transformer.wte.weight"),
+    Row("positions/embedding", "transformer.wpe.weight"),
+    *(
+        Row(f"blocks/*/attention/{name}/{leaf}", f"transformer.h.*.attn.c_attn.{torch}", None, part)
+        for name, part in (("query", (0, 3)), ("key", (1, 3)), ("value", (2, 3)))
+        for leaf, torch in (("kernel", "weight"), ("bias", "bias"))
+    ),
+    Row("blocks/*/attention/out/kernel", "transformer.h.*.attn.c_proj.weight"),
+    Row("blocks/*/attention/out/bias", "transformer.h.*.attn.c_proj.bias"),
+    Row("blocks/*/mlp/up/kernel", "transformer.h.*.mlp.c_fc.weight"),
+    Row("blocks/*/mlp/up/bias", "transformer.h.*.mlp.c_fc.bias"),
+    Row("blocks/*/mlp/down/kernel", "transformer.h.*.mlp.c_proj.weight"),
+    Row("blocks/*/mlp/down/bias", "transformer.h.*.mlp.c_proj.bias"),
+    Row("blocks/*/attention_norm/scale", "transformer.h.*.ln_1.weight"),
+    Row("blocks/*/attention_norm/bias", "transformer.h.*.ln_1.bias"),
+    Row("blocks/*/mlp_norm/scale", "transformer.h.*.ln_2.weight"),
+    Row("blocks/*/mlp_norm/bias", "transformer.h.*.ln_2.bias"),
+    Row("norm/scale", "transformer.ln_f.weight"),
+    Row("norm/bias", "transformer.ln_f.bias"),
+)
+"""GPT and transformers' GPT2LMHeadModel: its Conv1D kernels are (in, out), its q, k, v are one.
+
+Its `lm_head.weight` is the token embedding again and is left out.
+"""

@@ -1,0 +1,19 @@
+"""Learning-rate schedules: functions of the number of updates made so far."""
+
+import math
+from collections.abc import Callable
+
+from torchref.config import OptimizerConfig
+
+
+def warmup_cosine(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """Linear warm-up to the peak, then half a cosine to the floor at the last of `steps`."""
+    peak, floor, w = config.peak_learning_rate, config.floor_learning_rate, config.warmup_steps
+
+    def learning_rate(step: int) -> float:
+        if step < w:
+            return peak * (step + 1) / (w + 1)
+        done = min((step - w) / max(steps - w, 1), 1.0)
+        return floor + (peak - floor) * (1.0 + math.cos(math.pi * done)) / 2.0
+
+    return learning_rate
