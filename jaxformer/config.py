@@ -289,6 +289,6 @@ class SamplingConfig:
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top-k {self.top_k} leaves no token: choose 1 or more")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top-p {self.top_p} is out of range: choose a number above 0, at most 1")
+            raise UserError(f"top-p {self.top_p} is out of range: choose one above 0, at most 1")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
             raise UserError(f"min-p {self.min_p} is out of range: choose a number from 0 to 1")
