@@ -1,0 +1,365 @@
+"""Tokenizers: text to integer ids and back.
+
+Three kinds behind one interface:
+
+    ByteTokenizer   an id is a byte of the text's UTF-8; 256 ids, no text is unknown
+    CharTokenizer   an id is the rank of a character in the sorted alphabet of a text
+    BPETokenizer    byte-level byte-pair encoding as in GPT-2, trained here, or anything else that a
+                    tokenizer.json of the `tokenizers` library describes
+
+Sources: Sennrich et al. 2016, section 3.2 (byte-pair encoding); Radford et al. 2019, section 2.2
+(its byte level).
+"""
+
+import abc
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import ArrayLike
+
+from jaxformer.errors import UserError
+
+NUM_BYTES = 256
+PIECE_LENGTH = 1 << 16  # characters given to one call of the library's byte-pair encoder
+PIECES_AT_ONCE = 64  # the library keeps over 100 bytes a token until a call returns
+REPLACEMENT = "\ufffd"
+
+
+class Tokenizer(abc.ABC):
+    """A reversible map between text and ids from 0 to V - 1."""
+
+    vocab_size: int
+    """V: one more than the highest id."""
+    open_ids: frozenset[int] = frozenset()
+    """Ids whose text is settled only by an id outside this set that follows them."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int32 of shape (L,), with no special tokens added.
+
+        Raises UserError for text that has no ids here: a lone surrogate, an unknown character.
+        """
+
+    @abc.abstractmethod
+    def to_json(self) -> str:
+        """The whole tokenizer as JSON: what `save_tokenizer` writes and `fingerprint` hashes."""
+
+    @abc.abstractmethod
+    def _decode(self, ids: np.ndarray) -> str:
+        """Text of ids that are known to be in range."""
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Text of integer ids of shape (L,); bytes that are not UTF-8 become U+FFFD.
+
+        Raises UserError for an id outside the vocabulary.
+        """
+        array = np.asarray(ids, dtype=np.int64)
+        outside = array[(array < 0) | (array >= self.vocab_size)]
+        if outside.size:
+            raise UserError(
+                f"token {outside[0]} is outside the vocabulary: "
+                f"this tokenizer knows ids from 0 to {self.vocab_size - 1}"
+            )
+        return self._decode(array)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `to_json`, in hexadecimal: equal for equal tokenizers."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class ByteTokenizer(Tokenizer):
+    """Every byte of the UTF-8 text is a token."""
+
+    vocab_size = NUM_BYTES
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_encoded(text, "utf-8"), dtype=np.uint8).astype(np.int32)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "bytes"})
+
+
+class CharTokenizer(Tokenizer):
+    """Every character is a token; ids follow the sorted alphabet, as in char-rnn and nanoGPT."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._code_points = np.frombuffer(_encoded(characters, "utf-32-le"), dtype="<u4")
+        if not characters or not np.all(self._code_points[:-1] < self._code_points[1:]):
+            raise UserError(
+                "the alphabet of a character tokenizer is empty, unsorted or repeats a character: "
+                "take it from a text"
+            )
+        self._ids = np.full(0x110000, -1, dtype=np.int32)  # by code point; -1 = unknown
+        self._ids[self._code_points] = np.arange(self.vocab_size, dtype=np.int32)
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """The tokenizer of every character in `texts`."""
+        return cls("".join(sorted(set[str]().union(*texts))))
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._ids[np.frombuffer(_encoded(text, "utf-32-le"), dtype="<u4")]
+        unknown = ids < 0
+        if unknown.any():
+            position = int(unknown.argmax())
+            raise UserError(
+                f"unknown character {_named(text[position])} at position {position}: this "
+                f"tokenizer knows the {self.vocab_size} characters of the text it was made from"
+            )
+        return ids
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._code_points[ids].tobytes().decode("utf-32-le")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "characters", "characters": self.characters})
+
+
+class BPETokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library; `train` makes a byte-level BPE one.
+
+    Special tokens are text like any other here: `encode` adds none and `decode` drops none. Of a
+    tokenizer made elsewhere the rules are its own: how it treats unknown characters, and whether
+    decoding gives back the very text. Truncation and padding are switched off. Ids that such a
+    file leaves unused below its highest one decode to nothing.
+    """
+
+    def __init__(self, library: tokenizers.Tokenizer):
+        library.no_truncation()
+        library.no_padding()
+        self._library = library
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise UserError("the tokenizer has no tokens: train it on a text first")
+        self.vocab_size = max(vocabulary.values()) + 1
+        rules = json.loads(library.to_str())
+        self._splits_at_newlines = _splits_at_newlines(rules)
+        # Byte fallback turns a whole run of bytes into U+FFFD when its last one is cut off.
+        if '"ByteFallback"' in json.dumps(rules["decoder"]):
+            is_byte = re.compile(r"<0x[0-9A-F]{2}>").fullmatch
+            self.open_ids = frozenset(i for token, i in vocabulary.items() if is_byte(token))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learn byte-level BPE: 256 bytes and the most frequent merges, at most V = `vocab_size`.
+
+        A short text may hold fewer merges that occur twice; V is then smaller. The same texts
+        always give the same tokenizer.
+        """
+        if vocab_size < NUM_BYTES:
+            raise UserError(
+                f"data.vocab-size {vocab_size} is too small for byte-level BPE: "
+                f"choose {NUM_BYTES} or more"
+            )
+        library = tokenizers.Tokenizer(tokenizers.models.BPE())
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        )
+        pieces = (piece for text in texts for piece in _pieces(text, PIECE_LENGTH))
+        library.train_from_iterator(pieces, trainer)
+        return cls(library)
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> "BPETokenizer":
+        """Read any tokenizer.json of the `tokenizers` library; UserError if it is none."""
+        text = _read(path)
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises nothing narrower
+            raise _corrupt(path, str(error)) from error
+
+    def encode(self, text: str) -> np.ndarray:
+        _encoded(text, "utf-8")
+        pieces = list(_pieces(text, PIECE_LENGTH)) if self._splits_at_newlines else [text]
+        ids = [np.empty(0, np.int32)]
+        for start in range(0, len(pieces), PIECES_AT_ONCE):
+            batch = pieces[start : start + PIECES_AT_ONCE]
+            try:
+                encodings = self._library.encode_batch_fast(batch, add_special_tokens=False)
+            except Exception as error:  # the library raises nothing narrower
+                raise UserError(f"the tokenizer cannot encode this text: {error}") from error
+            ids += [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return np.concatenate(ids)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._library.decode(ids.tolist(), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        return self._library.to_str()
+
+
+class StreamDecoder:
+    """Decodes ids one at a time, as a model emits them.
+
+    What `feed` returned so far, then what `flush` returns, joined: exactly `decode` of all ids.
+    A character whose bytes are incomplete is held back. Only a short tail of ids is decoded anew
+    at each step, so the cost of a step does not grow.
+
+    The tail keeps its effect exact: decoders look at their first token (some strip its space) and
+    at UTF-8, which is in step again after at most three stray bytes. A tail of `KEEP` tokens has
+    at least `KEEP` bytes, hence KEEP / 4 characters, hence four bytes: enough.
+    """
+
+    KEEP = 16
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._emitted = 0  # characters of decode(self._ids) that were returned already
+
+    def feed(self, token_id: int) -> str:
+        """The text that `token_id` settles, often that token's own; may be empty."""
+        self._ids.append(int(token_id))
+        if self._ids[-1] in self._tokenizer.open_ids:
+            return ""
+        text = self._tokenizer.decode(self._ids)
+        # Any number of bytes that lack their last is one U+FFFD, so only the final one may change.
+        settled = len(text) - text.endswith(REPLACEMENT)
+        piece = text[self._emitted : settled]
+        self._emitted = settled
+        if len(self._ids) > 2 * self.KEEP:
+            self._forget(len(text) - settled)
+        return piece
+
+    def flush(self) -> str:
+        """The text still held back; the decoder is then as new."""
+        piece = self._tokenizer.decode(self._ids)[self._emitted :]
+        self._ids, self._emitted = [], 0
+        return piece
+
+    def _forget(self, num_held: int) -> None:
+        tail = self._ids[-self.KEEP :]
+        num_characters = len(self._tokenizer.decode(tail))
+        if num_characters >= self.KEEP // 4:  # fewer only if some of the ids have no text at all
+            self._ids, self._emitted = tail, num_characters - num_held
+
+
+def make_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer that `DataConfig.tokenizer` asks for.
+
+    `kind` is `bytes`, `characters` (alphabet of `texts`), `bpe` (trained on `texts`, at most
+    `vocab_size` tokens) or the path of a tokenizer.json.
+    """
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "characters":
+        return CharTokenizer.from_texts(texts)
+    if kind == "bpe":
+        return BPETokenizer.train(texts, vocab_size)
+    if not Path(kind).exists():
+        raise UserError(
+            f"data.tokenizer {kind} is not a file: "
+            "choose bytes, characters, bpe or the path of a tokenizer.json"
+        )
+    return load_tokenizer(kind)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
+    """Write `tokenizer` to the file `path`, whole or not at all.
+
+    BPE is written in the format of the `tokenizers` library, the other kinds as a JSON object
+    that names its kind.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(tokenizer.to_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room for it") from error
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read what `save_tokenizer` wrote, or any tokenizer.json of the `tokenizers` library."""
+    try:
+        rules: Any = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, str(error)) from error
+    match rules:
+        case {"kind": "bytes"}:
+            return ByteTokenizer()
+        case {"kind": "characters", "characters": str(characters)}:
+            try:
+                return CharTokenizer(characters)
+            except UserError as error:
+                raise _corrupt(path, str(error)) from error
+    return BPETokenizer.from_file(path)
+
+
+def _pieces(text: str, length: int) -> Iterator[str]:
+    """Cut `text` into pieces of about `length` characters that byte-level BPE encodes alike.
+
+    A cut goes before a newline that follows a letter, digit or printable ASCII sign: GPT-2's
+    pattern never matches across that place and looks at nothing before it.
+    """
+    start = 0
+    for newline in re.finditer(r"(?<=[\w!-~])\n", text):
+        if newline.start() - start >= length:
+            yield text[start : newline.start()]
+            start = newline.start()
+    yield text[start:]
+
+
+def _splits_at_newlines(rules: dict[str, Any]) -> bool:
+    """Whether the pieces of `_pieces` have the same ids as the whole text."""
+    pre_tokenizer = rules["pre_tokenizer"] or {}
+    return (
+        rules["normalizer"] is None
+        and pre_tokenizer.get("type") == "ByteLevel"
+        and pre_tokenizer.get("use_regex") is True
+        and pre_tokenizer.get("add_prefix_space") is False
+        and not any(
+            token["lstrip"] or token["rstrip"] or "\n" in token["content"]
+            for token in rules["added_tokens"]
+        )
+    )
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds {_named(text[error.start])} at position {error.start}, which is no "
+            "character: give valid Unicode text"
+        ) from error
+
+
+def _named(character: str) -> str:
+    return f"{character!a} ({unicodedata.name(character, f'U+{ord(character):04X}')})"
+
+
+def _read(path: Path | str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name another file") from error
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, "it is not UTF-8 text") from error
+
+
+def _corrupt(path: Path | str, reason: str) -> UserError:
+    return UserError(f"{path} is not a tokenizer ({reason}): restore the file or make a new one")

@@ -1,0 +1,296 @@
+"""Tokenizers lose nothing, refuse what they cannot say, and decode a stream like the whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxformer.data import tokenizer as module
+from jaxformer.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    StreamDecoder,
+    load_tokenizer,
+    make_tokenizer,
+    save_tokenizer,
+)
+from jaxformer.errors import UserError
+
+ALPHABET = "ab \n\t'sé\u00a0€漢😀\U0001f1e9\ufffd\x00"
+TEXTS = ["the cat sat on the mat\n", "naïve café 漢字 😀\n", "we're the cat's\n"]
+BPE = BPETokenizer.train(TEXTS * 3, 300)
+KINDS = {"bytes": ByteTokenizer(), "characters": CharTokenizer.from_texts([ALPHABET]), "bpe": BPE}
+
+any_text = st.text(max_size=60) | st.text(alphabet=ALPHABET, max_size=60)
+few = settings(deadline=None, max_examples=60)
+
+
+def fallback_tokenizer() -> BPETokenizer:
+    """Sentence-piece rules as in Llama: a word sign, bytes for what is unknown."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
+    model = tokenizers.models.BPE(
+        {token: i for i, token in enumerate(tokens)}, [("▁", "a")], byte_fallback=True
+    )
+    library = tokenizers.Tokenizer(model)
+    library.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    library.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return BPETokenizer(library)
+
+
+STREAMED = {**KINDS, "fallback": fallback_tokenizer()}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@given(text=any_text)
+@few
+def test_any_text_comes_back(kind, text):
+    ids = KINDS[kind].encode(text)
+    assert ids.dtype == np.int32
+    assert ids.ndim == 1
+    assert KINDS[kind].decode(ids) == text
+
+
+@given(text=st.text(alphabet=ALPHABET))
+@few
+def test_text_of_known_characters_comes_back(text):
+    ids = KINDS["characters"].encode(text)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [sorted(set(ALPHABET)).index(character) for character in text]
+    assert KINDS["characters"].decode(ids) == text
+
+
+def test_bytes_are_utf8():
+    assert ByteTokenizer().encode("aé").tolist() == [0x61, 0xC3, 0xA9]
+    assert ByteTokenizer().decode([0x61, 0xC3]) == "a\ufffd"
+
+
+def test_an_unknown_character_is_named_with_its_place():
+    with pytest.raises(UserError, match=r"'\\xe9' \(LATIN SMALL LETTER E WITH ACUTE\).* 2\b"):
+        CharTokenizer.from_texts(["abc"]).encode("abé")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lone_surrogate_is_refused(kind):
+    with pytest.raises(UserError, match=r"'\\ud800' \(U\+D800\) at position 1"):
+        KINDS[kind].encode("a\ud800")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_ids_outside_the_vocabulary_are_refused(kind, offset):
+    tokenizer = KINDS[kind]
+    outside = -1 if offset else tokenizer.vocab_size
+    with pytest.raises(UserError, match=f"token {outside} is outside"):
+        tokenizer.decode([0, outside])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_encoded_and_decoded_as_nothing(kind):
+    assert KINDS[kind].encode("").size == 0
+    assert KINDS[kind].decode([]) == ""
+
+
+def test_bpe_learns_frequent_pairs_only():
+    assert 256 < BPE.vocab_size <= 300
+    assert len(BPE.encode("the cat")) < len("the cat")
+    assert BPETokenizer.train(["xyz"], 300).vocab_size == 256  # nothing occurs twice
+    with pytest.raises(UserError, match="256 or more"):
+        BPETokenizer.train(TEXTS, 255)
+
+
+def test_bpe_training_is_the_same_in_every_process():
+    source = (
+        "from jaxformer.data.tokenizer import BPETokenizer; "
+        f"print(BPETokenizer.train({TEXTS!r} * 3, 300).fingerprint)"
+    )
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == BPE.fingerprint
+
+
+@given(text=st.text(alphabet="ab1 \n'.é\x1c\u2028漢", max_size=80), length=st.integers(0, 9))
+@example(text="a\n b", length=0)
+@few
+def test_pieces_are_encoded_like_the_whole(text, length):
+    pieces = list(module._pieces(text, length))
+    assert "".join(pieces) == text
+    ids = [i for piece in pieces for i in BPE._library.encode(piece).ids]
+    assert ids == BPE._library.encode(text).ids
+
+
+def test_a_long_text_is_cut_into_pieces(monkeypatch):
+    text = "".join(TEXTS) * 5
+    whole = BPE.encode(text)
+    assert len(list(module._pieces(text, 10))) > 5
+    monkeypatch.setattr(module, "PIECE_LENGTH", 10)
+    monkeypatch.setattr(module, "PIECES_AT_ONCE", 2)
+    np.testing.assert_array_equal(BPE.encode(text), whole)
+
+
+def test_rules_made_elsewhere_are_not_cut(monkeypatch):
+    text = "a a\na a\n" * 20  # this tokenizer puts a word sign before every text it is given
+    whole = STREAMED["fallback"]._library.encode(text).ids
+    monkeypatch.setattr(module, "PIECE_LENGTH", 10)
+    assert STREAMED["fallback"].encode(text).tolist() == whole
+
+
+def test_a_special_token_stays_text_and_none_is_added(tmp_path):
+    library = tokenizers.Tokenizer.from_str(BPE.to_json())
+    library.add_special_tokens(["<end>"])
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", library.token_to_id("<end>"))]
+    )
+    library.enable_truncation(2)
+    library.enable_padding(length=50)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = BPETokenizer.from_file(tmp_path / "tokenizer.json")
+    assert tokenizer.vocab_size == BPE.vocab_size + 1
+    ids = tokenizer.encode("the cat<end>\n")
+    assert (ids == BPE.vocab_size).sum() == 1
+    assert tokenizer.decode(ids) == "the cat<end>\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(KINDS[kind], path)
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+    loaded = load_tokenizer(path)
+    assert type(loaded) is type(KINDS[kind])
+    assert loaded.fingerprint == KINDS[kind].fingerprint
+    assert loaded.vocab_size == KINDS[kind].vocab_size
+    assert loaded.encode("a 😀").tolist() == KINDS[kind].encode("a 😀").tolist()
+
+
+def test_other_programs_read_a_saved_bpe(tmp_path):
+    save_tokenizer(BPE, tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.encode("the café").ids == BPE.encode("the café").tolist()
+
+
+def test_fingerprints_tell_tokenizers_apart():
+    different = [*KINDS.values(), CharTokenizer("ab"), BPETokenizer.train(TEXTS * 3, 260)]
+    assert len({tokenizer.fingerprint for tokenizer in different}) == 5
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(KINDS["bytes"], path)
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        save_tokenizer(BPE, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+    assert isinstance(load_tokenizer(path), ByteTokenizer)
+
+
+CORRUPT = {
+    "empty": b"",
+    "cut": BPE.to_json().encode()[:-20],
+    "not text": b"\xff\xfe\x00",
+    "other json": b"[1, 2]",
+    "other object": b'{"kind": "words"}',
+    "no alphabet": b'{"kind": "characters"}',
+    "empty alphabet": b'{"kind": "characters", "characters": ""}',
+    "unsorted alphabet": b'{"kind": "characters", "characters": "ba"}',
+    "repeated character": b'{"kind": "characters", "characters": "aa"}',
+    "half a character": b'{"kind": "characters", "characters": "a\\ud800"}',
+    "deep": b"[" * 100_000,
+    "no tokens": tokenizers.Tokenizer(tokenizers.models.BPE()).to_str().encode(),
+}
+
+
+@pytest.mark.parametrize("damage", CORRUPT)
+def test_a_corrupt_file_is_refused_in_one_line(damage, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(CORRUPT[damage])
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer") as caught:
+        load_tokenizer(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_an_unreadable_file_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(tmp_path / name)
+
+
+def test_the_kinds_a_config_may_ask_for(tmp_path):
+    save_tokenizer(BPE, tmp_path / "tokenizer.json")
+    assert isinstance(make_tokenizer("bytes", (), 0), ByteTokenizer)
+    assert make_tokenizer("characters", ["ba"], 0).decode([0, 1]) == "ab"
+    assert make_tokenizer("bpe", TEXTS * 3, 300).fingerprint == BPE.fingerprint
+    path = str(tmp_path / "tokenizer.json")
+    assert make_tokenizer(path, (), 0).fingerprint == BPE.fingerprint
+    with pytest.raises(UserError, match="choose bytes, characters, bpe or the path"):
+        make_tokenizer("byte", (), 0)
+
+
+def stream(tokenizer, ids):
+    decoder = StreamDecoder(tokenizer)
+    return [decoder.feed(i) for i in ids] + [decoder.flush()]
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+@given(data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_a_stream_of_any_ids_decodes_like_the_whole(kind, data):
+    tokenizer = STREAMED[kind]
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=120))
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "fallback"])
+@given(text=st.text(alphabet="a漢😀", max_size=40), cut=st.integers(0, 4), stray=st.integers(0, 3))
+@settings(deadline=None, max_examples=100)
+def test_a_stream_may_begin_and_end_inside_a_character(kind, text, cut, stray):
+    tokenizer = STREAMED[kind]
+    ids = tokenizer.encode("😀" * 12 + text)[stray:]
+    ids = ids[: len(ids) - cut]
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_a_stream_emits_a_character_when_its_last_byte_comes():
+    assert stream(ByteTokenizer(), "a€b".encode()) == ["a", "", "", "€", "b", ""]
+    assert stream(ByteTokenizer(), b"a\xe2\x82") == ["a", "", "", "\ufffd"]
+
+
+def test_a_flushed_decoder_starts_anew():
+    decoder = StreamDecoder(ByteTokenizer())
+    assert decoder.feed(0xE2) + decoder.flush() + decoder.feed(0x61) == "\ufffda"
+
+
+@pytest.mark.parametrize("ids", [[0x61], list("😀".encode()), [0x80], [0xF0]])
+def test_a_long_stream_decodes_short_tails(ids, monkeypatch):
+    decoded = []
+    whole = ByteTokenizer.decode
+
+    def decode(self, window):
+        decoded.append(len(window))
+        return whole(self, window)
+
+    monkeypatch.setattr(ByteTokenizer, "decode", decode)
+    stream(ByteTokenizer(), ids * 500)
+    assert max(decoded) <= 2 * StreamDecoder.KEEP + 1
+
+
+def test_bytes_and_characters_are_json_objects_that_name_their_kind():
+    assert json.loads(ByteTokenizer().to_json()) == {"kind": "bytes"}
+    assert json.loads(CharTokenizer("aé").to_json()) == {"kind": "characters", "characters": "aé"}
