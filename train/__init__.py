@@ -1,0 +1,1 @@
+"""Recipes: one runnable training a file, `python -m train.gpt_stdlib --help`."""

@@ -1,0 +1,118 @@
+"""config.json: a run's whole configuration, read back exactly, unknown keys refused."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import cattrs
+
+from jaxformer.config import TrainConfig
+from jaxformer.errors import UserError
+from jaxformer.run.atomic import replacing
+
+KIND = "gpt"
+"""What a run directory holds a model of; the first key of its config.json."""
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON values; `config_from_json` is its inverse."""
+    return {"kind": KIND, **_converter().unstructure(config)}
+
+
+def config_from_json(values: Any, source: str) -> TrainConfig:
+    """The configuration that these JSON values describe.
+
+    Raises:
+        UserError: naming `source` and all that is unknown, missing or out of range.
+    """
+    if not isinstance(values, dict) or "kind" not in values:
+        raise UserError(f"{source} is not a run's configuration: name a --run-dir of jaxformer")
+    values = dict(values)
+    kind = values.pop("kind")
+    if kind != KIND:
+        raise UserError(f"{source} describes a {kind!r}: this command works on a {KIND} run")
+    try:
+        return _converter().structure(values, TrainConfig)
+    except UserError:
+        raise
+    except Exception as error:
+        problems = cattrs.transform_error(error, path="config")
+        refusal = _user_error_in(error)
+        detail = str(refusal) if refusal else "; ".join(problems)
+        raise UserError(f"{source} cannot be read: {detail}; restore the file") from None
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write config.json."""
+    with replacing(path) as file:
+        file.write(json.dumps(config_to_json(config), indent=2).encode() + b"\n")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read config.json.
+
+    Raises:
+        UserError: when there is none, or it is not what `save_config` writes.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: name the --run-dir of a training run") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON: restore the file") from None
+    return config_from_json(values, str(path))
+
+
+def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
+
+    The mesh and the checkpoints may change between the parts of a run, so they are left out.
+    """
+    found = []
+    for name in _flags(TrainConfig):
+        if name.startswith(("mesh.", "checkpoint.")):
+            continue
+        our, their = _value(ours, name), _value(theirs, name)
+        if our != their:
+            found.append(f"--{name.replace('_', '-')} {our} (the run has {their})")
+    return found
+
+
+def _flags(config_type: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config_type):
+        nested = dataclasses.is_dataclass(field.type)
+        names += _flags(field.type, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return names
+
+
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    if isinstance(error, UserError):
+        return error
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return next((found for found in map(_user_error_in, inner) if found), None)
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    for number in (int, float, bool, str):
+        converter.register_structure_hook(number, _strict)
+    return converter
+
+
+def _strict(value: Any, wanted: Any) -> Any:
+    """JSON's own types only: cattrs alone would take "12" for 12 and 1.9 for 1."""
+    if type(value) is wanted or (wanted is float and type(value) is int):
+        return wanted(value)
+    raise TypeError(f"{value!r} is not a {wanted.__name__}")

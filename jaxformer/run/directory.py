@@ -1,0 +1,67 @@
+"""A run directory: refused if it holds a run, opened again only by the run that made it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.config import RunOptions, TrainConfig
+from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
+from jaxformer.errors import UserError
+from jaxformer.run.config_io import differences, load_config, save_config
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+CURVES = "curves.png"
+NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
+
+
+def check_run_dir(options: RunOptions) -> None:
+    """Refuse, before any work is done, a directory that this run may not use.
+
+    Raises:
+        UserError: when a new run would meet an old one, or `--resume` finds none.
+    """
+    directory = options.run_dir
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another --run-dir")
+    if not options.resume:
+        found = [name for name in NAMES if (directory / name).exists()]
+        if found:
+            raise UserError(
+                f"{directory} already holds a run ({', '.join(found)}): continue it with --resume "
+                "or choose another --run-dir"
+            )
+    elif not (directory / CONFIG).is_file():
+        raise UserError(f"{directory} holds no run to resume: leave out --resume to start one")
+
+
+def check_config(config: TrainConfig, directory: Path) -> None:
+    """Refuse to go on with a run of another configuration, naming each flag that differs."""
+    different = differences(config, load_config(directory / CONFIG))
+    if different:
+        raise UserError(
+            f"{directory} was made with another configuration: {'; '.join(different)}; "
+            "resume with the flags it was started with"
+        )
+
+
+def create_run_dir(config: TrainConfig, directory: Path, tokenizer: Tokenizer) -> None:
+    """Make the directory; config.json comes last, so that a run that has one is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, directory / TOKENIZER)
+    save_config(config, directory / CONFIG)
+
+
+def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of other data or other random keys."""
+    for name, advice in (
+        ("data", "the text or its tokenizer has changed: restore it, or start a new run"),
+        ("keys", "random keys are made differently here: use the jax version it was started with"),
+    ):
+        if saved.get(name) != now[name]:
+            raise UserError(
+                f"{directory} cannot be resumed, its {name} differ: the run has "
+                f"{saved.get(name)}, here is {now[name]}; {advice}"
+            )

@@ -1,0 +1,237 @@
+"""A training run, chapter by chapter: build, restore, step, log, evaluate, save.
+
+The train step is one jitted function of a state that lives on a mesh and is donated to it. Dropout,
+the order of the data and the initial weights follow from the seed and the step alone, so a run that
+is stopped and resumed is the same run to the last bit.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PyTree
+
+from jaxformer import checkpoint
+from jaxformer.batch import Batch
+from jaxformer.checkpoint import CheckpointWriter
+from jaxformer.config import RunOptions, TrainConfig
+from jaxformer.data.batches import TrainingBatches, training_iterator
+from jaxformer.data.corpus import PreparedData, prepare
+from jaxformer.errors import UserError
+from jaxformer.models.gpt import GPT
+from jaxformer.models.pure import abstract_model, init_params
+from jaxformer.run import directory
+from jaxformer.run.config_io import config_to_json
+from jaxformer.run.evaluate import Evaluation, evaluate
+from jaxformer.run.metrics import MetricsWriter, read_metrics
+from jaxformer.run.plots import draw_curves
+from jaxformer.run.progress import Progress
+from jaxformer.run.signals import Interrupt
+from jaxformer.run.steplog import StepLog, product_type
+from jaxformer.sharding.mesh import batch_sharding, check_batch_size, make_mesh
+from jaxformer.sharding.rules import state_shardings
+from jaxformer.training.optimizer import adamw
+from jaxformer.training.schedule import warmup_cosine
+from jaxformer.training.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A configuration made into functions and places on a mesh."""
+
+    mesh: Mesh
+    rows: NamedSharding
+    """Where a batch lives."""
+    state: PyTree
+    """Shape, type and place of every leaf of the train state."""
+    fresh_state: Callable[[], TrainState]
+    train_step: Any
+    """A jitted `jaxformer.training.step.TrainStep` that takes over its state's memory."""
+    eval_step: Callable[[PyTree, Batch], Any]
+    dropout_key: np.ndarray
+    """The raw key of the run's dropout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    config: TrainConfig
+    exit_status: int
+    """0, or 128 + the signal that ended it early."""
+    step: int
+    """Optimizer steps done."""
+    evaluation: Evaluation | None
+    """The validation of the last step, if it was one to validate at."""
+    data: PreparedData
+
+
+def build(config: TrainConfig, mesh: Mesh) -> Program:
+    """Compile nothing yet, allocate nothing yet: functions, shapes and places."""
+    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    graph, _ = abstract_model(GPT, config.model)
+    optimizer = adamw(config.optimizer, config.steps)
+
+    def fresh_state() -> TrainState:
+        return init_state(init_params(GPT, config.model, init_key), optimizer)
+
+    shapes = jax.eval_shape(fresh_state)
+    places = state_shardings(shapes, mesh)
+    rows = batch_sharding(mesh)
+    dropout = dropout_key if config.model.dropout_rate > 0 else None
+    return Program(
+        mesh=mesh,
+        rows=rows,
+        state=jax.tree.map(_place, shapes, places),
+        fresh_state=jax.jit(fresh_state, out_shardings=places),
+        train_step=jax.jit(
+            make_train_step(graph, optimizer, dropout, config.accumulation),
+            in_shardings=(places, rows),
+            out_shardings=(places, None),
+            donate_argnums=0,
+        ),
+        eval_step=make_placed_eval_step(graph, places.params, rows),
+        dropout_key=np.asarray(jax.random.key_data(dropout_key)),
+    )
+
+
+def make_placed_eval_step(
+    graph: nnx.GraphDef, places: PyTree, rows: NamedSharding
+) -> Callable[[PyTree, Batch], Any]:
+    """The jitted evaluation step of parameters and batches in their places."""
+    return jax.jit(make_eval_step(graph), in_shardings=(places, rows))
+
+
+def train(config: TrainConfig, options: RunOptions) -> Outcome:
+    """Train a GPT into `options.run_dir`, or go on with the run that is there.
+
+    Raises:
+        UserError: when configuration, data, mesh and directory do not go together; nothing has been
+            written then.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, config.accumulation, mesh)
+    directory.check_run_dir(options)
+    data = prepare(config.data)
+    config = fit_vocabulary(config, data)
+    length, run_dir = config.model.context_length, options.run_dir
+    source = TrainingBatches(data.train, config.batch_size, length, config.seed)
+    if options.resume:
+        directory.check_config(config, run_dir)
+    else:
+        directory.create_run_dir(config, run_dir, data.tokenizer)
+    program = build(config, mesh)
+    metadata = {
+        "config": config_to_json(config),
+        "data": data.fingerprint,
+        "keys": {"dropout": program.dropout_key.tolist()},
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+    }
+    last = min(config.steps, options.stop_after or config.steps)
+    evaluation = None
+
+    # Restore.
+    state, start = restore(program, metadata, options)
+    step = start
+    with (
+        Interrupt() as interrupt,
+        CheckpointWriter(run_dir / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer,
+        MetricsWriter(run_dir / directory.METRICS, start if options.resume else None) as lines,
+        Progress(config.steps, start) as progress,
+    ):
+        introduce(progress, config, data, mesh, start)
+        log = StepLog(config, mesh, warmup_cosine(config.optimizer, config.steps), lines, progress)
+        batches = training_iterator(source, start)
+        for step in range(start + 1, last + 1):
+            # Step.
+            batch = jax.device_put(next(batches), program.rows)
+            state, metrics = program.train_step(state, batch)
+            # Log.
+            log.add(step, metrics)
+            stop = step == last or interrupt.signal is not None
+            # Evaluate.
+            evaluation = None
+            if step % config.eval_every == 0 or step == config.steps:
+                log.flush()
+                evaluation = evaluate(
+                    program.eval_step,
+                    state.params,
+                    data.val,
+                    batch_size=config.batch_size,
+                    context_length=length,
+                    sharding=program.rows,
+                    max_tokens=config.eval_tokens,
+                )
+                log.evaluated(step, evaluation)
+            # Save.
+            if step % config.checkpoint.every == 0 or stop:
+                log.flush()
+                val_loss = None if evaluation is None else evaluation.loss
+                writer.save(step, state, {**metadata, "position": step}, val_loss)
+            if stop:
+                break
+        log.note_compilations(program.train_step._cache_size())
+        writer.wait()
+        if interrupt.signal is not None:
+            progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
+    rows = read_metrics(run_dir / directory.METRICS)
+    if rows:
+        draw_curves(rows, run_dir / directory.CURVES, str(run_dir.name))
+    return Outcome(config, interrupt.exit_status, step, evaluation, data)
+
+
+def restore(
+    program: Program, metadata: dict[str, Any], options: RunOptions
+) -> tuple[TrainState, int]:
+    """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
+    checkpoints = options.run_dir / directory.CHECKPOINTS
+    if not (options.resume and checkpoint.steps(checkpoints)):
+        return program.fresh_state(), 0
+    found = checkpoint.read_metadata(checkpoints)
+    directory.check_metadata(options.run_dir, found.metadata, metadata)
+    for line in found.skipped:
+        print(line, file=sys.stderr)
+    state, found = checkpoint.restore(checkpoints, program.state, found.step)
+    return state, found.step
+
+
+def fit_vocabulary(config: TrainConfig, data: PreparedData) -> TrainConfig:
+    """The configuration with the tokenizer's vocabulary size where it leaves that open."""
+    needed, chosen = data.tokenizer.vocab_size, config.model.vocab_size
+    if 0 < chosen < needed:
+        raise UserError(
+            f"model.vocab-size {chosen} is less than the tokenizer's {needed}: "
+            f"choose {needed} or more, or 0 to take the tokenizer's"
+        )
+    model = dataclasses.replace(config.model, vocab_size=chosen or needed)
+    return dataclasses.replace(config, model=model)
+
+
+def introduce(
+    progress: Progress, config: TrainConfig, data: PreparedData, mesh: Mesh, start: int
+) -> None:
+    """Say what is about to be trained, on what."""
+    device = mesh.devices.flat[0]
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    progress.print(data.description)
+    progress.print(
+        f"GPT of {config.model.num_parameters():,} parameters · {config.model.dtype}, "
+        f"products in {product_type(config.model)} · {device.device_kind} · mesh {shape} · "
+        f"jax {jax.__version__}"
+    )
+    if start:
+        progress.print(f"resumed from step {start}")
+
+
+def _place(shape: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)

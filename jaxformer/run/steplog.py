@@ -1,0 +1,132 @@
+"""What a training step leaves behind: a line of metrics and a look at the progress.
+
+The numbers of a step are read back only when the next step has been started, so that reading them
+does not keep the device waiting.
+"""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.run.evaluate import Evaluation
+from jaxformer.run.metrics import MetricsWriter
+from jaxformer.run.peaks import Product, mfu
+from jaxformer.run.progress import Progress
+from jaxformer.training.step import Metrics
+
+
+class StepLog:
+    """Writes each step's metrics once and in order, with how long it took."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: Mesh,
+        learning_rate: optax.Schedule,
+        writer: MetricsWriter,
+        progress: Progress,
+    ):
+        self.config = config
+        self.devices = list(mesh.devices.flat)
+        self.learning_rate = jax.jit(learning_rate)
+        self.writer = writer
+        self.progress = progress
+        self._pending: tuple[int, Metrics] | None = None
+        self._since: float | None = None
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Note a step that was just started and write the one before it."""
+        self._write_pending()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Write the last step; the pause that follows is not counted as a step's time."""
+        self._write_pending()
+        self._since = None
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Write a validation loss."""
+        self.writer.write(step, "val", loss=evaluation.loss, tokens=evaluation.num_tokens)
+        self.progress.print(
+            f"step {step}/{self.config.steps} · validation loss {evaluation.loss:.4f} · "
+            f"perplexity {evaluation.perplexity:.2f}"
+        )
+
+    def note_compilations(self, number: int) -> None:
+        """Say so if the train step was compiled more than once: each costs what the first did."""
+        if number > 1:
+            self.progress.print(f"the train step was compiled {number} times, not once")
+
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        now, since = time.perf_counter(), self._since
+        self._since = now
+        learning_rate = float(self.learning_rate(step - 1))
+        speed = {} if since is None else self._speed(now - since)
+        memory = _memory_bytes(self.devices)
+        self.writer.write(
+            step,
+            "train",
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            memory_bytes=memory,
+            **speed,
+        )
+        self.progress.update(
+            step,
+            loss=loss,
+            learning_rate=learning_rate,
+            tokens_per_second=speed.get("tokens_per_second"),
+        )
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        tokens = self.config.batch_size * self.config.model.context_length
+        speed = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
+        share = mfu(
+            tokens * flops_per_token(self.config.model),
+            seconds,
+            self.devices,
+            product_type(self.config.model),
+        )
+        return speed if share is None else {**speed, "mfu": share}
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """6 (parameters in matrix products) + 12 N D T: forward and backward of one token.
+
+    Chowdhery et al. 2022, PaLM, appendix B; the position table is looked up, not multiplied.
+    """
+    multiplied = config.num_parameters() - config.context_length * config.width
+    attention = config.num_layers * config.width * config.context_length
+    return 6.0 * multiplied + 12.0 * attention
+
+
+def product_type(config: GPTConfig) -> Product:
+    """The arithmetic of matrix products: JAX's own choice for float32 on GPUs is TF32."""
+    if config.dtype == "bfloat16":
+        return "bfloat16"
+    on_gpu = jax.default_backend() == "gpu"
+    settings: Any = jax.config
+    precise = settings.jax_default_matmul_precision in ("highest", "float32")
+    return "tensorfloat32" if on_gpu and not precise else "float32"
+
+
+def _memory_bytes(devices: list[jax.Device]) -> int:
+    """Most memory used so far: of one device, or of the process where devices do not tell."""
+    stats = [device.memory_stats() or {} for device in devices]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    if peaks:
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

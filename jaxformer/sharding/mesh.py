@@ -1,0 +1,55 @@
+"""The mesh of devices a run lives on; one device is the mesh of one.
+
+Axes: `data` holds copies of the model, `fsdp` shares the parameters of a copy, `tensor` shares each
+layer's heads and feed-forward width. A batch is split by rows over `data` and `fsdp` together.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxformer.config import MeshConfig
+from jaxformer.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the devices, by default all local ones; -1 on one axis takes all that are left.
+
+    Raises:
+        UserError: when the axes do not multiply to the number of devices.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    flags = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{flags} is no mesh: give each axis 1 or more, at most one of them -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"{flags} does not fill the {len(devices)} devices here: choose axes that multiply to "
+            f"{len(devices)}"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over data and fsdp; each row whole on its devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Refuse a batch whose slices do not split evenly over the mesh."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % (ways * accumulation):
+        raise UserError(
+            f"batch-size {batch_size} in {accumulation} slices does not split over {ways} devices: "
+            f"choose a multiple of {ways * accumulation}, or a smaller --mesh.data"
+        )
