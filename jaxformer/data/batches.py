@@ -1,0 +1,123 @@
+"""Batches: windows of a token file as (inputs, targets, mask), in training or reading order.
+
+Training draws windows at random without replacement, epoch by epoch. The batch of a step is a pure
+function of (tokens, seed, step): a resumed run needs nothing but its step, and the order does not
+depend on how many processes read. Evaluation reads the text once from its first token to its last.
+
+A window holds T + 1 tokens, w[0:T] as inputs and w[1:T+1] as targets, and shares its last token
+with the next window, so that every token but the text's first is a target.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxformer.errors import UserError
+
+PREFETCHED = 16  # batches read ahead; a few hide the reading, more only hold memory
+NUM_STEPS = 2**40  # length that grain is told; the batches never end
+
+
+class Batch(NamedTuple):
+    """What a train step or an evaluation step takes."""
+
+    inputs: Int[np.ndarray, "B L"]
+    """Token ids, int32."""
+    targets: Int[np.ndarray, "B L"]
+    """The token after each input, int32."""
+    mask: Bool[np.ndarray, "B L"]
+    """True where the target counts in the loss."""
+
+
+class TrainingBatches:
+    """A grain source whose item i is the whole batch of step i.
+
+    Epoch e lays W windows side by side from a random offset and takes them in random order, both
+    keyed by (seed, e); batch i takes the windows i B to (i + 1) B - 1 of the endless row of epochs.
+    W is the largest number that leaves T offsets or more, so that every phase of the text against
+    the windows occurs (of a text shorter than 2 T + 1 it is 1).
+
+    Raises UserError if the text is shorter than one window.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int):
+        if len(tokens) <= context_length:
+            raise UserError(
+                f"the text has {len(tokens)} tokens, too few for model.context-length "
+                f"{context_length}: give a longer text or choose a shorter context"
+            )
+        self.batch_size = batch_size
+        self.context_length = context_length
+        self.seed = seed
+        self.windows_per_epoch = max(1, (len(tokens) - context_length) // context_length)
+        self._windows = np.lib.stride_tricks.sliding_window_view(tokens, context_length + 1)
+        self._num_offsets = len(tokens) - self.windows_per_epoch * context_length
+        self._starts = functools.lru_cache(maxsize=2)(self.epoch_starts)  # a batch may span two
+
+    def __len__(self) -> int:
+        return NUM_STEPS
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.batch_size
+        epochs, places = np.divmod(
+            np.arange(first, first + self.batch_size), self.windows_per_epoch
+        )
+        starts = [self._starts(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        windows = self._windows[np.concatenate(starts)]
+        inputs, targets = windows[:, :-1].astype(np.int32), windows[:, 1:].astype(np.int32)
+        return Batch(inputs, targets, np.ones(targets.shape, dtype=bool))
+
+    def epoch_starts(self, epoch: int) -> Int[np.ndarray, " W"]:
+        """First tokens of an epoch's windows, in the order in which they are taken.
+
+        Drawn by sorting the raw words of Philox, which numpy promises never to change, as it does
+        not of `permutation` and `integers`.
+        """
+        philox = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
+        words = philox.random_raw(1 + self.windows_per_epoch)
+        offset = int(words[0] % np.uint64(self._num_offsets))
+        return offset + self.context_length * np.argsort(words[1:], kind="stable")
+
+
+def training_iterator(source: TrainingBatches, start_step: int = 0) -> grain.DatasetIterator[Batch]:
+    """Batches of the steps from `start_step` on, without end, read ahead by one thread.
+
+    `close()` it (`contextlib.closing` does) to stop the thread.
+    """
+    batches = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)
+    )
+    iterator = iter(batches)
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def evaluation_batches(tokens: np.ndarray, batch_size: int, context_length: int) -> Iterator[Batch]:
+    """Batches in which every token but the first is a target exactly once, in order.
+
+    All have the shape (B, T): the last window and the last batch are filled up with zeros, where
+    the mask is False. Raises UserError if there is no target.
+    """
+    if len(tokens) < 2:
+        raise UserError(
+            f"the text has {len(tokens)} tokens, too few to evaluate on: give a longer text"
+        )
+    batch_tokens = batch_size * context_length
+    return (
+        _evaluation_batch(tokens[start : start + batch_tokens + 1], batch_size, context_length)
+        for start in range(0, len(tokens) - 1, batch_tokens)
+    )
+
+
+def _evaluation_batch(tokens: np.ndarray, batch_size: int, context_length: int) -> Batch:
+    num_targets = len(tokens) - 1
+    shape = (batch_size, context_length)
+    inputs, targets = np.zeros((2, *shape), dtype=np.int32)
+    inputs.flat[:num_targets] = tokens[:-1]
+    targets.flat[:num_targets] = tokens[1:]
+    mask = np.arange(inputs.size).reshape(shape) < num_targets
+    return Batch(inputs, targets, mask)

@@ -1,0 +1,340 @@
+"""Corpus: the text a run learns from, split in two, and its tokens prepared once on disk.
+
+Three sources: a UTF-8 file, a directory of them, or the running Python's standard library, which is
+11 to 12 MB of source on every machine (it differs between versions, so losses compare only under
+equal corpus hashes).
+
+A preparation is a directory of the cache, named for the corpus and the tokenizer's settings:
+
+    train.bin, val.bin   token ids, little-endian uint16 (uint32 from 65,536 tokens on)
+    tokenizer.json       what made them
+    meta.json            hashes and counts of all of it
+
+The cache is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sysconfig
+import tempfile
+import time
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.config import DataConfig
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from jaxformer.errors import UserError
+
+SEPARATOR = "\n\n"  # between the documents of a side; a blank line in nearly every format
+FORMAT = 1  # of a preparation; raise it when the same settings would give other files
+SIDES = ("train", "val")
+UNFINISHED = ".unfinished-"
+ABANDONED_AFTER = 24 * 3600.0  # seconds, after which a killed preparation's files are removed
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents on their two sides, and a hash of exactly these."""
+
+    name: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    num_skipped: int = 0
+    """Files of a directory that were left out: hidden, empty, binary or not UTF-8."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of both sides; the halves of one split text count as two."""
+        return len(self.train) + len(self.val)
+
+    def text(self, side: str) -> str:
+        """The documents of `train` or `val`, joined by `SEPARATOR`: what is tokenized."""
+        return SEPARATOR.join(getattr(self, side))
+
+    def num_bytes(self, side: str) -> int:
+        """UTF-8 bytes of `text(side)`."""
+        return len(self.text(side).encode())
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of every document and of the side it is on; names and places do not count."""
+        digest = hashlib.sha256()
+        for side in SIDES:
+            documents = [document.encode() for document in getattr(self, side)]
+            digest.update(f"{side} {[len(document) for document in documents]}".encode())
+            for document in documents:
+                digest.update(document)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A corpus as tokens, memory-mapped."""
+
+    tokenizer: Tokenizer
+    train: np.ndarray
+    """Token ids, shape (number of tokens,), uint16 or uint32, read-only."""
+    val: np.ndarray
+    train_bytes: int
+    """UTF-8 bytes that `train` stands for."""
+    val_bytes: int
+    """The same of `val`: bits per byte = nats per token / ln 2 * tokens / bytes."""
+    fingerprint: str
+    """SHA-256 of corpus, split and tokenizer: a resumed run must meet the same."""
+    description: str
+    """One line for the log."""
+
+
+def read_corpus(data: DataConfig) -> Corpus:
+    """Read and split the text of `data.path`.
+
+    A file splits at `1 - val_fraction` of its characters, as tinyshakespeare's published 90/10
+    does. In a directory each document takes its side by a hash of its relative path, so that a
+    file more moves no other; if one side were left empty, the joined text splits like a file.
+
+    Raises UserError for a path that is missing or unreadable, a file that is not UTF-8, and a text
+    too short to split.
+    """
+    if data.path is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        name = f"python-{platform.python_version()}-stdlib"
+        return _split_by_document(name, root, _library_files(root), data.val_fraction)
+    if os.path.isdir(data.path):
+        name = data.path.resolve().name
+        return _split_by_document(name, data.path, _files(data.path), data.val_fraction)
+    if not os.path.isfile(data.path):
+        raise UserError(f"data.path {data.path} is no file or directory: check its spelling")
+    text = _decoded(_read(data.path))
+    if text is None:
+        raise UserError(f"data.path {data.path} is not UTF-8 text: convert it or name another file")
+    return _split_text(data.path.name, text, data.val_fraction)
+
+
+def _files(root: Path, left_out: Container[str] = ()) -> list[Path]:
+    """Files below `root`, relative to it and sorted; hidden directories are not entered."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error.filename, error)
+
+    found = []
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in left_out]
+        found += [path for name in names if (path := Path(folder, name)).is_file()]
+    return sorted(path.relative_to(root) for path in found)
+
+
+def _library_files(root: Path) -> list[Path]:
+    return [path for path in _files(root, NOT_THE_LIBRARY) if path.suffix == ".py"]
+
+
+def _split_by_document(name: str, root: Path, files: list[Path], val_fraction: float) -> Corpus:
+    sides: dict[str, list[str]] = {side: [] for side in SIDES}
+    for file in files:
+        text = None if file.name.startswith(".") else _decoded(_read(root / file))
+        if text and "\0" not in text:
+            sides["val" if _draw(file) < val_fraction * 2**64 else "train"].append(text)
+    documents = sides["train"] + sides["val"]
+    num_skipped = len(files) - len(documents)
+    if not documents:
+        raise UserError(
+            f"data.path {root} holds no UTF-8 text files: name a text file or a directory of them"
+        )
+    if not (sides["train"] and sides["val"]):
+        corpus = _split_text(name, SEPARATOR.join(documents), val_fraction)
+        return dataclasses.replace(corpus, num_skipped=num_skipped)
+    return Corpus(name, tuple(sides["train"]), tuple(sides["val"]), num_skipped)
+
+
+def _draw(file: Path) -> int:
+    """A number below 2^64 that depends on the relative path alone."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(file.as_posix())).digest()[:8], "big")
+
+
+def _split_text(name: str, text: str, val_fraction: float) -> Corpus:
+    cut = int(len(text) * (1 - val_fraction))
+    if not 0 < cut < len(text):
+        raise UserError(
+            f"the text of {name} has {len(text)} characters, too few to split: give a longer text"
+        )
+    return Corpus(name, (text[:cut],), (text[cut:],))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> UserError:
+    return UserError(
+        f"data.path: {path} cannot be read ({error.strerror}): make it readable or move it away"
+    )
+
+
+def _decoded(content: bytes) -> str | None:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
+    """The tokens of `data`, taken from the cache or made now.
+
+    BPE learns from the training side alone. The alphabet of a character tokenizer is that of the
+    whole text, as in the published character-level settings.
+
+    A preparation appears in the cache complete or not at all, whether it is killed or another
+    process makes the same one; one found damaged is made anew. Equal settings on equal text give
+    an equal `fingerprint`. Raises UserError as `read_corpus` and the tokenizers do, and if the
+    cache cannot be written.
+    """
+    corpus = read_corpus(data)
+    cache = cache or _default_cache()
+    directory = cache / _key(corpus, data)
+    found = _open(directory, corpus)
+    if found is not None:
+        return found
+    if directory.exists():
+        logger.warning("%s is damaged and is made anew", directory)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache)
+        with tempfile.TemporaryDirectory(
+            dir=cache, prefix=UNFINISHED, ignore_cleanup_errors=True
+        ) as scratch:
+            made = Path(scratch) / "made"
+            _write(made, corpus, _make_tokenizer(corpus, data))
+            prepared = _open(made, corpus)  # its maps outlive the renaming, and even removal
+            _install(made, directory, aside=Path(scratch) / "damaged")
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache} cannot be written ({error.strerror}): "
+            "make room, or set JAXFORMER_CACHE to another directory"
+        ) from error
+    assert prepared is not None, "what was just written reads back"
+    return prepared
+
+
+def _default_cache() -> Path:
+    if chosen := os.environ.get("JAXFORMER_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home directory for the cache: set JAXFORMER_CACHE to a directory"
+        ) from error
+
+
+def _key(corpus: Corpus, data: DataConfig) -> str:
+    if data.tokenizer in ("bytes", "characters"):
+        settings = data.tokenizer
+    elif data.tokenizer == "bpe":
+        settings = f"bpe {data.vocab_size}"
+    else:
+        settings = make_tokenizer(data.tokenizer, (), data.vocab_size).fingerprint
+    return hashlib.sha256(f"{FORMAT} {corpus.sha256} {settings}".encode()).hexdigest()[:32]
+
+
+def _make_tokenizer(corpus: Corpus, data: DataConfig) -> Tokenizer:
+    sides = SIDES if data.tokenizer == "characters" else ("train",)
+    return make_tokenizer(data.tokenizer, map(corpus.text, sides), data.vocab_size)
+
+
+def _dtype(tokenizer: Tokenizer) -> str:
+    return "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
+
+
+def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    directory.mkdir()
+    save_tokenizer(tokenizer, directory / "tokenizer.json")
+    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
+    meta: dict[str, Any] = {
+        "corpus": corpus.sha256,
+        "tokenizer": tokenizer.fingerprint,
+        "dtype": _dtype(tokenizer),
+    }
+    for side in SIDES:
+        tokens = tokenizer.encode(corpus.text(side)).astype(_dtype(tokenizer))
+        if not tokens.size:
+            raise UserError(f"the {side} text of {corpus.name} has no tokens: give a longer text")
+        _write_durably(directory / f"{side}.bin", tokens.data)
+        meta[side] = {
+            "tokens": tokens.size,
+            "bytes": corpus.num_bytes(side),
+            "sha256": hashlib.sha256(tokens.data).hexdigest(),
+        }
+    _write_durably(directory / "meta.json", json.dumps(meta, indent=1).encode())
+
+
+def _write_durably(path: Path, content: bytes | memoryview) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
+    """The preparation in `directory`, if it is there, complete and undamaged."""
+    try:
+        meta = json.loads((directory / "meta.json").read_bytes())
+        tokenizer = load_tokenizer(directory / "tokenizer.json")
+        train, val = (
+            np.memmap(directory / f"{side}.bin", dtype=_dtype(tokenizer), mode="r")
+            for side in SIDES
+        )
+        written = meta["corpus"], meta["tokenizer"], meta["train"]["sha256"], meta["val"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    hashes = [hashlib.sha256(tokens.data).hexdigest() for tokens in (train, val)]
+    if written != (corpus.sha256, tokenizer.fingerprint, *hashes):
+        return None
+    train_bytes, val_bytes = map(corpus.num_bytes, SIDES)
+    identity = f"{corpus.sha256} {tokenizer.fingerprint}"
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=train,
+        val=val,
+        train_bytes=train_bytes,
+        val_bytes=val_bytes,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        description=(
+            f"{corpus.name}: {(train_bytes + val_bytes) / 1e6:.1f} MB, "
+            f"{corpus.num_documents} documents, {train.size + val.size:,} tokens, "
+            f"corpus {corpus.sha256[:12]}"
+        ),
+    )
+
+
+def _install(made: Path, directory: Path, aside: Path) -> None:
+    """Rename `made` to `directory`. Should another process be faster, its equal one stays."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory, aside)
+    try:
+        os.rename(made, directory)
+    except OSError:
+        if not directory.exists():
+            raise
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what processes that were killed in the midst of a preparation left behind."""
+    for path in cache.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
