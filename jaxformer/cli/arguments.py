@@ -25,6 +25,9 @@ from jaxformer.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 
+RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
+
 
 def parse(
     config_type: type[ConfigT],
@@ -194,7 +197,7 @@ _PLAINER = (
     (r"^Error parsing ", ""),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
-    (r"^Missing value for argument '(.*?)'.*", r"\1 needs a value"),
+    (r"^Missing value for argument .*?(--[\w.-]+).*", r"\1 needs a value"),
     (
         r"^invalid choice ('.*') for argument '(.*?)'. Expected one of \((.*)\)",
         r"\2: \1 is none of \3",

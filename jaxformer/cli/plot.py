@@ -2,11 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-import tyro
-
-from jaxformer.cli.arguments import parse
+from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.errors import UserError
 from jaxformer.run.metrics import read_metrics
 
@@ -17,7 +14,7 @@ DESCRIPTION = "Draw RUN/curves.png from RUN/metrics.jsonl and print its path."
 class PlotArguments:
     """What `jaxformer plot` is asked."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """Directory of the run."""
 
 

@@ -1,0 +1,137 @@
+"""The command `jaxformer` as a whole: which command runs, what it prints, how it ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxformer.cli.main
+from jaxformer.cli.main import COMMANDS, main
+
+HEAVY = ("jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "matplotlib", "numpy")
+
+
+def status_of(*argv: str) -> int:
+    try:
+        main(argv)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=60,
+    )
+
+
+def test_help_names_every_command(capsys):
+    assert status_of("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown and summary in shown for name, summary in COMMANDS.items())
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert status_of("--version") == 0
+    assert capsys.readouterr().out == "jaxformer 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ((), "no command given; choose one of parity, sample, evaluate, plot"),
+        (
+            ("plto",),
+            "unknown command 'plto'; perhaps you meant plot; choose one of parity, sample,",
+        ),
+        (("zzz",), "unknown command 'zzz'; choose one of parity, sample, evaluate, plot"),
+        (("--flag",), "unknown command '--flag'; choose one of parity, sample, evaluate, plot"),
+    ],
+)
+def test_unknown_commands_end_with_one_line(argv, line, capsys):
+    assert status_of(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"jaxformer: error: {line}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_nothing_heavy(name):
+    program = (
+        "import sys; from jaxformer.cli.main import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        f"except SystemExit as stop: print(stop.code, [m for m in {HEAVY} if m in sys.modules])"
+    )
+    ran = python(program)
+    assert ran.stderr == ""
+    assert f"usage: jaxformer {name}" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_command_runs_with_the_words_after_its_name(monkeypatch):
+    class Module:
+        words = None
+
+        def main(self, argv):
+            self.words = argv
+            return 3
+
+    module = Module()
+    imported = []
+    monkeypatch.setattr(
+        jaxformer.cli.main.importlib, "import_module", lambda name: imported.append(name) or module
+    )
+    assert status_of("sample", "runs/a", "--seed", "1") == 3
+    assert imported == ["jaxformer.cli.sample"]
+    assert module.words == ["runs/a", "--seed", "1"]
+
+
+def test_python_dash_m_is_the_same_command():
+    ran = subprocess.run(
+        [sys.executable, "-m", "jaxformer", "plto"], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("jaxformer: error: unknown command 'plto'")
+
+
+def test_an_ascii_terminal_shows_any_text():
+    program = (
+        "from jaxformer.cli.arguments import run_command\n"
+        "run_command('p', lambda: print('na\\u00efve \\u4e16'))"
+    )
+    ran = python(program, PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "na\\xefve \\u4e16\n", "")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plot", "--help"]])
+def test_a_reader_that_left_is_no_error(argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-m", "jaxformer", *argv],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+flags = st.sampled_from(["-h", "--help", "--", "--run", "-", "---", "--run=x", "=", "\n", "│ ──"])
+
+
+@given(first=words | flags | st.just("plot"), rest=st.lists(words | flags, max_size=4))
+@settings(deadline=None, max_examples=150)
+def test_no_words_end_in_a_traceback(first, rest):
+    """`plot` stands for the commands: whatever follows it, it reads a directory or refuses."""
+    if first not in COMMANDS or first == "plot":
+        assert status_of(first, *rest) in (0, 2)

@@ -1,0 +1,48 @@
+"""Files are the old ones or the new ones."""
+
+import os
+import stat
+
+import pytest
+
+from jaxformer.run.atomic import replacing
+
+
+def test_the_new_content_takes_the_place_at_the_end(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_interrupt_leaves_the_old_content_and_no_trace(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_file_is_readable_as_any_new_one(tmp_path):
+    plain, replaced = tmp_path / "a", tmp_path / "b"
+    plain.touch()
+    with replacing(replaced):
+        pass
+    assert stat.S_IMODE(replaced.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_missing_directory_names_the_file(tmp_path):
+    path = tmp_path / "absent" / "a"
+    with pytest.raises(FileNotFoundError) as caught, replacing(path):
+        pass
+    assert caught.value.filename == str(path)

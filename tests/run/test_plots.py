@@ -1,0 +1,118 @@
+"""curves.png is drawn whatever a run has measured; warnings are errors here."""
+
+import math
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer.errors import UserError
+from jaxformer.run.plots import _smoothed, draw_curves
+
+NAN, INF = math.nan, math.inf
+
+
+def rows(losses, split="train", **columns):
+    return [
+        {"step": step, "split": split, "loss": loss}
+        | {name: values[step - 1] for name, values in columns.items()}
+        for step, loss in enumerate(losses, 1)
+    ]
+
+
+def png_size(path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", head[16:])
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        rows([2.5]),
+        rows([2.5], "val"),
+        rows([NAN]),
+        rows([INF, -INF], "val"),
+        rows([3.0, NAN, 2.0, INF, 1.0]),
+        rows([3.0, 2.0], learning_rate=[0.0, 0.0]),
+        rows([3.0, 2.0], grad_norm=[0.0, 1.0]),
+        rows([3.0, 2.0], grad_norm=[NAN, NAN], tokens_per_second=[NAN, 4e4]),
+        rows(np.linspace(5, 1, 300)) + rows(np.linspace(5, 2, 300), "val"),
+        [{"step": 0, "split": "train", "loss": 1.0}],
+        [*rows([3.0, 2.0]), {"step": 3, "split": "train", "loss": 1.0, "learning_rate": 0.1}],
+    ],
+)
+def test_whatever_was_measured_is_drawn(metrics, tmp_path):
+    path = tmp_path / "curves.png"
+    draw_curves(metrics, path, "run")
+    assert png_size(path)[0] == 1200
+    assert os.listdir(tmp_path) == ["curves.png"]
+
+
+number = st.floats(-1e6, 1e6) | st.sampled_from([NAN, INF, -INF])
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"step": st.integers(0, 10**6), "split": st.sampled_from(["train", "val"])}
+            | {"loss": number},
+            optional={"learning_rate": number, "grad_norm": number, "tokens_per_second": number},
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(deadline=None, max_examples=8)
+def test_any_metrics_are_drawn(tmp_path_factory, metrics):
+    path = tmp_path_factory.mktemp("run") / "curves.png"
+    draw_curves(metrics, path, "run")
+    assert png_size(path)[0] == 1200
+
+
+@pytest.mark.parametrize("title", ["$x_1", "日本", "a_{b", ""])
+def test_any_name_of_a_run_is_a_title(title, tmp_path):
+    draw_curves(rows([1.0]), tmp_path / "curves.png", title)
+    assert png_size(tmp_path / "curves.png")[0] == 1200
+
+
+def test_each_curve_changes_the_picture(tmp_path):
+    """What is left out of the drawing would leave two of these pictures alike."""
+    losses = [3.0, 2.0, 1.5]
+    pictures = set()
+    variants = [
+        rows(losses),
+        rows([3.0, 2.1, 1.5]),
+        rows([3.0, NAN, 1.5]),
+        rows(losses) + rows([3.5, 2.5, 2.0], "val"),
+        rows(losses) + rows([3.5, 2.5, 2.6], "val"),
+        rows(losses, learning_rate=[1.0, 2.0, 3.0]),
+        rows(losses, grad_norm=[1.0, 2.0, 3.0]),
+        rows(losses, tokens_per_second=[1.0, 2.0, 3.0]),
+    ]
+    for metrics in variants:
+        draw_curves(metrics, tmp_path / "curves.png", "run")
+        pictures.add((tmp_path / "curves.png").read_bytes())
+    assert len(pictures) == len(variants)
+
+
+def test_nothing_to_draw_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no metrics to draw in .*: wait for the run's first steps"
+    ):
+        draw_curves([], tmp_path / "curves.png", "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_mean_is_over_the_finite_values_around_each():
+    values = np.arange(200.0)
+    assert np.allclose(_smoothed(values)[2:-2], values[2:-2])  # 2 points before, 2 behind
+    assert np.isclose(_smoothed(values)[0], 1.0)
+    values[100] = NAN
+    smooth = _smoothed(values)
+    assert np.isnan(smooth[100])
+    assert np.isclose(smooth[101], (99 + 101 + 102 + 103) / 4)
+    assert np.array_equal(_smoothed(np.array([5.0, 1.0])), [5.0, 1.0])
