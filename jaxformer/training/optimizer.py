@@ -46,7 +46,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     def update(
         grads: PyTree, state: optax.EmptyState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.EmptyState]:
-        scale = jnp.minimum(1.0, max_norm / (optax.global_norm(grads) + 1e-6))
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -83,7 +83,7 @@ def make_train_step(
 
         tokens = jnp.maximum(count, 1).astype(loss.dtype)
         grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
-        metrics = Metrics(loss / tokens, optax.global_norm(grads))
+        metrics = Metrics(loss / tokens, optax.tree.norm(grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
