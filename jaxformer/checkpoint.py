@@ -1,0 +1,337 @@
+"""Checkpoints: save, verify, restore, retain. The only door to Orbax (its v1 interface).
+
+A checkpoint is a directory named after its step. It is built under another name and renamed once,
+when Orbax has committed the arrays and a manifest with every file's SHA-256 lies beside them:
+
+    checkpoints/100/                   a complete checkpoint; nothing half-written has such a name
+    checkpoints/.saving-120            a save under way, or killed
+    checkpoints/.trash-80              a deletion under way, or killed
+    checkpoints/.damaged-100-<time>    did not verify, in the way of a new step 100; never deleted
+
+Orbax loads flipped bits and casts dtypes without a word, so a checkpoint is loaded only after its
+files were hashed again and its leaves compared with those expected. Reading is functions that
+change nothing on disk; writing is `CheckpointWriter`, which holds up the training loop only while
+arrays are copied to the host. With several processes all call `save` and `restore`, on one shared
+file system; the first alone writes manifests and deletes.
+Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/v1/checkpointing_pytrees.html
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from jaxformer import manifest
+from jaxformer.config import require_positive
+from jaxformer.errors import UserError
+from jaxformer.manifest import DamagedError
+
+_SAVING, _TRASH, _DAMAGED = ".saving-", ".trash-", ".damaged-"
+_SHOWN_MISMATCHES = 8
+_SHOWN_CHARACTERS = 400
+
+# What Orbax logs as an error, traceback and all, also reaches us as an exception: once is enough.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint that verifies holds beside its arrays."""
+
+    step: int
+    """Optimizer steps done when it was saved."""
+    metadata: Mapping[str, Any]
+    """The JSON object given to `save`."""
+    val_loss: float | None
+    """Validation loss; None if there was none or it was not finite."""
+    leaves: Mapping[str, str]
+    """Path of every leaf -> dtype and shape, such as `['params']['w']` -> `float32[2, 3]`."""
+    skipped: tuple[str, ...]
+    """One line for each newer checkpoint that does not verify, naming step, file and fault."""
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints, oldest first; their files are not read."""
+    numbers = _numbers(directory)
+    return [step for step in numbers if (directory / str(step) / manifest.FILE).is_file()]
+
+
+def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
+    """What the given step, or else the newest that verifies, holds beside its arrays.
+
+    Every file is read and hashed, no array is loaded.
+
+    Raises:
+        UserError: there is no such checkpoint, or none verifies; names each with the file at fault.
+    """
+    skipped: list[str] = []
+    for candidate in reversed(_numbers(directory)) if step is None else [step]:
+        try:
+            content = _content(directory, candidate, manifest.verify)
+        except DamagedError as fault:
+            skipped.append(str(fault))
+        else:
+            known = {key: content[key] for key in ("step", "metadata", "val_loss", "leaves")}
+            return Checkpoint(**known, skipped=tuple(skipped))
+    if not skipped:
+        raise UserError(
+            f"there is no checkpoint in {directory}: train first or name another directory"
+        )
+    raise UserError(
+        f"no usable checkpoint in {directory}: {'; '.join(skipped)}: name another step or directory"
+    )
+
+
+def restore(
+    directory: Path, abstract_state: PyTree, step: int | None = None
+) -> tuple[PyTree[jax.Array], Checkpoint]:
+    """Load the state of the given step, or else of the newest that verifies.
+
+    Restored = saved, to the bit, on whatever mesh.
+
+    Args:
+        abstract_state: a tree of `jax.ShapeDtypeStruct` with the structure, shapes and dtypes of
+            the saved one. Shardings may differ; a leaf without one goes to the first local device.
+
+    Raises:
+        UserError: no such checkpoint, none verifies, or it holds other leaves, shapes or dtypes.
+    """
+    found = read_metadata(directory, step)
+    _require_equal_leaves(found, _leaves(abstract_state))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device),
+        abstract_state,
+    )
+    try:
+        state = ocp.load(directory.absolute() / str(found.step), target)
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {found.step} is intact but cannot be loaded: {_brief(error)}"
+        ) from error
+    if _leaves(state) != found.leaves:  # Orbax's threads do not see `with jax.enable_x64(True)`
+        raise UserError(
+            f"checkpoint {found.step} holds 64-bit numbers: set JAX_ENABLE_X64=1 and start again"
+        )
+    return state, found
+
+
+def state_hash(state: PyTree[jax.Array]) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every leaf, in the tree's order.
+
+    Equal only for states that are equal to the bit; shardings do not count. Every leaf must be
+    addressable by this process.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time in the background, and deletes old ones.
+
+    Kept are the newest `keep` and the one with the lowest finite validation loss. Opening creates
+    the directory and clears away what a killed run left half-saved or half-deleted. Use it in a
+    `with` statement or close it: the next `save`, `wait` or `close` raises a background failure.
+
+    Raises:
+        UserError: the directory cannot be created, a step exists already, or a write failed.
+    """
+
+    def __init__(self, directory: Path, *, keep: int):
+        require_positive("checkpoint.keep", keep)
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._is_first_process = jax.process_index() == 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        if self._is_first_process:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"cannot create {directory}: {error.strerror}: choose another directory"
+                ) from error
+            self._sweep()
+
+    def save(
+        self,
+        step: int,
+        state: PyTree[jax.Array],
+        metadata: Mapping[str, Any],
+        val_loss: float | None = None,
+    ) -> None:
+        """Copy the state to the host, then write it in the background.
+
+        Once this returns, the state's buffers may be donated. A checkpoint of the same step is an
+        error if it verifies; if not, it is set aside under another name.
+
+        Args:
+            step: optimizer steps done.
+            state: non-empty arrays of any dtype and sharding; random keys as raw key data.
+            metadata: what JSON can hold.
+            val_loss: the lowest marks the best checkpoint; None, NaN and infinity never do.
+        """
+        self.wait()
+        content = {
+            "step": step,
+            "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+            "metadata": json.loads(json.dumps(metadata)),  # a copy, for the caller may change it
+            "leaves": _leaves(state),
+        }
+        if self._is_first_process:
+            self._make_way(step)
+        options = ocp.Context()
+        # Else a failing mkdir leaves Orbax's threads waiting for the directory, for 20 minutes.
+        options.async_options.create_directories_asynchronously = False
+        with self._explained(step), options:
+            response = ocp.save_async(self._directory / f"{_SAVING}{step}", state)
+        self._pending = self._thread.submit(self._finish, step, response, content)
+
+    def wait(self) -> None:
+        """Return when the last save is complete and old checkpoints are deleted."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # An error that is already on its way is the one to report.
+        with contextlib.suppress(UserError) if error else contextlib.nullcontext():
+            self.close()
+
+    def _make_way(self, step: int) -> None:
+        path = self._directory / str(step)
+        if not path.exists():
+            return
+        try:
+            _content(self._directory, step, manifest.verify)
+        except DamagedError:
+            os.rename(path, self._directory / f"{_DAMAGED}{step}-{time.time_ns()}")
+            return
+        raise UserError(
+            f"checkpoint {step} exists already in {self._directory} and is not overwritten: "
+            "resume from it or choose another directory"
+        )
+
+    def _finish(
+        self, step: int, response: ocp.AsyncResponse[None], content: dict[str, Any]
+    ) -> None:
+        """The background part of `save`: commit, manifest, rename, retention."""
+        saving = self._directory / f"{_SAVING}{step}"
+        with self._explained(step):
+            response.result()
+            if self._is_first_process:
+                manifest.write(saving, content)
+                os.rename(saving, self._directory / str(step))  # from here on it exists
+                manifest.sync(self._directory)
+                self._retain(step)
+
+    def _retain(self, newest: int) -> None:
+        """Delete all but the newest `keep` and the best of the steps up to the one just saved.
+
+        Later ones were passed over at resume; they are left alone until the run reaches them.
+        """
+        losses: dict[int, float | None] = {}
+        for step in _numbers(self._directory):
+            with contextlib.suppress(DamagedError):
+                if step <= newest:
+                    content = _content(self._directory, step, manifest.read)
+                    losses[step] = content["val_loss"]
+        best = sorted((loss, step) for step, loss in losses.items() if loss is not None)[:1]
+        kept = {*sorted(losses)[-self._keep :], *(step for _, step in best)}
+        for step in losses.keys() - kept:
+            # Renamed first: a deletion that is cut short must not leave half a step.
+            os.rename(self._directory / str(step), self._directory / f"{_TRASH}{step}")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for prefix in (_SAVING, _TRASH):
+            for path in self._directory.glob(f"{prefix}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Turn whatever fails while writing into one line, and give back the disk space it took."""
+        try:
+            yield
+        except Exception as error:
+            self._sweep()
+            raise UserError(
+                f"saving checkpoint {step} in {self._directory} failed: {_brief(error)}; earlier "
+                f"checkpoints are intact (steps {steps(self._directory)}): make room and resume"
+            ) from error
+
+
+def _numbers(directory: Path) -> list[int]:
+    """Everything named like a step, whatever it holds, in order."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {directory}: {error.strerror}: name another one") from error
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def _content(directory: Path, step: int, check: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of a step, after `check` (`manifest.read` or `manifest.verify`)."""
+    try:
+        content = check(directory / str(step))
+        if content["step"] != step:
+            raise DamagedError(f"{manifest.FILE} is that of step {content['step']}")
+    except DamagedError as fault:
+        raise DamagedError(f"checkpoint {step} cannot be used: {fault}") from None
+    return content
+
+
+def _leaves(state: PyTree) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _require_equal_leaves(found: Checkpoint, wanted: Mapping[str, str]) -> None:
+    mismatches = [
+        f"{path} saved {found.leaves.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
+        for path in sorted(found.leaves.keys() | wanted.keys())
+        if found.leaves.get(path) != wanted.get(path)
+    ]
+    if mismatches:
+        more = len(mismatches) - _SHOWN_MISMATCHES
+        shown = mismatches[:_SHOWN_MISMATCHES] + ([f"{more} more"] if more > 0 else [])
+        raise UserError(
+            f"checkpoint {found.step} holds another state: {'; '.join(shown)}: "
+            "use the configuration it was saved with"
+        )
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__

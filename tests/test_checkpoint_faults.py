@@ -1,0 +1,163 @@
+"""Damage is noticed, named and survived; a failed write is one line and costs nothing earlier."""
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from jaxformer import checkpoint, manifest
+from jaxformer.checkpoint import CheckpointWriter, restore, steps
+from jaxformer.errors import UserError
+from tests.states import abstract, assert_same_bits, save_all, small_state
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("two")
+    save_all(directory, [10, 20])
+    return directory
+
+
+def damage(path: Path, kind: str, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "flip" and data:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "truncate" and data:
+        del data[rng.randrange(len(data)) :]
+    elif kind == "append" or not data:
+        data += b"\0"
+    path.write_bytes(data)
+    if kind == "delete":
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "append", "delete"])
+def test_damage_to_any_file_is_named_and_the_step_before_is_used(
+    two_steps: Path, tmp_path: Path, kind: str
+) -> None:
+    names = [p.relative_to(two_steps / "20") for p in (two_steps / "20").rglob("*") if p.is_file()]
+    assert len(names) > 8
+    rng = random.Random(kind)
+    for name in names:
+        directory = tmp_path / "copy"
+        shutil.copytree(two_steps, directory)
+        damage(directory / "20" / name, kind, rng)
+        restored, found = restore(directory, abstract(small_state(0)))
+        assert_same_bits(restored, small_state(10))
+        assert (found.step, found.metadata["position"], len(found.skipped)) == (10, 10, 1)
+        assert found.skipped[0].startswith(f"checkpoint 20 cannot be used: {name} ")
+        with pytest.raises(UserError, match="checkpoint 20 cannot be used"):
+            restore(directory, abstract(small_state(0)), 20)
+        shutil.rmtree(directory)
+
+
+def test_what_only_looks_like_a_step_is_passed_over(two_steps: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(two_steps, directory)
+    (directory / "30").mkdir()
+    (directory / "40").touch()
+    shutil.copytree(directory / "10", directory / "50")
+    for name in ("007", "x", "-1", "٣", "1e3"):
+        (directory / name).mkdir()
+    (directory / "20" / "state" / "stranger").touch()
+    restored, found = restore(directory, abstract(small_state(0)))
+    assert_same_bits(restored, small_state(10))
+    reasons = dict(zip((50, 40, 30, 20), found.skipped, strict=True))
+    assert "is that of step 10" in reasons[50]
+    assert "manifest.jsonl cannot be read" in reasons[40]
+    assert "manifest.jsonl cannot be read" in reasons[30]
+    assert "state/stranger does not belong" in reasons[20]
+    assert steps(directory) == [10, 20, 50]
+
+
+def test_nothing_usable_is_one_line(two_steps: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint in"):
+        restore(tmp_path / "missing", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot read"):
+        steps(tmp_path / "file")
+    directory = tmp_path / "copy"
+    shutil.copytree(two_steps, directory)
+    with pytest.raises(UserError, match="checkpoint 15 cannot be used"):
+        restore(directory, {}, 15)
+    for step in (10, 20):
+        (directory / str(step) / manifest.FILE).unlink()
+    with pytest.raises(UserError, match=r"checkpoint 20 .*; checkpoint 10 "):
+        restore(directory, {})
+
+
+def test_a_run_goes_on_past_the_damaged_step_it_came_from(two_steps: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(two_steps, directory)
+    damage(directory / "20" / manifest.FILE, "truncate", random.Random(0))
+    with CheckpointWriter(directory, keep=1) as writer:
+        writer.save(15, small_state(15), {})
+        writer.wait()
+        assert restore(directory, abstract(small_state(0)))[1].step == 15
+        writer.save(20, small_state(21), {})
+    restored, found = restore(directory, abstract(small_state(0)))
+    assert (found.step, found.skipped) == (20, ())
+    assert_same_bits(restored, small_state(21))
+    assert len(list(directory.glob(".damaged-20-*"))) == 1
+
+
+def save_and_wait(writer: CheckpointWriter) -> None:
+    writer.save(2, small_state(2), {})
+    writer.wait()
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stage", ["orbax", "commit", "manifest", "retention"])
+def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    save_all(tmp_path, [1])
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        if stage == "orbax":
+            monkeypatch.setattr(checkpoint.ocp, "save_async", full)
+        elif stage == "commit":
+            monkeypatch.setattr(os, "rename", full)
+        elif stage == "manifest":
+            monkeypatch.setattr(manifest, "write", full)
+        else:
+            monkeypatch.setattr(manifest, "sync", full)
+        with pytest.raises(UserError) as error:
+            save_and_wait(writer)
+        monkeypatch.undo()
+        assert "saving checkpoint 2" in str(error.value)
+        assert "No space left on device" in str(error.value)
+        assert "earlier checkpoints are intact" in str(error.value)
+        assert not list(tmp_path.glob(".*"))
+        assert restore(tmp_path, abstract(small_state(0)), 1)[1].skipped == ()
+        writer.save(3, small_state(3), {})  # room was made
+    assert restore(tmp_path, abstract(small_state(0)))[1].step == 3
+
+
+def test_an_empty_array_is_refused_in_one_line(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        with pytest.raises(UserError, match="zero size"):
+            writer.save(1, {"x": jnp.zeros((0, 3))}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_error_is_the_one_that_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(then: Exception | None) -> None:
+        with CheckpointWriter(tmp_path, keep=1) as writer:
+            writer.save(1, small_state(1), {})
+            if then is not None:
+                raise then
+
+    monkeypatch.setattr(manifest, "write", full)
+    with pytest.raises(KeyError):
+        run(KeyError())
+    with pytest.raises(UserError, match="No space left"):
+        run(None)
