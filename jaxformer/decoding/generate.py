@@ -80,17 +80,13 @@ def _generate(
     sampling: SamplingConfig | None,
     seed: int,
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    longest = max(map(len, windows)) + max_new_tokens
-    slots = bucket_length(longest, config.context_length)
-    caches = [empty_cache(config, len(windows), slots) for _ in range(config.num_layers)]
+    B, T = len(windows), config.context_length
+    caches = [empty_cache(config, B, T) for _ in range(config.num_layers)]
     seen_BV = jnp.asarray(seen_tokens(windows, config.vocab_size))
-    keys_B = row_keys(seed, len(windows))
-    must_read = True
+    keys_B = row_keys(seed, B)
+    must_read_all = True
     for step in range(max_new_tokens):
-        if must_read:
-            tokens_BL, positions_BL, last_B = padded(windows, config.context_length)
-        else:
-            tokens_BL, positions_BL, last_B = newest(windows)
+        tokens_BL, positions_BL, last_B = padded(windows, T) if must_read_all else newest(windows)
         tokens_B, caches, seen_BV = advance(
             graph,
             sampling or SamplingConfig(),
@@ -106,8 +102,8 @@ def _generate(
         tokens = np.asarray(tokens_B)
         yield tokens
         grown = [[*window, token] for window, token in zip(windows, tokens.tolist(), strict=True)]
-        windows = [slide(window, config.context_length) for window in grown]
-        must_read = windows != grown
+        windows = [slide(window, T) for window in grown]
+        must_read_all = windows != grown
 
 
 @functools.partial(

@@ -91,10 +91,10 @@ def gumbel_noise(
 ) -> Float[Array, "B V"]:
     """Noise of one step, of the logits' type; a row's depends on its key and the step only."""
 
-    def noise_V(key: Key[Array, ""]) -> Float[Array, " V"]:
+    def row(key: Key[Array, ""]) -> Float[Array, " V"]:
         return jax.random.gumbel(jax.random.fold_in(key, step), like_BV.shape[-1:], like_BV.dtype)
 
-    return jax.vmap(noise_V)(keys_B)
+    return jax.vmap(row)(keys_B)
 
 
 def next_token(

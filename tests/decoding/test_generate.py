@@ -1,0 +1,178 @@
+"""Cached decoding: equal to uncached, independent of the batch, compiled once a bucket."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer.config import GPTConfig, SamplingConfig
+from jaxformer.decoding.generate import (
+    advance,
+    bucket_length,
+    generate,
+    generate_uncached,
+    logits_at,
+    row_keys,
+    slide,
+)
+from jaxformer.decoding.sampling import gumbel_noise
+from jaxformer.errors import UserError
+from jaxformer.models.gpt import GPT
+from jaxformer.models.pure import abstract_model, init_params
+
+T = 16
+CONFIG = GPTConfig(
+    vocab_size=24,
+    context_length=T,
+    width=8,
+    num_heads=2,
+    mlp_width=16,
+    num_layers=1,
+    init_std=0.5,
+    dtype="float64",
+)
+GREEDY = SamplingConfig(temperature=0)
+FILTERED = SamplingConfig(temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def model():
+    """Graph and parameters."""
+    return abstract_model(GPT, CONFIG)[0], init_params(GPT, CONFIG, jax.random.key(0))
+
+
+def prompts_of(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, CONFIG.vocab_size, length) for length in lengths]
+
+
+def text(model, prompts, function=generate, config=CONFIG, **options):
+    """All new tokens, (B, steps)."""
+    return np.stack(list(function(*model, config, prompts, **options)), axis=1)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FILTERED])
+@pytest.mark.parametrize("lengths", [(1,), (3, 7, T)])
+def test_cached_tokens_are_the_uncached(model, sampling, lengths):
+    options = {"max_new_tokens": 3 * T, "sampling": sampling, "seed": 4}
+    cached = text(model, prompts_of(*lengths), **options)
+    uncached = text(model, prompts_of(*lengths), generate_uncached, **options)
+    np.testing.assert_array_equal(cached, uncached)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FILTERED])
+def test_a_row_does_not_depend_on_the_rows_beside_it(model, sampling):
+    prompts = prompts_of(5, 2, T, 9)
+    together = text(model, prompts, max_new_tokens=2 * T, sampling=sampling)
+    others = prompts[:2] + prompts_of(1, 3, seed=1)
+    beside_others = text(model, others, max_new_tokens=2 * T, sampling=sampling)
+    np.testing.assert_array_equal(together[:2], beside_others[:2])
+    alone = text(model, prompts[:1], max_new_tokens=2 * T, sampling=sampling)
+    np.testing.assert_array_equal(together[:1], alone)
+
+
+def test_equal_seeds_give_equal_texts_and_rows_draw_their_own(model):
+    prompts = prompts_of(4) * 2
+    first = text(model, prompts, max_new_tokens=T, seed=1)
+    np.testing.assert_array_equal(first, text(model, prompts, max_new_tokens=T, seed=1))
+    assert not np.array_equal(first, text(model, prompts, max_new_tokens=T, seed=2))
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_fewer_steps_give_the_beginning_of_the_text(model):
+    long = text(model, prompts_of(5, 6), max_new_tokens=12)
+    np.testing.assert_array_equal(text(model, prompts_of(5, 6), max_new_tokens=5), long[:, :5])
+
+
+def test_compiled_once_for_each_bucket_and_once_for_the_step(model):
+    advance.clear_cache()
+    for lengths in [(5, 2), (8, 8), (6, 7)]:
+        text(model, prompts_of(*lengths), max_new_tokens=8, sampling=GREEDY)
+    assert advance._cache_size() == 2
+    text(model, prompts_of(3, 4), max_new_tokens=4, sampling=GREEDY)
+    assert advance._cache_size() == 3
+
+
+def test_tokens_come_one_step_at_a_time(model):
+    stream = generate(*model, CONFIG, prompts_of(3, 4), max_new_tokens=10**9)
+    assert next(stream).shape == (2,)
+    assert next(stream).shape == (2,)
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_the_shortest_contexts_slide_too(context):
+    config = GPTConfig(
+        vocab_size=5, context_length=context, width=4, num_heads=1, mlp_width=4, num_layers=1
+    )
+    model = abstract_model(GPT, config)[0], init_params(GPT, config, jax.random.key(0))
+    prompt = [np.array([3])]
+    cached = text(model, prompt, config=config, max_new_tokens=7, sampling=GREEDY)
+    uncached = text(model, prompt, generate_uncached, config, max_new_tokens=7, sampling=GREEDY)
+    np.testing.assert_array_equal(cached, uncached)
+
+
+def test_bfloat16_models_draw_from_float32_logits():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    model = abstract_model(GPT, config)[0], init_params(GPT, config, jax.random.key(0))
+    logits_BV = logits_at(*model, np.array([[3, 4]]), np.array([1]))
+    noise_BV = gumbel_noise(row_keys(0, 1), 0, jnp.zeros((1, CONFIG.vocab_size), jnp.float32))
+    expected = jnp.argmax(logits_BV.astype(jnp.float32) + noise_BV, axis=-1)
+    assert logits_BV.dtype == jnp.bfloat16
+    tokens = text(model, [np.array([3, 4])], config=config, max_new_tokens=1)
+    np.testing.assert_array_equal(tokens[:, 0], expected)
+
+
+def test_the_penalty_remembers_tokens_that_left_the_window(model):
+    # So strong a penalty lets no token come twice until all have come.
+    sampling = SamplingConfig(temperature=0, repetition_penalty=1e9)
+    tokens = text(model, prompts_of(1), max_new_tokens=CONFIG.vocab_size - 1, sampling=sampling)
+    assert len(set(tokens[0].tolist())) > T  # more different tokens than a window holds
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 40), context=st.integers(1, 20))
+def test_slide_keeps_the_newest_half_of_a_window_that_is_too_long(length, context):
+    window = list(range(length))
+    slid = slide(window, context)
+    assert slid == (window if length <= context else window[length - (context + 1) // 2 :])
+    assert 1 <= len(slid) <= context
+
+
+@settings(deadline=None)
+@given(context=st.integers(1, 100), data=st.data())
+def test_buckets_hold_their_lengths_and_are_powers_of_two_or_the_context(context, data):
+    length = data.draw(st.integers(1, context))
+    bucket = bucket_length(length, context)
+    assert length <= bucket <= context
+    assert bucket == context or (bucket & (bucket - 1) == 0 and bucket < 2 * length)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompt"),
+        ([[]], {}, "prompt is empty"),
+        ([[1], []], {}, "prompt is empty"),
+        ([[1] * (T + 1)], {}, "17 tokens is longer than the model's context of 16"),
+        ([[0, 24]], {}, "token 24 of the prompt is outside"),
+        ([[-1]], {}, "token -1 of the prompt is outside"),
+        ([[0.5]], {}, "type float64"),
+        ([[[1]]], {}, "shape"),
+        ([[1]], {"max_new_tokens": 0}, "max-new-tokens 0"),
+        ([[1]], {"seed": -1}, "seed -1"),
+        ([[1]], {"seed": 2**32}, "seed 4294967296"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_token(model, prompts, options, message):
+    with pytest.raises(UserError, match=message):
+        generate(*model, CONFIG, prompts, **{"max_new_tokens": 4, **options})
