@@ -50,6 +50,7 @@ def generate(
     max_new_tokens: int,
     sampling: SamplingConfig | None = None,
     seed: int = 0,
+    first_row: int = 0,
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Continue each prompt, one token a step; yields the new token of every row as it is known.
 
@@ -63,12 +64,14 @@ def generate(
         max_new_tokens: steps.
         sampling: how tokens are drawn; by default from the model's own distribution.
         seed: of the draws.
+        first_row: number of the first prompt, for texts that are made in several batches.
 
     Raises UserError, before anything is computed, for prompts the model cannot take: none at all,
     empty, too long, or with ids outside the vocabulary.
     """
     windows = _checked(prompts, config, max_new_tokens, seed)
-    return _generate(graph, params, config, windows, max_new_tokens, sampling, seed)
+    keys_B = row_keys(seed, len(prompts), first_row)
+    return _generate(graph, params, config, windows, max_new_tokens, sampling, keys_B)
 
 
 def _generate(
@@ -78,12 +81,11 @@ def _generate(
     windows: list[list[int]],
     max_new_tokens: int,
     sampling: SamplingConfig | None,
-    seed: int,
+    keys_B: Key[Array, " B"],
 ) -> Iterator[Int[np.ndarray, " B"]]:
     B, T = len(windows), config.context_length
     caches = [empty_cache(config, B, T) for _ in range(config.num_layers)]
     seen_BV = jnp.asarray(seen_tokens(windows, config.vocab_size))
-    keys_B = row_keys(seed, B)
     must_read_all = True
     for step in range(max_new_tokens):
         tokens_BL, positions_BL, last_B = padded(windows, T) if must_read_all else newest(windows)
@@ -181,9 +183,10 @@ def choose(
     return next_token(logits_BV, seen_BV, sampling, gumbel_noise(keys_B, step, logits_BV))
 
 
-def row_keys(seed: int, batch_size: int) -> Key[Array, " B"]:
-    """The key of each row: fold_in(key(seed), b)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch_size))
+def row_keys(seed: int, batch_size: int, first_row: int = 0) -> Key[Array, " B"]:
+    """The key of each row: fold_in(key(seed), b), b counted from `first_row`."""
+    rows = first_row + jnp.arange(batch_size)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
 def seen_tokens(texts: Sequence[Sequence[int]], vocab_size: int) -> Bool[np.ndarray, "B V"]:

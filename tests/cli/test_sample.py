@@ -1,0 +1,177 @@
+"""`jaxformer sample`: what is printed, what stops it, what is refused."""
+
+import jax
+import pytest
+
+from jaxformer.checkpoint import CheckpointWriter
+from jaxformer.cli import sample
+from jaxformer.cli.main import main
+from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.models.gpt import GPT
+from jaxformer.models.pure import init_params
+from jaxformer.run import directory
+from jaxformer.training.optimizer import adamw
+from jaxformer.training.step import init_state
+
+
+def save_run(path, tokenizer, vocab_size):
+    """A run of a random model, its weights large enough that texts wander."""
+    model = GPTConfig(
+        vocab_size=vocab_size,
+        context_length=16,
+        width=8,
+        num_heads=2,
+        mlp_width=16,
+        num_layers=1,
+        init_std=0.5,
+    )
+    config = TrainConfig(model=model)
+    directory.create_run_dir(config, path, tokenizer)
+    state = init_state(
+        init_params(GPT, model, jax.random.key(0)), adamw(config.optimizer, config.steps)
+    )
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=1) as writer:
+        writer.save(1, state, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose tokens are the characters a to h and the newline."""
+    return save_run(tmp_path_factory.mktemp("runs") / "run", CharTokenizer("\nabcdefgh"), 9)
+
+
+@pytest.fixture
+def printed(run, capsys):
+    """What the command prints, given its words."""
+
+    def sample(*words, run=run):
+        main(["sample", str(run), "--max-new-tokens", "24", *words])
+        return capsys.readouterr().out
+
+    return sample
+
+
+def refused(capsys, *words):
+    """The one line with which the command refuses; nothing else was printed."""
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", *map(str, words)])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    (line,) = err.splitlines()
+    return line
+
+
+def sections(out):
+    """The text under each numbered line."""
+    return [
+        part.partition("\n")[2].removesuffix("\n")
+        for part in out.split(f"{sample.RULE} sample")[1:]
+    ]
+
+
+def test_a_sample_is_the_prompt_and_its_continuation(printed):
+    text = printed("--prompt", "abc")
+    assert text.startswith("abc")
+    assert len(text) == 3 + 24 + 1
+    assert text.endswith("\n")
+
+
+def test_without_a_prompt_the_text_follows_a_newline_that_is_not_shown(printed):
+    assert printed("--prompt", "\n") == "\n" + printed()
+    assert printed("--prompt", "") == "\n" + printed()
+
+
+def test_equal_seeds_print_equal_texts(printed):
+    assert printed("--seed", "3") == printed("--seed", "3")
+    assert printed("--seed", "3") != printed("--seed", "4")
+
+
+def test_settings_of_the_draw_reach_it(printed):
+    greedy = printed("--temperature", "0")
+    assert greedy == printed("--top-k", "1", "--seed", "9") == printed("--min-p", "1")
+    assert greedy == printed("--top-p", "1e-9", "--seed", "5") != printed()
+    assert greedy != printed("--temperature", "0", "--repetition-penalty", "3")
+
+
+def test_several_samples_are_the_rows_of_one_batch_under_numbered_lines(printed):
+    out = printed("--prompt", "a", "--prompt", "bcd", "--num-samples", "2")
+    assert [line for line in out.splitlines() if line.startswith("-")] == [
+        f"{sample.RULE} sample {number} of 4 {sample.RULE}" for number in (1, 2, 3, 4)
+    ]
+    texts = sections(out)
+    assert [text[0] for text in texts] == ["a", "a", "b", "b"]
+    assert texts[0] + "\n" == printed("--prompt", "a")
+    assert len(set(texts)) == 4
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(printed, monkeypatch):
+    together = printed("--num-samples", "5")
+    monkeypatch.setattr(sample, "ROWS_AT_ONCE", 2)
+    assert printed("--num-samples", "5") == together
+
+
+def test_a_single_sample_is_shown_token_by_token(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: shown.append("".join(words)))
+    main(["sample", str(run), "--prompt", "ab", "--max-new-tokens", "4"])
+    assert [len(piece) for piece in shown] == [2, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_stop_string_across_tokens_ends_the_text_before_it(printed):
+    whole = printed("--prompt", "a").removesuffix("\n")
+    new = whole[1:]
+    stop = new[9:12]
+    stopped = printed("--prompt", "a", "--stop", stop, "--stop", "zz")
+    assert stopped == "a" + new[: new.index(stop)] + "\n"
+
+
+def test_a_stop_string_in_the_prompt_does_not_end_the_text(printed):
+    new = printed("--prompt", "abch")[4:-1]
+    text = printed("--prompt", "abch", "--stop", "bch")
+    assert text == f"abch{new.partition('bch')[0]}\n" != "abch\n"
+
+
+def test_each_sample_stops_for_itself(printed):
+    whole = sections(printed("--num-samples", "4"))
+    stop = whole[2][4:6]
+    stopped = sections(printed("--num-samples", "4", "--stop", stop))
+    assert stopped == [text.partition(stop)[0] for text in whole]
+    assert len(set(map(len, stopped))) > 1
+
+
+def test_bytes_that_are_no_text_are_replaced_and_nothing_is_lost(tmp_path, printed):
+    run = save_run(tmp_path / "run", ByteTokenizer(), 256)
+    text = printed("--prompt", "é", run=run)
+    assert text.startswith("é")
+    assert "\ufffd" in text
+
+
+def test_tokens_that_only_the_model_knows_are_shown_as_unknown(tmp_path, printed):
+    run = save_run(tmp_path / "run", CharTokenizer("\nab"), 12)
+    text = printed("--temperature", "5", run=run).removesuffix("\n")
+    assert len(text) == 24
+    assert "\ufffd" in text
+    assert set(text) <= set("\nab\ufffd")
+
+
+def test_bad_words_are_refused_in_one_line(run, tmp_path, capsys):
+    assert "unknown character 'z'" in refused(capsys, run, "--prompt", "az")
+    too_long = refused(capsys, run, "--prompt", "a", "--prompt", "a" * 17)
+    assert "17 tokens is longer than the model's context of 16" in too_long
+    assert "is not a directory" in refused(capsys, tmp_path / "none")
+    assert "config.json is missing" in refused(capsys, tmp_path)
+    assert "max-new-tokens 0" in refused(capsys, run, "--max-new-tokens", "0")
+    assert "num-samples 0" in refused(capsys, run, "--num-samples", "0")
+    assert "top-k 0" in refused(capsys, run, "--top-k", "0")
+    assert "temperature -1" in refused(capsys, run, "--temperature", "-1")
+    assert "seed -1" in refused(capsys, run, "--seed", "-1")
+    assert "stop string is empty" in refused(capsys, run, "--stop", "")
+    assert "--top-q" in refused(capsys, run, "--top-q", "1")
+    assert refused(capsys).startswith("jaxformer sample: error: ")
+
+
+def test_a_tokenizer_without_a_newline_needs_a_prompt(tmp_path, capsys):
+    run = save_run(tmp_path / "run", CharTokenizer("ab"), 2)
+    assert "give a --prompt" in refused(capsys, run)

@@ -1,0 +1,116 @@
+"""Opening a run: the saved parameters come back; what cannot be opened is refused in one line."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.checkpoint import CheckpointWriter
+from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
+from jaxformer.errors import UserError
+from jaxformer.models.gpt import GPT
+from jaxformer.models.pure import init_params
+from jaxformer.run import directory
+from jaxformer.run.load import load_run
+from jaxformer.training.optimizer import adamw
+from jaxformer.training.step import init_state
+
+MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1)
+
+
+def save_run(path, config, tokenizer, steps=(1,)):
+    """A run with a checkpoint at each step, its parameters drawn from the step's number."""
+    directory.create_run_dir(config, path, tokenizer)
+    optimizer = adamw(config.optimizer, config.steps)
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=3) as writer:
+        for step in steps:
+            params = init_params(GPT, config.model, jax.random.key(step))
+            writer.save(step, init_state(params, optimizer), {})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run of two checkpoints, not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    save_run(path, TrainConfig(model=MODEL), ByteTokenizer(), steps=(1, 2))
+    return path
+
+
+@pytest.fixture
+def run_dir(saved, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("wanted", "step"), [(None, 2), (1, 1)])
+def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
+    run = load_run(run_dir, step=wanted)
+    assert run.step == step
+    assert run.config == TrainConfig(model=MODEL)
+    assert run.tokenizer.fingerprint == ByteTokenizer().fingerprint
+    expected = init_params(GPT, MODEL, jax.random.key(step))
+    jax.tree.map(np.testing.assert_array_equal, run.params, expected)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(run_dir, capsys):
+    files = (run_dir / directory.CHECKPOINTS / "2").rglob("*")
+    victim = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert load_run(run_dir).step == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint 2" in line
+
+
+def without_checkpoints(path):
+    shutil.rmtree(path / directory.CHECKPOINTS)
+
+
+def without_config(path):
+    (path / directory.CONFIG).unlink()
+
+
+def without_tokenizer(path):
+    (path / directory.TOKENIZER).unlink()
+
+
+def of_another_kind(path):
+    values = json.loads((path / directory.CONFIG).read_text())
+    (path / directory.CONFIG).write_text(json.dumps({**values, "kind": "transformer"}))
+
+
+def of_another_width(path):
+    values = json.loads((path / directory.CONFIG).read_text())
+    values["model"]["width"] = 16
+    (path / directory.CONFIG).write_text(json.dumps(values))
+
+
+def with_a_larger_tokenizer(path):
+    save_tokenizer(CharTokenizer("".join(map(chr, range(1, 400)))), path / directory.TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "is not a directory"),
+        (without_config, "config.json is missing"),
+        (without_tokenizer, "tokenizer.json"),
+        (without_checkpoints, "no checkpoint"),
+        (of_another_kind, "describes a 'transformer'"),
+        (of_another_width, "holds another state"),
+        (with_a_larger_tokenizer, "knows 399 tokens but the model only 256"),
+    ],
+)
+def test_a_directory_that_holds_no_such_run_is_refused(run_dir, damage, message):
+    damage(run_dir)
+    with pytest.raises(UserError, match=message):
+        load_run(run_dir)
+
+
+def test_a_tokenizer_smaller_than_the_model_is_fine(tmp_path):
+    model = dataclasses.replace(MODEL, vocab_size=10)
+    save_run(tmp_path / "run", TrainConfig(model=model), CharTokenizer("abc"))
+    assert load_run(tmp_path / "run").tokenizer.vocab_size == 3
