@@ -154,11 +154,6 @@ def one_letter(root):
     return root
 
 
-def no_file(root):
-    os.mkfifo(root / "x")
-    return root / "x"
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -166,7 +161,7 @@ def no_file(root):
         (no_unicode, "is not UTF-8 text"),
         (no_text, "holds no UTF-8 text files"),
         (one_letter, "too few to split"),
-        (no_file, "is no file or directory"),
+        (lambda root: Path(os.devnull), "is no file or directory"),
         (lambda root: root / "missing", "is no file or directory"),
         (lambda root: root, "holds no UTF-8 text files"),
     ],
@@ -206,6 +201,7 @@ def test_prepared_tokens_decode_to_the_text(kind, folder, cache):
     for side in ("train", "val"):
         tokens = getattr(prepared, side)
         assert tokens.dtype == np.dtype("<u2")
+        assert not tokens.flags.writeable
         assert prepared.tokenizer.decode(tokens) == corpus.text(side)
         assert getattr(prepared, f"{side}_bytes") == len(corpus.text(side).encode())
     assert corpus.sha256[:12] in prepared.description

@@ -25,6 +25,7 @@ from jaxformer.errors import UserError
 ALPHABET = "ab \n\t'sé\u00a0€漢😀\U0001f1e9\ufffd\x00"
 TEXTS = ["the cat sat on the mat\n", "naïve café 漢字 😀\n", "we're the cat's\n"]
 BPE = BPETokenizer.train(TEXTS * 3, 300)
+SPACES = BPETokenizer.train(["a \n\n \n  b\n \n'a\n\n"] * 9, 300)
 KINDS = {"bytes": ByteTokenizer(), "characters": CharTokenizer.from_texts([ALPHABET]), "bpe": BPE}
 
 any_text = st.text(max_size=60) | st.text(alphabet=ALPHABET, max_size=60)
@@ -52,7 +53,14 @@ def fallback_tokenizer() -> BPETokenizer:
     return BPETokenizer(library)
 
 
-STREAMED = {**KINDS, "fallback": fallback_tokenizer()}
+def gappy_tokenizer() -> BPETokenizer:
+    """Bytes whose ids are multiples of eight; those between mean nothing."""
+    rules = json.loads(BPETokenizer.train([""], 256).to_json())
+    rules["model"]["vocab"] = {token: 8 * i for token, i in rules["model"]["vocab"].items()}
+    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(rules)))
+
+
+STREAMED = {**KINDS, "fallback": fallback_tokenizer(), "gappy": gappy_tokenizer()}
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -128,8 +136,8 @@ def test_bpe_training_is_the_same_in_every_process():
 def test_pieces_are_encoded_like_the_whole(text, length):
     pieces = list(module._pieces(text, length))
     assert "".join(pieces) == text
-    ids = [i for piece in pieces for i in BPE._library.encode(piece).ids]
-    assert ids == BPE._library.encode(text).ids
+    ids = [i for piece in pieces for i in SPACES._library.encode(piece).ids]
+    assert ids == SPACES._library.encode(text).ids
 
 
 def test_a_long_text_is_cut_into_pieces(monkeypatch):
@@ -247,6 +255,22 @@ def test_the_kinds_a_config_may_ask_for(tmp_path):
 def stream(tokenizer, ids):
     decoder = StreamDecoder(tokenizer)
     return [decoder.feed(i) for i in ids] + [decoder.flush()]
+
+
+def test_unused_ids_have_no_text():
+    tokenizer = STREAMED["gappy"]
+    assert tokenizer.vocab_size == 8 * 255 + 1
+    (letter,) = tokenizer.encode("a")
+    assert tokenizer.decode([letter, letter + 1, letter]) == "aa"
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_stream_with_many_unused_ids_decodes_like_the_whole(data):
+    tokenizer = STREAMED["gappy"]
+    units = st.sampled_from([*tokenizer.encode("😀").tolist(), *[1] * 12])
+    ids = data.draw(st.lists(units, min_size=30, max_size=90))
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", STREAMED)
