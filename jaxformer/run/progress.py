@@ -64,7 +64,9 @@ class Progress:
     def print(self, line: str) -> None:
         """Print a line that stays, such as a validation loss."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, emoji=False, highlight=False)
+            self._live.console.print(
+                line, markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
         else:
             print(line, file=self._stream, flush=True)
 

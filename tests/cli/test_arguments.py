@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ class Options:
     kind: Literal["greedy", "beam"] = "greedy"
     """Which."""
     temperature: float = 1.0
-    """How wild."""
+    """How wild, a number that takes more than one line of a narrow terminal to explain."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -94,6 +95,7 @@ def test_refusals_are_one_line(words, line, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     refused = refusal(capsys, lambda: parse(Options, words.split(), "jaxformer sample", ""))
     assert refused.startswith(line)
+    assert os.environ["COLUMNS"] == columns
 
 
 def test_help_fits_the_terminal(capsys, monkeypatch):
@@ -104,7 +106,7 @@ def test_help_fits_the_terminal(capsys, monkeypatch):
     assert stop.value.code == 0
     assert "usage: jaxformer sample" in shown
     assert "Write text." in shown
-    assert "How wild." in shown
+    assert "How wild" in shown
     assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 60
 
 
@@ -112,7 +114,10 @@ def test_recipe_without_words_is_the_default_preset():
     assert recipe() == (PRESETS["cpu"], RunOptions(run_dir=Path("runs/gpt_char")))
 
 
-@pytest.mark.parametrize("words", [["--preset", "gpu"], ["--preset=cpu", "--preset=gpu"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--preset", "gpu"], ["--preset=cpu", "--preset=gpu"], ["--preset", "cpu", "--preset", "gpu"]],
+)
 def test_preset_gives_the_values_that_flags_leave_alone(words):
     config, _ = recipe("--steps", "9", *words)
     assert config == dataclasses.replace(PRESETS["gpu"], steps=9)
@@ -161,6 +166,11 @@ def test_recipe_help_lists_presets_and_shows_their_defaults(capsys):
 )
 def test_recipe_refusals_are_one_line(words, line, capsys):
     assert refusal(capsys, lambda: recipe(*words.split())).startswith(line)
+
+
+def test_a_line_end_in_a_word_does_not_make_two_lines(capsys):
+    assert refusal(capsys, lambda: recipe("--preset", "a\nb")).startswith("--preset a b is")
+    assert "not a whole number" in refusal(capsys, lambda: recipe("--steps", "a\n\nb"))
 
 
 FLAGS = (

@@ -119,6 +119,7 @@ def test_a_reader_that_left_is_no_error(argv):
         [sys.executable, "-m", "jaxformer", *argv],
         stdout=writer,
         stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         timeout=60,
     )
     os.close(writer)

@@ -18,6 +18,15 @@ def test_the_new_content_takes_the_place_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_reader_of_the_old_file_reads_the_old_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        with replacing(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+
+
 def test_an_interrupt_leaves_the_old_content_and_no_trace(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
