@@ -24,5 +24,6 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         y = x.reshape(-1, x.shape[-1]) @ kernel
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+            # Cast after broadcasting: its gradient is then summed over the batch in float32.
+            y = y + jnp.broadcast_to(self.bias[...], y.shape).astype(self.dtype)
         return y.reshape(*x.shape[:-1], kernel.shape[1])
