@@ -3,9 +3,12 @@
 Kernels into a layer's inner width (heads, feed-forward) are split by `tensor` on their output axis,
 kernels out of it on their input axis, so that a block needs one sum over `tensor` for each of its
 sub-layers (Shoeybi et al. 2019, section 3). The other axis is split by `fsdp` (Rajbhandari et al.
-2020, stage 3). An axis that a mesh axis does not divide stays whole.
+2020, stage 3). Token embeddings are split by rows only: columns split by `fsdp` make the compiler
+gather whole activations. The position table is small and is everywhere. An axis that the mesh does
+not divide stays whole; a vocabulary may be padded to a multiple with `--model.vocab-size`.
 """
 
+import math
 import re
 
 import jax
@@ -16,8 +19,7 @@ from jaxtyping import PyTree
 from jaxformer.models.pure import leaf_path
 
 RULES: tuple[tuple[str, P], ...] = (
-    (r"embed/embedding", P("tensor", "fsdp")),
-    (r"positions/embedding", P(None, "fsdp")),
+    (r"embed/embedding", P(("tensor", "fsdp"), None)),
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias", P("tensor")),
     (r"attention/out/kernel", P("tensor", "fsdp")),
@@ -37,11 +39,17 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         if re.search(rf"(^|/){pattern}$", path) and len(spec) == len(shape):
             return P(
                 *(
-                    axis if axis is not None and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(spec, shape, strict=True)
+                    axes if size % _ways(axes, mesh) == 0 else None
+                    for axes, size in zip(spec, shape, strict=True)
                 )
             )
     return P()
+
+
+def _ways(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    """Into how many parts these mesh axes split."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:

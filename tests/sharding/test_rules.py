@@ -80,14 +80,32 @@ def test_moments_lie_beside_their_parameter():
 def test_fsdp_divides_the_memory_of_every_matrix():
     _, _, state = run(dataclasses.replace(toy_run(), steps=1), MeshConfig(data=1, fsdp=8))
     for path, leaf in flat_params(state.params).items():
-        if leaf.ndim == 2:
+        if leaf.ndim == 2 and path != "positions/embedding":
             assert leaf.addressable_shards[0].data.size * 8 == leaf.size, path
+
+
+@pytest.fixture
+def compile_anew():
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.usefixtures("compile_anew")
+def test_no_mesh_makes_the_compiler_replicate_activations(capfd):
+    # XLA says so on standard error where it can only replicate what it should split.
+    for mesh in MESHES.values():
+        program = build(toy_run(), make_mesh(mesh))
+        batch = jax.device_put(toy_batches(1)[0], program.rows)
+        program.train_step.lower(program.state, batch).compile()
+    assert "rematerialization" not in capfd.readouterr().err
 
 
 def test_an_axis_that_does_not_divide_stays_whole():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    assert spec_for("embed/embedding", (65, 128), mesh) == P(None, "fsdp")
-    assert spec_for("embed/embedding", (64, 130), mesh) == P("tensor", None)
+    assert spec_for("embed/embedding", (65, 128), mesh) == P(None, None)
+    assert spec_for("embed/embedding", (64, 130), mesh) == P(("tensor", "fsdp"), None)
+    assert spec_for("blocks/0/mlp/up/kernel", (6, 128), mesh) == P(None, "tensor")
 
 
 def test_every_matrix_of_the_model_has_a_rule_and_every_rule_a_leaf():
@@ -99,7 +117,7 @@ def test_every_matrix_of_the_model_has_a_rule_and_every_rule_a_leaf():
     used = set()
     for path, leaf in leaves.items():
         spec = spec_for(path, leaf.shape, mesh)
-        assert spec != P() or leaf.ndim == 1, path
+        assert spec != P() or leaf.ndim == 1 or path == "positions/embedding", path
         used |= {spec} if spec != P() else set()
     assert used == {spec for _, spec in RULES}
     shardings = state_shardings(abstract_model(GPT, config)[1], mesh)
