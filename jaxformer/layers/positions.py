@@ -17,7 +17,7 @@ class LearnedPositions(nnx.Module):
         self.embedding = nnx.Param(init(rngs.params(), shape, config.param_dtype))
         self.dtype = config.dtype
 
-    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, positions: Int[Array, "*B L"]) -> Float[Array, "*B L D"]:
         return self.embedding[...].astype(self.dtype)[positions]
 
 

@@ -47,7 +47,7 @@ class GPT(nnx.Module):
         Dropout is on when a key is given: that of the step, `step_key(key, step)`.
         """
         L = tokens_BL.shape[1]
-        x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L)[None])
+        x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L))
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
         mask = combine_masks(causal_mask(L), mask)
         for i, block in enumerate(self.blocks):

@@ -14,8 +14,8 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(length, config.width))
         nn.init.normal_(self.weight, std=config.init_std)
 
-    def forward(self, positions_BL: Tensor) -> Tensor:
-        return self.weight[positions_BL]
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.weight[positions]
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:

@@ -44,7 +44,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits of a whole sequence; `mask` (padding, segments) narrows the causal one."""
         L = tokens_BL.shape[1]
-        x_BLD = self.embed(tokens_BL) + self.positions(torch.arange(L)[None])
+        x_BLD = self.embed(tokens_BL) + self.positions(torch.arange(L))
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(keep, "embedding_dropout"))
         mask = combine_masks(causal_mask(L), mask)
         for i, block in enumerate(self.blocks):

@@ -1,0 +1,215 @@
+"""The training loop: resumed = uninterrupted, to the bit; nothing is lost, nothing overwritten."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer import checkpoint
+from jaxformer.batch import Batch
+from jaxformer.config import (
+    CheckpointConfig,
+    DataConfig,
+    GPTConfig,
+    MeshConfig,
+    RunOptions,
+    TrainConfig,
+)
+from jaxformer.errors import UserError
+from jaxformer.run.loop import build, train
+from jaxformer.run.metrics import read_metrics
+from jaxformer.sharding.mesh import make_mesh
+
+TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> TrainConfig:
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    return TrainConfig(
+        model=GPTConfig(
+            vocab_size=0,
+            context_length=16,
+            width=16,
+            num_heads=2,
+            mlp_width=32,
+            num_layers=2,
+            dropout_rate=0.2,
+        ),
+        data=DataConfig(path=text, tokenizer="characters"),
+        checkpoint=CheckpointConfig(every=15, keep=2),
+        mesh=MeshConfig(data=4, fsdp=2),
+        steps=40,
+        batch_size=8,
+        eval_every=20,
+        seed=3,
+    )
+
+
+def losses(run_dir: Path) -> list[tuple]:
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return [(row["step"], row["split"], row["loss"], row.get("grad_norm")) for row in rows]
+
+
+def final_state(config: TrainConfig, run_dir: Path):
+    program = build(config, make_mesh(config.mesh))
+    return checkpoint.restore(run_dir / "checkpoints", program.state)
+
+
+def flags(config: TrainConfig, run_dir: Path, steps: int) -> list[str]:
+    """The command line that makes this configuration with the character-level recipe."""
+    model = config.model
+    return [
+        *(sys.executable, "-m", "train.gpt_char", "--run-dir", str(run_dir)),
+        *("--data.path", str(config.data.path), "--steps", str(steps), "--batch-size", "8"),
+        *("--eval-every", "20", "--seed", "3", "--checkpoint.every", "15", "--mesh.data", "4"),
+        *("--mesh.fsdp", "2", "--model.context-length", str(model.context_length)),
+        *("--model.width", str(model.width), "--model.num-heads", str(model.num_heads)),
+        *("--model.mlp-width", str(model.mlp_width), "--model.num-layers", str(model.num_layers)),
+        *("--model.dropout-rate", str(model.dropout_rate), "--optimizer.warmup-steps", "10"),
+    ]
+
+
+def test_200_steps_equal_100_and_a_new_process_and_100(config, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for words in (
+        flags(config, whole, 200),
+        [*flags(config, halves, 200), "--stop-after", "100"],
+        [*flags(config, halves, 200), "--resume"],
+    ):
+        subprocess.run(words, check=True, capture_output=True)
+    assert losses(halves) == losses(whole)
+    assert [row[0] for row in losses(whole) if row[1] == "train"] == list(range(1, 201))
+    states = [checkpoint.read_metadata(run / "checkpoints") for run in (whole, halves)]
+    assert [found.step for found in states] == [200, 200]
+    model = dataclasses.replace(config.model, vocab_size=len(set(TEXT)))
+    resumed = dataclasses.replace(config, model=model, steps=200)
+    hashes = {checkpoint.state_hash(final_state(resumed, run)[0]) for run in (whole, halves)}
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(config, tmp_path, number, status):
+    run_dir = tmp_path / "run"
+    words = flags(config, run_dir, 100_000)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (status, "")
+    (step,) = checkpoint.steps(run_dir / "checkpoints")[-1:]
+    assert f"saved step {step}" in output
+    assert losses(run_dir)[-1][0] == step
+    again = subprocess.run(
+        [*words, "--resume", "--stop-after", str(step + 2)], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"resumed from step {step}" in again.stdout
+    assert [row[0] for row in losses(run_dir) if row[1] == "train"] == list(range(1, step + 3))
+
+
+def test_a_run_leaves_what_a_run_directory_holds(config, tmp_path, capsys):
+    outcome = train(config, RunOptions(run_dir=tmp_path / "run"))
+    assert outcome.exit_status == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png"}
+    assert "compiled" not in capsys.readouterr().out
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert losses(tmp_path / "run")[0][2] > rows[-1]["loss"], "it learned nothing"
+    measured = {"grad_norm", "learning_rate", "tokens_per_second", "step_seconds", "memory_bytes"}
+    assert measured <= rows[2].keys()
+
+
+def test_a_second_compilation_is_reported(config, tmp_path, capsys, monkeypatch):
+    def train_step_without_placed_state(*args):
+        program = build(*args)
+        state = jax.tree.map(lambda leaf: np.asarray(leaf), program.fresh_state())
+        batch = Batch(*(np.zeros((8, 16), kind) for kind in (np.int32, np.int32, bool)))
+        program.train_step(state, batch)
+        return program
+
+    monkeypatch.setattr("jaxformer.run.loop.build", train_step_without_placed_state)
+    train(dataclasses.replace(config, steps=2), RunOptions(run_dir=tmp_path / "run"))
+    assert "compiled 2 times" in capsys.readouterr().out
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_unharmed(config, tmp_path):
+    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
+    train(config, options)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
+        train(config, options)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_resuming_nothing_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 50}, "--steps 50 (the run has 40)"),
+        ({"seed": 4}, "--seed 4 (the run has 3)"),
+        ({"batch_size": 16}, "--batch-size 16 (the run has 8)"),
+    ],
+)
+def test_resuming_with_another_configuration_names_what_differs(config, tmp_path, change, named):
+    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
+    train(config, options)
+    with pytest.raises(UserError) as refusal:
+        train(dataclasses.replace(config, **change), dataclasses.replace(options, resume=True))
+    assert named in str(refusal.value)
+
+
+def test_resuming_with_other_data_is_refused(config, tmp_path):
+    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
+    train(config, options)
+    config.data.path.write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
+    with pytest.raises(UserError, match="data differ"):
+        train(config, dataclasses.replace(options, resume=True))
+
+
+def test_resuming_on_another_mesh_is_allowed_and_close(config, tmp_path):
+    train(config, RunOptions(run_dir=tmp_path / "whole"))
+    train(config, RunOptions(run_dir=tmp_path / "halves", stop_after=20))
+    moved = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8))
+    train(moved, RunOptions(run_dir=tmp_path / "halves", resume=True))
+    for (*what, ours, _), (*same, theirs, _) in zip(
+        losses(tmp_path / "halves"), losses(tmp_path / "whole"), strict=True
+    ):
+        assert what == same
+        assert ours == pytest.approx(theirs, abs=2e-6)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(config, tmp_path):
+    train(config, RunOptions(run_dir=tmp_path / "whole"))
+    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=3))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    os.rename(checkpoints / "3", checkpoints / ".saving-3")  # as a kill during the save leaves it
+    train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
+    model = dataclasses.replace(config.model, vocab_size=5)
+    with pytest.raises(UserError, match="less than the tokenizer's"):
+        train(dataclasses.replace(config, model=model), RunOptions(run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_are_simulated():
+    assert jax.device_count() == 8
