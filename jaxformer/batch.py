@@ -1,16 +1,16 @@
-"""The batch that data makes and a train step takes."""
+"""The batch that the data room makes and a train step takes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 
 
 class Batch(NamedTuple):
-    """Tokens, the tokens that follow them, and which of those count in the loss.
+    """Numpy arrays as the data room makes them, jax arrays once they are placed on a mesh."""
 
-    Numpy arrays as the data room makes them, jax arrays once they are placed on a mesh.
-    """
-
-    inputs: Int[Array, "B L"]
-    targets: Int[Array, "B L"]
-    mask: Bool[Array, "B L"]
+    inputs: Int[Any, "B L"]
+    """Token ids, int32."""
+    targets: Int[Any, "B L"]
+    """The token after each input, int32."""
+    mask: Bool[Any, "B L"]
+    """True where the target counts in the loss."""

@@ -10,27 +10,16 @@ with the next window, so that every token but the text's first is a target.
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
+from jaxformer.batch import Batch
 from jaxformer.errors import UserError
 
 PREFETCHED = 16  # batches read ahead; a few hide the reading, more only hold memory
 NUM_STEPS = 2**40  # length that grain is told; the batches never end
-
-
-class Batch(NamedTuple):
-    """What a train step or an evaluation step takes."""
-
-    inputs: Int[np.ndarray, "B L"]
-    """Token ids, int32."""
-    targets: Int[np.ndarray, "B L"]
-    """The token after each input, int32."""
-    mask: Bool[np.ndarray, "B L"]
-    """True where the target counts in the loss."""
 
 
 class TrainingBatches:

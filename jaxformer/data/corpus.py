@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.atomic import replacing
 from jaxformer.config import DataConfig
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
@@ -273,20 +274,15 @@ def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         tokens = tokenizer.encode(corpus.text(side)).astype(_dtype(tokenizer))
         if not tokens.size:
             raise UserError(f"the {side} text of {corpus.name} has no tokens: give a longer text")
-        _write_durably(directory / f"{side}.bin", tokens.data)
+        with replacing(directory / f"{side}.bin") as file:
+            file.write(tokens.data)
         meta[side] = {
             "tokens": tokens.size,
             "bytes": corpus.num_bytes(side),
             "sha256": hashlib.sha256(tokens.data).hexdigest(),
         }
-    _write_durably(directory / "meta.json", json.dumps(meta, indent=1).encode())
-
-
-def _write_durably(path: Path, content: bytes | memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(directory / "meta.json") as file:
+        file.write(json.dumps(meta, indent=1).encode())
 
 
 def _open(directory: Path, corpus: Corpus) -> PreparedData | None:

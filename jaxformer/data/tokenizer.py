@@ -14,7 +14,6 @@ Sources: Sennrich et al. 2016, section 3.2 (byte-pair encoding); Radford et al. 
 import abc
 import hashlib
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike
 
+from jaxformer.atomic import replacing
 from jaxformer.errors import UserError
 
 NUM_BYTES = 256
@@ -279,16 +279,10 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
     BPE is written in the format of the `tokenizers` library, the other kinds as a JSON object
     that names its kind.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "wb") as file:
+        with replacing(Path(path)) as file:
             file.write(tokenizer.to_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}): make room for it") from error
 
 

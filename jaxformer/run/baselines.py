@@ -24,7 +24,7 @@ def xz_bits_per_byte(val: bytes) -> float:
 
 
 def compare(model_bits: float, train: str, val: str) -> str:
-    """One line that sets a model's bits a byte beside the baselines' on the same validation text."""
+    """One line: a model's bits a byte beside the baselines' on the same validation text."""
     train_bytes, val_bytes = train.encode(), val.encode()
     bigram, xz = bigram_bits_per_byte(train_bytes, val_bytes), xz_bits_per_byte(val_bytes)
     return (

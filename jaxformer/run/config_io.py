@@ -8,9 +8,9 @@ from typing import Any
 
 import cattrs
 
+from jaxformer.atomic import replacing
 from jaxformer.config import TrainConfig
 from jaxformer.errors import UserError
-from jaxformer.run.atomic import replacing
 
 KIND = "gpt"
 """What a run directory holds a model of; the first key of its config.json."""

@@ -11,7 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
+from jaxformer.config import MeshConfig
 from jaxformer.data.batches import evaluation_batches
+from jaxformer.run.load import Run
+from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.training.step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +59,16 @@ def evaluate(
     total = math.fsum(float(loss) for loss, _ in sums)
     count = sum(int(number) for _, number in sums)
     return Evaluation(total / count, count)
+
+
+def evaluate_run(run: Run, tokens: np.ndarray) -> Evaluation:
+    """Score all the tokens on one device, in batches as large as the run's."""
+    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    return evaluate(
+        jax.jit(make_eval_step(run.graph)),
+        run.params,
+        tokens,
+        batch_size=run.config.batch_size,
+        context_length=run.config.model.context_length,
+        sharding=batch_sharding(mesh),
+    )

@@ -30,6 +30,8 @@ class Run:
     params: PyTree[Array]
     step: int
     """Optimizer steps that made these parameters."""
+    data_fingerprint: str
+    """SHA-256 of the text and tokenizer they were learned from."""
 
 
 def load_run(run_dir: Path, *, step: int | None = None) -> Run:
@@ -55,4 +57,4 @@ def load_run(run_dir: Path, *, step: int | None = None) -> Run:
     state, found = checkpoint.restore(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
-    return Run(config, tokenizer, graph, state.params, found.step)
+    return Run(config, tokenizer, graph, state.params, found.step, found.metadata["data"])

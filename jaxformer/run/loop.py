@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
@@ -100,16 +99,9 @@ def build(config: TrainConfig, mesh: Mesh) -> Program:
             out_shardings=(places, None),
             donate_argnums=0,
         ),
-        eval_step=make_placed_eval_step(graph, places.params, rows),
+        eval_step=jax.jit(make_eval_step(graph), in_shardings=(places.params, rows)),
         dropout_key=np.asarray(jax.random.key_data(dropout_key)),
     )
-
-
-def make_placed_eval_step(
-    graph: nnx.GraphDef, places: PyTree, rows: NamedSharding
-) -> Callable[[PyTree, Batch], Any]:
-    """The jitted evaluation step of parameters and batches in their places."""
-    return jax.jit(make_eval_step(graph), in_shardings=(places, rows))
 
 
 def train(config: TrainConfig, options: RunOptions) -> Outcome:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from jaxformer.atomic import replacing
 from jaxformer.errors import UserError
-from jaxformer.run.atomic import replacing
 
 Split = Literal["train", "val"]
 

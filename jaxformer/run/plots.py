@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxformer.atomic import replacing
 from jaxformer.errors import UserError
-from jaxformer.run.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from jaxformer.run.atomic import replacing
+from jaxformer.atomic import replacing
 
 
 def test_the_new_content_takes_the_place_at_the_end(tmp_path):
