@@ -1,0 +1,41 @@
+# Everything a newcomer needs: `make demo`, `make test`. The rest is for those who stay.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow lint parity clean
+
+demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
+	$(BIN)/python -m train.gpt_stdlib --run-dir $(RUN)
+	$(BIN)/jaxformer plot $(RUN)
+	$(BIN)/jaxformer sample $(RUN) --prompt "def " --num-samples 3 --max-new-tokens 120 --temperature 0.8 --top-k 50
+
+test: lint  ## every check and every test but the long ones
+	$(BIN)/python -m pytest --numprocesses auto
+
+test-slow: $(VENV)/.test  ## the full counts
+	$(BIN)/python -m pytest --numprocesses auto -m slow
+
+lint: $(VENV)/.test  ## style, types, and which room imports which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: $(VENV)/.test  ## the measured-error table and the planted bugs
+	$(BIN)/jaxformer parity
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:  ## remove what the other targets made, but no run
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info
