@@ -190,9 +190,10 @@ class CheckpointWriter:
             val_loss: the lowest marks the best checkpoint; None, NaN and infinity never do.
         """
         self.wait()
+        finite = val_loss is not None and math.isfinite(val_loss)
         content = {
             "step": step,
-            "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+            "val_loss": val_loss if finite else None,
             "metadata": json.loads(json.dumps(metadata)),  # a copy, for the caller may change it
             "leaves": _leaves(state),
         }

@@ -241,16 +241,19 @@ def test_save_returns_before_the_step_exists_and_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = set(threading.enumerate())
-    release, write = threading.Event(), manifest.write
+    reached, release, write = threading.Event(), threading.Event(), manifest.write
 
     def held_back(*arguments: Any) -> None:
-        assert release.wait(60)
+        reached.set()
+        assert release.wait(20)
         write(*arguments)
 
     monkeypatch.setattr(manifest, "write", held_back)
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(1, small_state(1), {})
+        assert reached.wait(20)
         assert steps(tmp_path) == []
+        assert not (tmp_path / "1").exists()
         release.set()
         writer.wait()
         assert steps(tmp_path) == [1]

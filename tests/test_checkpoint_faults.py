@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def test_what_only_looks_like_a_step_is_passed_over(two_steps: Path, tmp_path: P
     (directory / "30").mkdir()
     (directory / "40").touch()
     shutil.copytree(directory / "10", directory / "50")
-    for name in ("007", "x", "-1", "٣", "1e3"):
+    for name in ("0070", "x", "-1", "٩٩", "1e3"):
         (directory / name).mkdir()
     (directory / "20" / "state" / "stranger").touch()
     restored, found = restore(directory, abstract(small_state(0)))
@@ -93,7 +94,7 @@ def test_nothing_usable_is_one_line(two_steps: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_past_the_damaged_step_it_came_from(two_steps: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(two_steps, directory)
-    damage(directory / "20" / manifest.FILE, "truncate", random.Random(0))
+    damage(directory / "20" / "state" / "_METADATA", "truncate", random.Random(0))
     with CheckpointWriter(directory, keep=1) as writer:
         writer.save(15, small_state(15), {})
         writer.wait()
@@ -114,7 +115,11 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("stage", ["orbax", "commit", "manifest", "retention"])
+def full_for_trash(old: Path, new: Path, rename: Callable[[Path, Path], None] = os.rename) -> None:
+    (full if ".trash" in str(new) else rename)(old, new)
+
+
+@pytest.mark.parametrize("stage", ["orbax", "commit", "manifest", "sync", "retention"])
 def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -126,15 +131,18 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
             monkeypatch.setattr(os, "rename", full)
         elif stage == "manifest":
             monkeypatch.setattr(manifest, "write", full)
-        else:
+        elif stage == "sync":
             monkeypatch.setattr(manifest, "sync", full)
+        else:
+            monkeypatch.setattr(os, "rename", full_for_trash)
         with pytest.raises(UserError) as error:
             save_and_wait(writer)
         monkeypatch.undo()
         assert "saving checkpoint 2" in str(error.value)
         assert "No space left on device" in str(error.value)
         assert "earlier checkpoints are intact" in str(error.value)
-        assert not list(tmp_path.glob(".*"))
+        written = {"1", "2"} if stage == "retention" else {"1"}
+        assert {path.name for path in tmp_path.iterdir()} == written
         assert restore(tmp_path, abstract(small_state(0)), 1)[1].skipped == ()
         writer.save(3, small_state(3), {})  # room was made
     assert restore(tmp_path, abstract(small_state(0)))[1].step == 3

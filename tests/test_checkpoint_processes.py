@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,8 @@ from tests.states import abstract, assert_same_bits, small_state
 LOOP = """
 import sys
 from pathlib import Path
-import jax.numpy as jnp
-from tests import states
 from jaxformer.checkpoint import CheckpointWriter, steps
+from tests import states
 directory = Path(sys.argv[1])
 with CheckpointWriter(directory, keep=2) as writer:
     for step in range(max(steps(directory), default=0) + 1, 10**9):
@@ -83,9 +83,8 @@ def test_a_file_that_cannot_grow_fails_in_one_line_without_a_traceback(tmp_path:
     code = """
 import resource, signal, sys
 from pathlib import Path
-import jax.numpy as jnp
-from tests import states
 from jaxformer.errors import UserError
+from tests import states
 directory = Path(sys.argv[1])
 states.save_all(directory, [1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -104,3 +103,47 @@ except UserError as error:
     assert out.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert_same_bits(restore(tmp_path, abstract(small_state(0)))[0], small_state(1))
+
+
+def test_two_processes_save_and_restore_one_sharded_state(tmp_path: Path) -> None:
+    code = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+from pathlib import Path
+import jax, numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxformer.checkpoint import CheckpointWriter, restore
+directory, port, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(
+    f"127.0.0.1:{port}", 2, process, cluster_detection_method="deactivate",
+    coordinator_bind_address=f"127.0.0.1:{port}",
+)
+mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def value(step):
+    return np.arange(128, dtype=np.float32).reshape(16, 8) + step
+def place(step, spec):
+    return jax.make_array_from_callback((16, 8), NamedSharding(mesh, spec), value(step).__getitem__)
+with CheckpointWriter(directory, keep=2) as writer:
+    for step in (1, 2, 3):
+        x = place(step, P(("data", "fsdp")))
+        writer.save(step, {"x": x, "replicated": place(step, P())}, {"position": step})
+sync_global_devices("saved")
+for step in (2, 3):
+    target = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P("fsdp", "data")))
+    state, found = restore(directory, {"x": target, "replicated": target}, step)
+    for leaf in state.values():
+        assert leaf.sharding == target.sharding
+        for shard in leaf.addressable_shards:
+            assert np.array_equal(shard.data, value(step)[shard.index])
+print(found.metadata)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with python(code, tmp_path, port, 0) as first, python(code, tmp_path, port, 1) as second:
+        for process in (first, second):
+            out, err = process.communicate()
+            assert (out.splitlines()[-1:], process.returncode) == (["{'position': 3}"], 0), err
+    assert steps(tmp_path) == [2, 3]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["2", "3"]
