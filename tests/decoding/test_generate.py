@@ -103,6 +103,19 @@ def test_compiled_once_for_each_bucket_and_once_for_the_step(model):
     assert advance._cache_size() == 3
 
 
+def test_a_step_reads_one_token_a_row_until_a_window_slides(model, monkeypatch):
+    read = []
+
+    def recorded(*arguments):
+        read.append(arguments[3].shape)
+        return advance(*arguments)
+
+    monkeypatch.setattr("jaxformer.decoding.generate.advance", recorded)
+    text(model, prompts_of(5, 12), max_new_tokens=10, sampling=GREEDY)
+    # The fifth token is the longer row's 17th: the step after it reads both windows again.
+    assert read == [(2, 16), *[(2, 1)] * 4, (2, 16), *[(2, 1)] * 4]
+
+
 def test_tokens_come_one_step_at_a_time(model):
     stream = generate(*model, CONFIG, prompts_of(3, 4), max_new_tokens=10**9)
     assert next(stream).shape == (2,)
