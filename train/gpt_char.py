@@ -24,6 +24,7 @@ PRESETS = {
             mlp_width=512,
             num_layers=4,
             dropout_rate=0.0,
+            init_std=0.05,
         ),
         data=DataConfig(tokenizer="characters"),
         optimizer=OptimizerConfig(
@@ -48,6 +49,7 @@ PRESETS = {
             mlp_width=1536,
             num_layers=6,
             dropout_rate=0.2,
+            init_std=0.03,
         ),
         data=DataConfig(tokenizer="characters"),
         optimizer=OptimizerConfig(

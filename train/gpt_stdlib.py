@@ -23,6 +23,7 @@ PRESETS = {
             mlp_width=768,
             num_layers=4,
             dropout_rate=0.0,
+            init_std=0.04,
         ),
         data=DataConfig(tokenizer="bpe", vocab_size=4096, val_fraction=0.05),
         optimizer=OptimizerConfig(

@@ -81,7 +81,8 @@ def parse_recipe(
     the run stand beside it at the top level (`--steps`, `--mesh.data`, `--run-dir`).
 
     The run directory defaults to `runs/` and the last part of `prog`: `python -m train.gpt_char`
-    writes to `runs/gpt_char`.
+    writes to `runs/gpt_char`. With `--resume` and no `--preset` the run's own config.json gives the
+    defaults, so that no flag need be repeated.
 
     Raises:
         SystemExit: as `parse` does; an unknown preset is refused with the list of the known ones.
@@ -89,7 +90,12 @@ def parse_recipe(
     name = _last_value("--preset", argv) or default_preset
     if name not in presets:
         fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
+    run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
     preset = presets[name]
+    if "--resume" in argv and _last_value("--preset", argv) is None:
+        made_with = Path(_last_value("--run-dir", argv) or run.run_dir) / "config.json"
+        if made_with.is_file():
+            preset = _resumed(made_with, type(preset), prog)
     flat = tyro.conf.arg(name="")
     preset_help = "Named set of defaults; every other flag overrides its value."
     recipe = dataclasses.make_dataclass(
@@ -101,9 +107,20 @@ def parse_recipe(
         ],
         frozen=True,
     )
-    run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
     chosen = parse(recipe, argv, prog, description, recipe(name, run, preset))
     return chosen.config, chosen.run
+
+
+def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> ConfigT:
+    from jaxformer.run.config_io import load_config
+
+    try:
+        config = load_config(config_file)
+    except UserError as error:
+        fail(prog, str(error))
+    if not isinstance(config, config_type):
+        fail(prog, f"{config_file} is of another recipe: resume it with the one it was started with")
+    return config
 
 
 def run_command(prog: str, function: Callable[[], int | None]) -> None:

@@ -84,7 +84,7 @@ def test_200_steps_equal_100_and_a_new_process_and_100(config, tmp_path):
     for words in (
         flags(config, whole, 200),
         [*flags(config, halves, 200), "--stop-after", "100"],
-        [*flags(config, halves, 200), "--resume"],
+        [*flags(config, halves, 200)[:5], "--resume"],  # the run knows its own flags
     ):
         subprocess.run(words, check=True, capture_output=True)
     assert losses(halves) == losses(whole)
