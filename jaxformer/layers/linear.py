@@ -8,6 +8,38 @@ from jaxtyping import Array, Float
 from jaxformer.config import BlockConfig
 
 
+@jax.custom_vjp
+def affine(
+    x_BI: Float[Array, "B I"], kernel_IO: Float[Array, "I O"], bias_O: Float[Array, " O"] | None
+) -> Float[Array, "B O"]:
+    """x W + b in the type of x, summed in float32 or wider and rounded once, after the bias.
+
+    The gradients of W and b come in their own types: in bfloat16 models they are summed over the
+    batch in float32. Both are why this is not left to autodiff, which would round the product before
+    it adds the bias, and sum b's gradient in bfloat16, or else multiply in float32 going backwards.
+    """
+    wide = jnp.promote_types(x_BI.dtype, jnp.float32)
+    y_BO = jnp.matmul(x_BI, kernel_IO.astype(x_BI.dtype), preferred_element_type=wide)
+    if bias_O is not None:
+        y_BO = y_BO + bias_O
+    return y_BO.astype(x_BI.dtype)
+
+
+def _affine_forward(x_BI: Array, kernel_IO: Array, bias_O: Array | None) -> tuple[Array, tuple]:
+    return affine(x_BI, kernel_IO, bias_O), (x_BI, kernel_IO, bias_O)
+
+
+def _affine_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array | None]:
+    x_BI, kernel_IO, bias_O = saved
+    x_grad = grad_BO @ kernel_IO.astype(x_BI.dtype).T
+    kernel_grad = jnp.matmul(x_BI.T, grad_BO, preferred_element_type=kernel_IO.dtype)
+    bias_grad = None if bias_O is None else grad_BO.astype(bias_O.dtype).sum(axis=0)
+    return x_grad, kernel_grad, bias_grad
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Linear(nnx.Module):
     """y = x W + b with W of shape (in, out), the transpose of torch.nn.Linear's weight."""
 
@@ -21,9 +53,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # One flat batch axis: XLA then forms the gradient of W without a transposing copy of x.
-        kernel = self.kernel[...].astype(self.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel
-        if self.bias is not None:
-            # Cast after broadcasting: its gradient is then summed over the batch in float32.
-            y = y + jnp.broadcast_to(self.bias[...], y.shape).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], kernel.shape[1])
+        x_BI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        bias_O = None if self.bias is None else self.bias[...]
+        y_BO = affine(x_BI, self.kernel[...], bias_O)
+        return y_BO.reshape(*x.shape[:-1], y_BO.shape[-1])
