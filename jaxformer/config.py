@@ -87,14 +87,17 @@ class GPTConfig(BlockConfig):
     """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
 
     vocab_size: int
-    """V, the number of tokens."""
+    """V, the number of tokens; 0 in a training config stands for the tokenizer's number."""
     context_length: int
     """T, the longest sequence; one learned position each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "context_length"):
-            require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
+        require_positive("model.context-length", self.context_length)
+        if self.vocab_size < 0:
+            raise UserError(
+                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
+            )
 
     def num_parameters(self) -> int:
         """Parameters counted by formula: VD + TD + N(4D² + 2DF + biases and norms) + final norm."""
@@ -233,11 +236,13 @@ class TrainConfig:
     """Slices the batch is cut into, one after the other, to save memory."""
     eval_every: int = 250
     """Steps between validation losses."""
+    eval_tokens: int = 2**20
+    """Validation tokens scored each time; `jaxformer evaluate` always scores all of them."""
     seed: int = 0
     """Seed of the initial weights, the dropout and the order of the data."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "eval_every"):
+        for name in ("steps", "batch_size", "accumulation", "eval_every", "eval_tokens"):
             require_positive(name.replace("_", "-"), getattr(self, name))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed} is out of range: choose one from 0 to 4294967295")
