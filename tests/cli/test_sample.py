@@ -127,6 +127,15 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(printed):
     assert stopped == "a" + new[: new.index(stop)] + "\n"
 
 
+def test_nothing_is_computed_once_every_sample_has_stopped(printed, run, monkeypatch):
+    new = printed("--prompt", "a")[1:-1]
+    shown = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: shown.append("".join(words)))
+    main(["sample", str(run), "--prompt", "a", "--max-new-tokens", "24", "--stop", new[3]])
+    steps = new.index(new[3]) + 1
+    assert len(shown) == 1 + steps + 2  # the prompt, the steps, the rest, the newline
+
+
 def test_a_stop_string_in_the_prompt_does_not_end_the_text(printed):
     new = printed("--prompt", "abch")[4:-1]
     text = printed("--prompt", "abch", "--stop", "bch")
