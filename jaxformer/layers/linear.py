@@ -8,28 +8,33 @@ from jaxtyping import Array, Float
 from jaxformer.config import BlockConfig
 
 
-@jax.custom_vjp
 def affine(
     x_BI: Float[Array, "B I"], kernel_IO: Float[Array, "I O"], bias_O: Float[Array, " O"] | None
 ) -> Float[Array, "B O"]:
-    """x W + b in the type of x, summed in float32 or wider and rounded once, after the bias.
+    """x W + b."""
+    y_BO = x_BI @ kernel_IO
+    return y_BO if bias_O is None else y_BO + bias_O
 
-    The gradients of W and b come in their own types: in bfloat16 models they are summed over the
-    batch in float32. Both are why this is not left to autodiff, which would round the product before
-    it adds the bias, and sum b's gradient in bfloat16, or else multiply in float32 going backwards.
+
+@jax.custom_vjp
+def narrow_affine(
+    x_BI: Float[Array, "B I"], kernel_IO: Float[Array, "I O"], bias_O: Float[Array, " O"] | None
+) -> Float[Array, "B O"]:
+    """x W + b of bfloat16 x and float32 W, b: multiplied in bfloat16, summed in float32.
+
+    The result is rounded once, after the bias; the gradients of W and b stay float32. Autodiff
+    would round before it adds the bias and sum b's gradient in bfloat16, or else multiply in float32
+    going backwards. In exchange only reverse-mode derivatives exist of this form.
     """
-    wide = jnp.promote_types(x_BI.dtype, jnp.float32)
-    y_BO = jnp.matmul(x_BI, kernel_IO.astype(x_BI.dtype), preferred_element_type=wide)
-    if bias_O is not None:
-        y_BO = y_BO + bias_O
-    return y_BO.astype(x_BI.dtype)
+    y_BO = jnp.matmul(x_BI, kernel_IO.astype(x_BI.dtype), preferred_element_type=kernel_IO.dtype)
+    return (y_BO if bias_O is None else y_BO + bias_O).astype(x_BI.dtype)
 
 
-def _affine_forward(x_BI: Array, kernel_IO: Array, bias_O: Array | None) -> tuple[Array, tuple]:
-    return affine(x_BI, kernel_IO, bias_O), (x_BI, kernel_IO, bias_O)
+def _narrow_forward(x_BI: Array, kernel_IO: Array, bias_O: Array | None) -> tuple[Array, tuple]:
+    return narrow_affine(x_BI, kernel_IO, bias_O), (x_BI, kernel_IO, bias_O)
 
 
-def _affine_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array | None]:
+def _narrow_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array | None]:
     x_BI, kernel_IO, bias_O = saved
     x_grad = grad_BO @ kernel_IO.astype(x_BI.dtype).T
     kernel_grad = jnp.matmul(x_BI.T, grad_BO, preferred_element_type=kernel_IO.dtype)
@@ -37,7 +42,7 @@ def _affine_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array 
     return x_grad, kernel_grad, bias_grad
 
 
-affine.defvjp(_affine_forward, _affine_backward)
+narrow_affine.defvjp(_narrow_forward, _narrow_backward)
 
 
 class Linear(nnx.Module):
@@ -55,5 +60,6 @@ class Linear(nnx.Module):
         # One flat batch axis: XLA then forms the gradient of W without a transposing copy of x.
         x_BI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         bias_O = None if self.bias is None else self.bias[...]
-        y_BO = affine(x_BI, self.kernel[...], bias_O)
+        form = narrow_affine if x_BI.dtype == jnp.bfloat16 else affine
+        y_BO = form(x_BI, self.kernel[...], bias_O)
         return y_BO.reshape(*x.shape[:-1], y_BO.shape[-1])
