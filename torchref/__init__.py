@@ -1,0 +1,1 @@
+"""The twin: the same models in plain PyTorch, file beside file."""

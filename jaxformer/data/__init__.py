@@ -1,0 +1,1 @@
+"""Floor 3: from files to tokens to batches."""

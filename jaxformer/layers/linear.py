@@ -22,9 +22,9 @@ def narrow_affine(
 ) -> Float[Array, "B O"]:
     """x W + b of bfloat16 x and float32 W, b: multiplied in bfloat16, summed in float32.
 
-    The result is rounded once, after the bias; the gradients of W and b stay float32. Autodiff
-    would round before it adds the bias and sum the gradient of b in bfloat16, or multiply in float32
-    going backwards. In exchange only reverse-mode derivatives exist of this form.
+    The result is rounded once, after the bias, and the gradients of W and b stay float32. Autodiff
+    would round before it adds the bias and sum the gradient of b in bfloat16, or would multiply in
+    float32 going backwards. In exchange only reverse-mode derivatives exist of this form.
     """
     y_BO = jnp.matmul(x_BI, kernel_IO.astype(x_BI.dtype), preferred_element_type=kernel_IO.dtype)
     return (y_BO if bias_O is None else y_BO + bias_O).astype(x_BI.dtype)

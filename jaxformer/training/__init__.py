@@ -1,0 +1,1 @@
+"""Floor 3: loss, schedule, optimizer and step, all pure functions."""

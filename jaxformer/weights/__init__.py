@@ -1,0 +1,1 @@
+"""Floor 3: parameters to and from PyTorch, by tables."""
