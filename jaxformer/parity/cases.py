@@ -1,0 +1,150 @@
+"""What a proof is run on: configuration, type, seed and shapes; the same numbers for both sides.
+
+Everything is drawn by numpy in float64 and rounded to the type of the proof, so both sides, and the
+float64 truth that judges bfloat16, start from exactly the same numbers. No parameter stays at its
+initial value: zero biases and unit scales would hide bugs.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import PyTree
+
+from jaxformer.config import GPTConfig
+from jaxformer.layers import masks
+from jaxformer.layers.dropout import fold_path, keep_mask
+from jaxformer.models.pure import leaf_path
+from jaxformer.parity.compare import DType
+from jaxformer.parity.trace import rounded
+from torchref.layers import masks as torch_masks
+from torchref.layers.dropout import Keep
+
+Mask = Literal["causal", "padding", "segments", "nothing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run of a proof."""
+
+    config: GPTConfig
+    """The sizes and options; its dtype is replaced by `dtype`."""
+    dtype: DType = "float64"
+    seed: int = 0
+    """Of every number that is drawn."""
+    batch: int = 2
+    """B."""
+    length: int = 5
+    """L, at most the config's context length."""
+    memory: int = 7
+    """M, the length of the memory in cross-attention."""
+    masks: tuple[Mask, ...] = ()
+    """Masks that are combined; `nothing` lets the last row of the batch attend to nothing."""
+    jit: bool = True
+    """Compile the JAX side; operation by operation is quicker where shapes repeat."""
+    numbers: DType | None = None
+    """Type that drawn numbers are rounded to; by default that of the case."""
+
+    @property
+    def model_config(self) -> GPTConfig:
+        """The config in the type of this case."""
+        return dataclasses.replace(self.config, dtype=self.dtype)
+
+    @property
+    def truth(self) -> "Case":
+        """The same case in float64, with the numbers of this one's type."""
+        return dataclasses.replace(self, dtype="float64", numbers=self.number_type)
+
+    @property
+    def number_type(self) -> DType:
+        """Type that drawn numbers are rounded to."""
+        return self.numbers or self.dtype
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type on PyTorch's side."""
+        return getattr(torch, self.dtype)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Numbers of this case for one purpose."""
+        return np.random.default_rng([self.seed, *name.encode()])
+
+    def normal(self, name: str, *shape: int) -> np.ndarray:
+        """Standard normal numbers of the case's type."""
+        return rounded(self.rng(name).standard_normal(shape), self.number_type)
+
+    def tokens(self, name: str, *shape: int) -> np.ndarray:
+        """Tokens of the vocabulary."""
+        return self.rng(name).integers(0, self.config.vocab_size, shape)
+
+    def to_jax(self, array: np.ndarray) -> jax.Array:
+        """Floats in the case's type, others as they are."""
+        return jnp.asarray(array, self.dtype if array.dtype.kind == "f" else None)
+
+    def to_torch(self, array: np.ndarray) -> torch.Tensor:
+        """Floats in the case's type, others as they are."""
+        return torch.tensor(array, dtype=self.torch_dtype if array.dtype.kind == "f" else None)
+
+
+def draw_params(case: Case, shapes: PyTree) -> PyTree:
+    """Kernels that keep the size of what they map, other weights of size 0.5, scales near 1."""
+
+    def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        name = leaf_path(path)
+        values = case.rng(name).standard_normal(shape.shape)
+        if name.endswith("kernel"):
+            values = values / np.sqrt(shape.shape[0])
+        elif name.endswith("scale"):
+            values = 1.0 + 0.2 * values
+        else:
+            values = 0.5 * values
+        return jnp.asarray(rounded(values, case.number_type), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, torch.Tensor | None]:
+    """The masks of the case, combined, made by each side's own functions from the same facts.
+
+    `causal` and `segments` are left out where queries and keys are different sequences.
+    """
+    B, rng = case.batch, case.rng("masks")
+    valid = np.arange(keys) < rng.integers(1, keys + 1, (B, 1))
+    segments = np.sort(rng.integers(0, 3, (B, keys)), axis=1)
+    nothing = np.repeat(np.arange(B) < B - 1, keys).reshape(B, keys)
+    ours: list[jax.Array] = []
+    theirs: list[torch.Tensor] = []
+    for kind in case.masks:
+        if kind == "causal" and queries == keys:
+            ours.append(masks.causal_mask(keys))
+            theirs.append(torch_masks.causal_mask(keys))
+        if kind == "segments" and queries == keys:
+            ours.append(masks.segment_mask(jnp.asarray(segments), jnp.asarray(segments)))
+            tensor = torch.tensor(segments)
+            theirs.append(torch_masks.segment_mask(tensor, tensor))
+        if kind in ("padding", "nothing"):
+            rows = valid if kind == "padding" else nothing
+            ours.append(masks.padding_mask(jnp.asarray(rows)))
+            theirs.append(torch_masks.padding_mask(torch.tensor(rows)))
+    return masks.combine_masks(*ours), torch_masks.combine_masks(*theirs)
+
+
+def dropout_key(case: Case) -> jax.Array:
+    """The key of the case's dropout."""
+    return jax.random.key(case.seed)
+
+
+def keep_for(case: Case, key: jax.Array) -> Keep:
+    """PyTorch's side of a dropout key: at every path the mask that jaxformer draws there."""
+
+    def mask(path: tuple[str | int, ...], rate: float, shape: tuple[int, ...]) -> torch.Tensor:
+        # jax draws other bits in x64 mode; the float64 truth needs the masks of what it judges.
+        with jax.enable_x64(case.number_type == "float64"):
+            folded = fold_path(key, *path)
+            assert folded is not None
+            return torch.tensor(np.asarray(keep_mask(folded, rate, shape)))
+
+    return Keep(mask)
