@@ -29,6 +29,7 @@ from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
 
 PROMPT_LENGTH = 16
+PRECISION = "highest"  # of float32 products; GPUs would take TF32 otherwise
 WAYS: dict[str, Callable] = {"cached": generate, "uncached": generate_uncached}
 
 
@@ -84,7 +85,8 @@ def main() -> None:
         num_layers=arguments.num_layers,
         dtype=arguments.dtype,
     )
-    rows = measure(config, arguments.batch_size, arguments.repetitions)
+    with jax.default_matmul_precision(PRECISION):
+        rows = measure(config, arguments.batch_size, arguments.repetitions)
     about = {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -92,7 +94,7 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
         "cpus": os.cpu_count(),
         "dtype": config.dtype,
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": PRECISION,
         "batch_size": arguments.batch_size,
         "parameters": config.num_parameters(),
         "context_length": config.context_length,

@@ -32,7 +32,7 @@ def save_run(path, tokenizer, vocab_size):
         init_params(GPT, model, jax.random.key(0)), adamw(config.optimizer, config.steps)
     )
     with CheckpointWriter(path / directory.CHECKPOINTS, keep=1) as writer:
-        writer.save(1, state, {})
+        writer.save(1, state, {"data": "text"})
     return path
 
 

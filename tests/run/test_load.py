@@ -29,7 +29,7 @@ def save_run(path, config, tokenizer, steps=(1,)):
     with CheckpointWriter(path / directory.CHECKPOINTS, keep=3) as writer:
         for step in steps:
             params = init_params(GPT, config.model, jax.random.key(step))
-            writer.save(step, init_state(params, optimizer), {})
+            writer.save(step, init_state(params, optimizer), {"data": f"text of step {step}"})
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def run_dir(saved, tmp_path):
 def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
     run = load_run(run_dir, step=wanted)
     assert run.step == step
+    assert run.data_fingerprint == f"text of step {step}"
     assert run.config == TrainConfig(model=MODEL)
     assert run.tokenizer.fingerprint == ByteTokenizer().fingerprint
     expected = init_params(GPT, MODEL, jax.random.key(step))
