@@ -1,0 +1,89 @@
+"""The README's commands and code run as they stand, on a run small enough to make here."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(300))
+TINY = (
+    "--model.width 8 --model.num-heads 2 --model.mlp-width 8 --model.num-layers 1 "
+    "--model.context-length 32 --batch-size 8 --data.vocab-size 300 --steps 4"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [
+        line.partition(" # ")[0].strip() for block in blocks("sh") for line in block.split("\n")
+    ]
+    return [line for line in lines if line]
+
+
+def small(command: str) -> list[str]:
+    """The command with sizes that take seconds; where it runs and what it names stay."""
+    words = shlex.split(command)
+    if words[0] == "python" and "--resume" not in words:
+        for flag in ("--steps", "--stop-after"):
+            if flag in words:
+                words[words.index(flag) + 1] = {"--steps": "4", "--stop-after": "2"}[flag]
+        tiny = shlex.split(TINY)
+        given = {word for word in words if word.startswith("--")}
+        pairs = zip(tiny[::2], tiny[1::2], strict=True)
+        words += [word for pair in pairs if pair[0] not in given for word in pair]
+        if "--data.path" not in words:
+            words += ["--data.path", "my_texts/"]
+    executables = {"python": [sys.executable], "jaxformer": [sys.executable, "-m", "jaxformer"]}
+    return executables[words[0]] + words[1:]
+
+
+def test_there_are_commands_and_code_to_run():
+    assert [c for c in commands() if c.startswith("make")] == ["make demo", "make test"]
+    assert len([c for c in commands() if c.startswith("jaxformer")]) >= 6
+    assert len(blocks("python")) >= 2
+
+
+def test_make_knows_its_targets():
+    for target in ("demo", "test", "test-slow", "lint", "parity"):
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_the_python_code_runs():
+    names: dict = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert names["logits"].shape == (2, 16, 64)
+    assert "transformer.wte.weight" in names["arrays"]
+
+
+def test_every_command_runs(tmp_path):
+    (tmp_path / "my_texts").mkdir()
+    for i in range(30):
+        (tmp_path / "my_texts" / f"{i}.py").write_text(TEXT[i:], encoding="utf-8")
+    (tmp_path / "shakespeare.txt").write_text(TEXT, encoding="utf-8")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAXFORMER_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
+    demo = "python -m train.gpt_stdlib --run-dir runs/demo"
+    for command in [demo, *commands()]:
+        if command.startswith("make"):
+            continue
+        done = subprocess.run(
+            small(command), cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stderr == "", command
+        assert done.stdout, command
