@@ -23,10 +23,8 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [
-        line.partition(" # ")[0].strip() for block in blocks("sh") for line in block.split("\n")
-    ]
-    return [line for line in lines if line]
+    lines = "\n".join(blocks("sh")).split("\n")
+    return [line.partition(" # ")[0].strip() for line in lines if line]
 
 
 def small(command: str) -> list[str]:
