@@ -1,7 +1,7 @@
 """Corpus: the text a run learns from, split in two, and its tokens prepared once on disk.
 
 Three sources: a UTF-8 file, a directory of them, or the running Python's standard library, which is
-11 to 12 MB of source on every machine (it differs between versions, so losses compare only under
+about 11 MB of source on every machine (it differs between versions, so losses compare only under
 equal corpus hashes).
 
 A preparation is a directory of the cache, named for the corpus and the tokenizer's settings:
@@ -41,7 +41,9 @@ FORMAT = 1  # of a preparation; raise it when the same settings would give other
 SIDES = ("train", "val")
 UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 3600.0  # seconds, after which a killed preparation's files are removed
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+TESTS = {"test", "tests", "idle_test"}
+GENERATED = {"__pycache__", "pydoc_data"}  # the latter is one file of prose, a sixteenth of it all
+NOT_THE_LIBRARY = {"site-packages", "dist-packages"} | TESTS | GENERATED
 
 logger = logging.getLogger(__name__)
 
