@@ -1,11 +1,12 @@
 """bfloat16, judged against the float64 truth.
 
 Eight bits leave errors of half a percent, and in a small tensor chance decides which side's is the
-larger. Errors are therefore pooled, over seeds and over the values of a layer, by their root mean
-square, before JAX's is compared with PyTorch's.
+larger. Errors are therefore pooled by their root mean square, over seeds, over the values of a
+layer and over equal layers, before JAX's is compared with PyTorch's.
 """
 
 import dataclasses
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxformer.parity.compare import Row
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.twins import Proof
 
-SEEDS = 16
+SEEDS = 8
 
 
 def prove_pooled(proof: Proof, case: Case, seeds: int = SEEDS) -> Comparison:
@@ -24,9 +25,11 @@ def prove_pooled(proof: Proof, case: Case, seeds: int = SEEDS) -> Comparison:
     for seed in range(case.seed, case.seed + seeds):
         for row in proof(dataclasses.replace(case, seed=seed, jit=False)).rows:
             assert row.bound is not None
-            errors[row.model, row.layer, row.quantity].append((row.error, row.bound))
+            layer = re.sub(r"\d+", "*", row.layer)  # all blocks together
+            errors[row.model, layer, row.quantity].append((row.error, row.bound))
     rows = []
-    for key, pairs in errors.items():
+    for (model, layer, quantity), pairs in errors.items():
         error, bound = np.sqrt(np.square(pairs).mean(axis=0)).tolist()
-        rows.append(Row(*key, f"{len(pairs)} values", "bfloat16", error, bound, error <= bound))
+        path = f"{len(pairs)} values"
+        rows.append(Row(model, layer, quantity, path, "bfloat16", error, bound, error <= bound))
     return Comparison.of(rows)

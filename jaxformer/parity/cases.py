@@ -23,6 +23,9 @@ from jaxformer.parity.trace import rounded
 from torchref.layers import masks as torch_masks
 from torchref.layers.dropout import Keep
 
+TINY = GPTConfig(vocab_size=13, context_length=8, width=16, num_heads=4, mlp_width=32, num_layers=2)
+"""What proofs are run on unless they draw their own."""
+
 Mask = Literal["causal", "padding", "segments", "nothing"]
 
 

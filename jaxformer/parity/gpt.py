@@ -43,9 +43,10 @@ def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every proof of the whole model, each with the case it is run on."""
+    """Every proof of the whole model, each with the case it is run on; one of them compiled."""
     unbiased = dataclasses.replace(case.config, use_bias=False)
     return [
+        (prove_gpt, dataclasses.replace(case, jit=True)),
         (prove_gpt, case),
         (prove_gpt, dataclasses.replace(case, masks=("padding", "segments"))),
         (prove_gpt, dataclasses.replace(case, config=unbiased)),

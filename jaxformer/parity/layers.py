@@ -86,7 +86,7 @@ def prove_layer_norm_far(case: Case) -> Comparison:
     They lie on a binary grid, so that the mean is exact on both sides and only the variance is at
     stake; the width must be a power of two.
     """
-    digits = {"float64": 30, "float32": 8, "bfloat16": 0}[case.number_type]
+    digits = 30 if case.dtype == "float64" else 8
     return _prove_norm(case, 1024.0 + np.round(_hidden(case) * 2.0**digits) / 2.0**digits)
 
 
@@ -227,7 +227,8 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_sinusoid, none),
         (prove_positions, none),
         (prove_layer_norm, none),
-        (prove_layer_norm_far, none),
+        # Eight bits do not reach 1024 and the digits behind it.
+        *([] if case.dtype == "bfloat16" else [(prove_layer_norm_far, none)]),
         (prove_dropout, dropped),
         *((prove_attention_function, each) for each in masked),
         *((prove_attention, each) for each in (*masked, dropped)),

@@ -28,15 +28,16 @@ def arithmetic(dtype: DType) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)  # proofs are tiny: threads would only wait for each other
-    x64, precision = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+    names = ("jax_enable_x64", "jax_default_matmul_precision")
+    before = {name: getattr(jax.config, name) for name in names}
     # For the whole process rather than this thread: Orbax restores in threads of its own.
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_x64", x64)
-        jax.config.update("jax_default_matmul_precision", precision)
+        for name, value in before.items():
+            jax.config.update(name, value)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)

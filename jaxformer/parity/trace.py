@@ -11,6 +11,8 @@ the same for both sides.
 """
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
@@ -74,7 +76,8 @@ def trace_jax(
         UserError: when a module is called inside jit, scan, remat or vmap of the model's own: its
             values cannot be seen from outside.
     """
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
     ends: list[tuple[str, int, int]] = []
 
     def run(params: PyTree, deltas: Any, args: Sequence[Any]) -> tuple[list, list]:
@@ -88,14 +91,14 @@ def trace_jax(
         # Adding a zero to a value and differentiating by that zero gives the value's gradient.
         shapes = jax.eval_shape(lambda p: run(p, None, args)[1], params)
         deltas = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        outputs, pullback, seen = jax.vjp(
-            lambda p, d: run(p, d, args), params, deltas, has_aux=True
-        )
+        forward = functools.partial(run, args=args)
+        outputs, pullback, seen = jax.vjp(forward, params, deltas, has_aux=True)
         weights = _weights([x.shape for x in outputs], dtype, seed)
         cotangents = [jnp.asarray(w, x.dtype) for w, x in zip(weights, outputs, strict=True)]
-        return seen, *pullback(cotangents)
+        param_grads, grads = pullback(cotangents)
+        return seen, param_grads, grads
 
-    compiled = jax.jit(differentiate) if jit else differentiate
+    compiled: Callable[..., Any] = jax.jit(differentiate) if jit else differentiate
     try:
         seen, param_grads, grads = compiled(params, tuple(args))
     except jax.errors.UnexpectedTracerError as error:
@@ -184,7 +187,7 @@ def _weights(shapes: Sequence[tuple[int, ...]], dtype: DType, seed: int) -> Iter
     """Numbers of norm near 1: the size of gradients then depends little on that of the output."""
     rng = np.random.default_rng(seed)
     for shape in shapes:
-        scale = 2.0 ** -np.round(np.log2(max(np.prod(shape), 1.0)) / 2)  # exact in every type
+        scale = 2.0 ** -round(math.log2(max(math.prod(shape), 1)) / 2)  # exact in every type
         yield scale * rounded(rng.standard_normal(shape), dtype)
 
 

@@ -1,4 +1,4 @@
-"""Proofs of what training is made of: loss, schedule, clipping, optimizer, accumulation, 100 steps."""
+"""Proofs of what training is made of: loss, schedule, clipping, optimizer, slices, 100 steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -173,12 +173,11 @@ def _train(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, A
         state = step.init_state(draw_params(case, shapes), adamw)
         reports = []
         for i in range(steps):
-            state, metrics = train_step(state, step.Batch(*map(jnp.asarray, batch(case, i))))
-            reports.append(metrics)
+            state, report = train_step(state, step.Batch(*map(jnp.asarray, batch(case, i))))
+            reports.append(report)
+        metrics = [(float(report.loss), float(report.grad_norm)) for report in reports]
         values = _state_values(layer, state.params, state.opt_state)
-        return values | _metrics_values(
-            layer, [(float(m.loss), float(m.grad_norm)) for m in reports]
-        )
+        return values | _metrics_values(layer, metrics)
 
 
 def _train_twin(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, Any]:

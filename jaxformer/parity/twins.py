@@ -110,7 +110,7 @@ def compare_functions(
     twin: Callable[..., Any],
     inputs: Inputs,
 ) -> Comparison:
-    """`compare_twins` for functions without parameters, as the call of an otherwise empty module."""
+    """`compare_twins` for functions without parameters, as the call of an empty module."""
 
     class Module(nnx.Module):
         def __call__(self, *args: Any) -> Any:

@@ -1,0 +1,64 @@
+"""`jaxformer parity`: the measured-error table against PyTorch, and the planted bugs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxformer.atomic import replacing
+from jaxformer.cli.arguments import parse
+from jaxformer.errors import UserError
+
+DESCRIPTION = (
+    "Prove every layer, gradient, update and decoded token equal to PyTorch, within the bounds of "
+    "jaxformer/parity/compare.py, and show that the proofs catch planted bugs. The exit status is "
+    "0 only if all hold."
+)
+DType = Literal["float64", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityArguments:
+    """What `jaxformer parity` is asked."""
+
+    model: Literal["gpt", "transformer", "bert", "all"] = "all"
+    """The model to prove; `all` is every model there is."""
+    dtype: DType | None = None
+    """The type to prove it in; by default float64 and float32."""
+    json: Path | None = None
+    """File for everything that was measured."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the proofs; the exit status is 0 if all hold, else 1.
+
+    Raises:
+        UserError: without PyTorch, for a model that is not there, or a file that cannot be written.
+    """
+    arguments = parse(ParityArguments, argv, "jaxformer parity", DESCRIPTION)
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise UserError(f"{arguments.json.parent} is not a directory: create it first")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"{arguments.json} is a directory: name a file")
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            'PyTorch, to compare with, is not installed: pip install "jaxformer[torch]"'
+        ) from error
+    from rich.console import Console
+
+    from jaxformer.parity import report
+
+    dtypes: Sequence[DType] = ("float64", "float32")
+    if arguments.dtype is not None:
+        dtypes = (arguments.dtype,)
+    with Console(file=sys.stderr).status("proving") as status:
+        found = report.run(arguments.model, dtypes, status.update)
+    if arguments.json is not None:
+        with replacing(arguments.json) as file:
+            file.write(json.dumps(report.as_json(found), indent=1).encode())
+    report.show(found, Console(soft_wrap=True))
+    return 0 if found.ok else 1
