@@ -45,7 +45,7 @@ def generate(
     graph: nnx.GraphDef,
     params: PyTree[Array],
     config: GPTConfig,
-    prompts: Sequence[Int[np.ndarray, " L"]],
+    prompts: Sequence[Int[np.ndarray, "_"]],
     *,
     max_new_tokens: int,
     sampling: SamplingConfig | None = None,
@@ -136,7 +136,7 @@ def generate_uncached(
     graph: nnx.GraphDef,
     params: PyTree[Array],
     config: GPTConfig,
-    prompts: Sequence[Int[np.ndarray, " L"]],
+    prompts: Sequence[Int[np.ndarray, "_"]],
     *,
     max_new_tokens: int,
     sampling: SamplingConfig | None = None,
@@ -219,7 +219,7 @@ def newest(
 
 
 def _checked(
-    prompts: Sequence[Int[np.ndarray, " L"]], config: GPTConfig, max_new_tokens: int, seed: int
+    prompts: Sequence[Int[np.ndarray, "_"]], config: GPTConfig, max_new_tokens: int, seed: int
 ) -> list[list[int]]:
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens {max_new_tokens} writes nothing: choose 1 or more")
