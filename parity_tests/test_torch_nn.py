@@ -51,17 +51,20 @@ def both(array: np.ndarray, dtype: str) -> tuple[jax.Array, torch.Tensor]:
 
 def config_of(width: int, heads: int, dtype: str, **options) -> BlockConfig:
     sizes = {"width": width, "num_heads": heads, "mlp_width": 2 * width, "num_layers": 1}
-    return BlockConfig(**sizes, dtype=dtype, init_std=0.5, **options)
+    return BlockConfig(**sizes, dtype=dtype, **options)
 
 
 def drawn(module: nnx.Module, seed: int) -> nnx.Module:
-    """The module with no parameter left at zero or one."""
-    graph, params = nnx.split(module, nnx.Param)
-    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(params))
+    """The module with kernels that keep the size of what they map, and no bias 0 or scale 1."""
+    graph, state = nnx.split(module, nnx.Param)
     rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
-    moved = [leaf + shift for leaf, shift in zip(leaves, noise, strict=True)]
-    return bind(graph, jax.tree.unflatten(tree, moved))
+
+    def draw(leaf: jax.Array) -> jax.Array:
+        noise = rng.standard_normal(leaf.shape)
+        drawn = noise / np.sqrt(len(leaf)) if leaf.ndim == 2 else np.asarray(leaf) + 0.3 * noise
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return bind(graph, jax.tree.map(draw, nnx.to_pure_dict(state)))
 
 
 def gradients(module: nnx.Module, function, *inputs):
