@@ -95,7 +95,9 @@ def _draw_panel(
     axes.xaxis.label.set_fontsize(9)
     steps, values = _curve(rows, name)
     if scale == "log" and np.nanmin(values, initial=math.inf) > 0:
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=(2, 5))
+        axes.yaxis.set_minor_formatter(numbers)
+        axes.tick_params(which="minor", labelsize=8)
     axes.yaxis.set_major_formatter(numbers)
     axes.plot(steps, values, _line(values), color=TRAIN, linewidth=1, markersize=3)
 
