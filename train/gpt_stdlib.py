@@ -17,22 +17,19 @@ PRESETS = {
     "demo": TrainConfig(
         model=GPTConfig(
             vocab_size=0,
-            context_length=128,
-            width=192,
-            num_heads=6,
-            mlp_width=768,
+            context_length=256,
+            width=128,
+            num_heads=4,
+            mlp_width=512,
             num_layers=4,
-            dropout_rate=0.0,
-            init_std=0.04,
+            init_std=0.05,
         ),
-        data=DataConfig(tokenizer="bpe", vocab_size=4096, val_fraction=0.05),
-        optimizer=OptimizerConfig(
-            peak_learning_rate=2e-3, floor_learning_rate=1e-4, warmup_steps=100
-        ),
-        checkpoint=CheckpointConfig(every=250),
-        steps=1500,
-        batch_size=16,
-        eval_every=250,
+        data=DataConfig(tokenizer="bpe", vocab_size=4096),
+        optimizer=OptimizerConfig(peak_learning_rate=4e-3, floor_learning_rate=1e-4),
+        checkpoint=CheckpointConfig(every=750),
+        steps=4500,
+        batch_size=4,
+        eval_every=750,
     ),
 }
 
