@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from jaxformer import checkpoint
@@ -81,18 +81,28 @@ def build(config: TrainConfig, mesh: Mesh) -> Program:
     graph, _ = abstract_model(GPT, config.model)
     optimizer = adamw(config.optimizer, config.steps)
 
-    def fresh_state() -> TrainState:
-        return init_state(init_params(GPT, config.model, init_key), optimizer)
+    def draw() -> PyTree:
+        return init_params(GPT, config.model, init_key)
 
-    shapes = jax.eval_shape(fresh_state)
+    def begin(params: PyTree) -> TrainState:
+        return init_state(params, optimizer)
+
+    shapes = jax.eval_shape(lambda: begin(draw()))
     places = state_shardings(shapes, mesh)
     rows = batch_sharding(mesh)
+
+    def fresh_state() -> TrainState:
+        # Drawn by one device and then divided: how a draw is cut decides its last bits.
+        params = jax.jit(draw, out_shardings=SingleDeviceSharding(mesh.devices.flat[0]))()
+        params = jax.device_put(params, places.params)
+        return jax.jit(begin, out_shardings=places)(params)
+
     dropout = dropout_key if config.model.dropout_rate > 0 else None
     return Program(
         mesh=mesh,
         rows=rows,
         state=jax.tree.map(_place, shapes, places),
-        fresh_state=jax.jit(fresh_state, out_shardings=places),
+        fresh_state=fresh_state,
         train_step=jax.jit(
             make_train_step(graph, optimizer, dropout, config.accumulation),
             in_shardings=(places, rows),
