@@ -19,6 +19,10 @@ DESCRIPTION = (
 DType = Literal["float64", "float32", "bfloat16"]
 
 
+TABLE_WIDTH = 110
+"""Columns of the table in a file or a pipe."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ParityArguments:
     """What `jaxformer parity` is asked."""
@@ -60,5 +64,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         with replacing(arguments.json) as file:
             file.write(json.dumps(report.as_json(found), indent=1).encode())
-    report.show(found, Console(soft_wrap=True))
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = TABLE_WIDTH
+    report.show(found, console)
     return 0 if found.ok else 1
