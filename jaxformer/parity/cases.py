@@ -93,12 +93,18 @@ class Case:
 
 
 def draw_params(case: Case, shapes: PyTree) -> PyTree:
-    """Kernels that keep the size of what they map, other weights of size 0.5, scales near 1."""
+    """Kernels that keep the size of what they map, other weights of size 0.5, scales near 1.
+
+    Queries and keys are half that size: the gradient of a saturated softmax is the difference of
+    nearly equal numbers, whose relative error says nothing about the program.
+    """
 
     def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
         name = leaf_path(path)
         values = case.rng(name).standard_normal(shape.shape)
-        if name.endswith("kernel"):
+        if name.endswith(("query/kernel", "key/kernel")):
+            values = 0.5 * values / np.sqrt(shape.shape[0])
+        elif name.endswith("kernel"):
             values = values / np.sqrt(shape.shape[0])
         elif name.endswith("scale"):
             values = 1.0 + 0.2 * values

@@ -53,6 +53,12 @@ class Trace(NamedTuple):
     param_grads: dict[str, Any]
 
 
+_HIDDEN = (
+    "a module is called inside jit, scan, remat or vmap, where its output cannot be seen: "
+    "compare the model with that turned off"
+)
+
+
 def rounded(values: np.ndarray, dtype: DType) -> np.ndarray:
     """The nearest numbers of a type, kept in float64."""
     if dtype == "float64":
@@ -102,10 +108,9 @@ def trace_jax(
     try:
         seen, param_grads, grads = compiled(params, tuple(args))
     except jax.errors.UnexpectedTracerError as error:
-        raise UserError(
-            "a module is called inside jit, scan, remat or vmap, where its output cannot be seen: "
-            "compare the model with that turned off"
-        ) from error
+        raise UserError(_HIDDEN) from error
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((seen, grads))):
+        raise UserError(_HIDDEN)
     calls = [
         Call(*end, *values, *gradients)
         for end, values, gradients in zip(ends, seen, grads, strict=True)
@@ -136,8 +141,10 @@ class _Recorder:
         original = cls.__call__
 
         def call(module: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+            if id(module) not in self.paths:
+                raise UserError(_HIDDEN)  # a copy, made by a transformation
             # A class that calls its parent's __call__ is one call, not two.
-            if id(module) in self.running or id(module) not in self.paths:
+            if id(module) in self.running:
                 return original(module, *args, **kwargs)
             self.running.add(id(module))
             try:

@@ -66,7 +66,8 @@ def prove_schedule(case: Case) -> Comparison:
         count = np.arange(steps + 5)
         key = Key("schedule", "update", f"{warmup} of {steps} steps")
         with arithmetic(case.dtype):
-            ours[key] = as_numpy(schedule.warmup_cosine(config, steps)(jnp.asarray(count)))
+            learning_rate = jax.vmap(schedule.warmup_cosine(config, steps))
+            ours[key] = as_numpy(learning_rate(jnp.asarray(count)))
         rate = torch_schedule.warmup_cosine(_twin_config(config), steps)
         theirs[key] = np.array([rate(int(s)) for s in count])
     return Comparison.of(judge(ours, theirs, _bound("layer", case), case.dtype, "gpt"))

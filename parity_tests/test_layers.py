@@ -1,0 +1,95 @@
+"""Every layer against its twin, at drawn shapes and options, forwards and backwards."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer.config import GPTConfig
+from jaxformer.parity import layers
+from jaxformer.parity.bfloat16 import prove_pooled
+from jaxformer.parity.cases import Case
+
+PROOFS = [
+    layers.prove_masks,
+    layers.prove_sinusoid,
+    layers.prove_positions,
+    layers.prove_layer_norm,
+    layers.prove_attention_function,
+    layers.prove_attention,
+    layers.prove_cross_attention,
+    layers.prove_mlp,
+    layers.prove_block,
+]
+MASKS = [(), ("causal",), ("padding",), ("segments",), ("nothing",), ("causal", "padding")]
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> Case:
+    """Few widths but every option: what costs time is compiling another shape."""
+    width, num_heads = draw(st.sampled_from([(8, 1), (8, 4), (12, 3)]))
+    config = GPTConfig(
+        vocab_size=7,
+        context_length=draw(st.sampled_from([4, 6])),
+        width=width,
+        num_heads=num_heads,
+        mlp_width=draw(st.sampled_from([4, 20])),
+        num_layers=1,
+        activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh"])),
+        norm_placement=draw(st.sampled_from(["pre", "post"])),
+        norm_epsilon=draw(st.sampled_from([1e-5, 1e-3])),
+        use_bias=draw(st.booleans()),
+        dropout_rate=draw(st.sampled_from([0.0, 0.3])),
+    )
+    return Case(
+        config,
+        draw(st.sampled_from(dtypes)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        batch=draw(st.integers(1, 3)),
+        length=draw(st.sampled_from([1, 4])),
+        memory=draw(st.sampled_from([1, 3])),
+        masks=draw(st.sampled_from(MASKS)),
+    )
+
+
+@pytest.mark.parametrize("proof", PROOFS)
+@given(case=cases())
+def test_layer_is_its_twin(proof, case):
+    found = proof(case)
+    assert found.ok, [row for row in found.rows if not row.ok]
+
+
+@pytest.mark.slow  # in float64, where the worst drawn case is still far from its bound
+@pytest.mark.parametrize("proof", PROOFS)
+@settings(max_examples=200, derandomize=False)
+@given(case=cases(dtypes=("float64",)))
+def test_layer_is_its_twin_in_many_cases(proof, case):
+    found = proof(case)
+    assert found.ok, [row for row in found.rows if not row.ok]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_layer_norm_far_from_zero_is_its_twin(dtype):
+    found = layers.prove_layer_norm_far(Case(layers_config(), dtype))
+    assert found.ok, found.rows
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_dropout_is_its_twin(dtype):
+    found = layers.prove_dropout(Case(layers_config(dropout_rate=0.4), dtype))
+    assert found.ok, found.rows
+
+
+@pytest.mark.parametrize(
+    "proof", [layers.prove_attention, layers.prove_mlp, layers.prove_block, layers.prove_layer_norm]
+)
+def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch(proof):
+    case = Case(layers_config(width=32, mlp_width=64), "bfloat16", batch=4, length=8)
+    found = prove_pooled(proof, dataclasses.replace(case, masks=("causal",)))
+    assert found.ok, [row for row in found.rows if not row.ok]
+
+
+def layers_config(**options):
+    sizes = {"width": 16, "num_heads": 4, "mlp_width": 32} | options
+    return GPTConfig(vocab_size=7, context_length=8, num_layers=1, **sizes)

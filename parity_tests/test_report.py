@@ -1,0 +1,180 @@
+"""The report and its command: what it runs, what it writes, and when it says no."""
+
+import builtins
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from jaxformer.cli import parity as command
+from jaxformer.cli.main import main
+from jaxformer.parity import layers, report
+from jaxformer.parity.compare import Row
+from jaxformer.parity.divergence import Comparison
+
+CONTRACT = {"model", "layer", "quantity", "path", "dtype", "error", "bound", "ok"}
+SINUSOID_BUG = next(bug for bug in report.BUGS if bug.layer == "sinusoidal_positions")
+
+
+def failing(case):
+    row = Row("gpt", "loss", "output", "x", case.dtype, math.inf, 1e-13, False)
+    return Comparison.of([row])
+
+
+def subject(*proofs):
+    return lambda case: [(proof, case) for proof in proofs]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A report of two layers and one bug, and a way to add a proof."""
+
+    def prove(*more):
+        monkeypatch.setattr(
+            report, "MODELS", {"gpt": (subject(layers.prove_masks, layers.prove_mlp, *more),)}
+        )
+
+    prove()
+    monkeypatch.setattr(report, "BUGS", (SINUSOID_BUG,))
+    return prove
+
+
+def run_command(argv, capsys):
+    try:
+        main(["parity", *argv])
+    except SystemExit as stop:
+        return stop.code, *capsys.readouterr()
+    return 0, *capsys.readouterr()
+
+
+def test_all_in_bounds_is_status_0_and_the_file_holds_every_row(short, tmp_path, capsys):
+    path = tmp_path / "parity.json"
+    status, out, _ = run_command(["--model", "gpt", "--json", str(path)], capsys)
+    assert status == 0
+    found = json.loads(path.read_text())
+    assert found["ok"] is True
+    assert {row["dtype"] for row in found["rows"]} == {"float64", "float32"}
+    assert all(set(row) == CONTRACT and row["model"] == "gpt" for row in found["rows"])
+    assert all(row["ok"] and row["error"] <= row["bound"] for row in found["rows"])
+    assert found["bugs"] == {
+        "planted": 1,
+        "caught": 1,
+        "named": 1,
+        "findings": [
+            {
+                "name": SINUSOID_BUG.name,
+                "layer": "sinusoidal_positions",
+                "caught": True,
+                "named": "sinusoidal_positions",
+                "ok": True,
+            }
+        ],
+    }
+    assert found["settings"]["jax_default_matmul_precision"] == "highest"
+    assert {entry["quantity"] for entry in found["summary"]} == {
+        "output",
+        "input_grad",
+        "param_grad",
+    }
+    assert "1 bugs planted, 1 caught, 1 named by their layer" in out
+    assert "all in bounds" in out
+    assert [file.name for file in tmp_path.iterdir()] == ["parity.json"]
+
+
+def test_one_row_out_of_bounds_is_status_1(short, tmp_path, capsys):
+    short(failing)
+    path = tmp_path / "parity.json"
+    status, out, _ = run_command(["--dtype", "float64", "--json", str(path)], capsys)
+    assert status == 1
+    assert "NOT ALL IN BOUNDS" in out
+    assert "OUT OF BOUNDS" in out
+    found = json.loads(path.read_text())
+    assert found["ok"] is False
+    assert [row["error"] for row in found["rows"] if not row["ok"]] == [None]  # was infinite
+
+
+def test_a_bug_that_is_not_caught_is_status_1(short, monkeypatch, capsys):
+    harmless = SINUSOID_BUG._replace(proof=layers.prove_masks)
+    monkeypatch.setattr(report, "BUGS", (harmless,))
+    status, out, _ = run_command(["--dtype", "float64"], capsys)
+    assert status == 1
+    assert "not caught" in out
+
+
+def test_a_bug_blamed_on_another_layer_is_status_1(short, monkeypatch, capsys):
+    monkeypatch.setattr(report, "BUGS", (SINUSOID_BUG._replace(layer="loss"),))
+    status, out, _ = run_command(["--dtype", "float64"], capsys)
+    assert status == 1
+    assert "blamed on sinusoidal_positions" in out
+
+
+def test_no_bugs_at_all_is_not_ok():
+    good = Row("gpt", "mlp", "output", "x", "float64", 0.0, 1.0, True)
+    assert not report.Report([good], [], {}).ok
+
+
+def test_bfloat16_is_proven_where_there_is_a_truth(short, monkeypatch, capsys):
+    monkeypatch.setattr(report, "BFLOAT16_SUBJECTS", report.MODELS["gpt"])
+    status, out, _ = run_command(["--dtype", "bfloat16"], capsys)
+    assert status == 0
+    assert "bfloat16" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--model", "bert"], "there is no bert model to prove yet: choose gpt or all"),
+        (["--model", "llama"], "--model: 'llama' is none of"),
+        (["--dtype", "float16"], "--dtype: 'float16' is none of"),
+        (["--json", "nowhere/p.json"], "nowhere is not a directory: create it first"),
+        (["--json", "."], ". is a directory: name a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, says, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run_command(argv, capsys)
+    assert status == 2
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pytorch_it_says_how_to_install_it(monkeypatch, capsys):
+    genuine = builtins.__import__
+
+    def without_torch(name, *args, **kwargs):
+        if name == "torch":
+            raise ImportError(name)
+        return genuine(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    status, _, err = run_command([], capsys)
+    assert status == 2
+    assert 'pip install "jaxformer[torch]"' in err
+
+
+def test_every_quantity_of_the_contract_is_proven_of_gpt():
+    quantities = {"output", "input_grad", "param_grad", "update", "dropout", "tokens", "resume"}
+    proofs = [
+        proof.__name__
+        for subject in report.MODELS["gpt"]
+        for proof, _ in subject(report.Case(report.TINY))
+    ]
+    assert {"prove_gpt", "prove_gpt_dropout", "prove_training", "prove_generate"} <= set(proofs)
+    assert "prove_resume" in proofs
+    assert quantities == set(report.Row.__annotations__["quantity"].__args__)
+
+
+def test_the_table_marks_what_is_out_of_bounds():
+    bad = Row("gpt", "blocks.3.mlp.up", "output", "x", "float64", 0.5, 1e-13, False)
+    reported = Row("gpt", "training", "update", "x", "float32", 1e-6, None, True)
+    console = Console(file=io.StringIO(), width=100)
+    report.show(report.Report([bad, bad._replace(error=0.1), reported], [], {}), console)
+    text = console.file.getvalue()
+    assert "blocks.*.mlp" in text
+    assert "5.0e-01 NO" in text
+    assert "reported" in text
+    assert command.DESCRIPTION.endswith("hold.")
