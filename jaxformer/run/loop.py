@@ -27,6 +27,7 @@ from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.run import directory
 from jaxformer.run.config_io import config_to_json
 from jaxformer.run.evaluate import Evaluation, evaluate
+from jaxformer.run.host_memory import keep_freed_memory
 from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.plots import draw_curves
 from jaxformer.run.progress import Progress
@@ -121,6 +122,8 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
         UserError: when configuration, data, mesh and directory do not go together; nothing has been
             written then.
     """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulation, mesh)
     directory.check_run_dir(options)
