@@ -1,8 +1,8 @@
 """Keeping freed memory in the process, where the CPU is the device.
 
 XLA asks for a step's temporary buffers anew at each step. glibc's malloc gives blocks of this size
-back to the system when they are freed, which then clears every page of them again: more than a third
-of a small model's step on two cores. Other C libraries, and GPUs, have allocators of their own.
+back to the system when they are freed, which then clears every page of them again: more than a
+third of a small model's step on two cores. Other C libraries, and GPUs, have their own allocators.
 """
 
 import contextlib
