@@ -101,7 +101,7 @@ def test_padding_is_not_attended_to_by_either(config, pair):
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, L))
     valid = np.arange(L) < [[L], [L - 3]]
     mask = jnp.asarray(valid)[:, None, None, :]
-    logits = bind(graph, params)(jnp.asarray(tokens), mask)
+    logits = bind(graph, jax.tree.map(jnp.asarray, params))(jnp.asarray(tokens), mask)
     out = theirs(torch.tensor(tokens), attention_mask=torch.tensor(valid).long()).logits
     assert measure(logits[valid], out.detach().numpy()[valid]) <= BOUNDS["model", dtype]
 

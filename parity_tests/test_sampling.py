@@ -56,6 +56,7 @@ def assume_clear(gaps, dtype):
 def ours(function, logits_BV, dtype, *args):
     """The function's result in one precision, as a numpy array."""
     with jax.enable_x64(dtype == "float64"):
+        args = [jnp.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
         return np.asarray(function(jnp.asarray(logits_BV, dtype), *args))
 
 
