@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ def test_the_mean_is_over_every_token_but_the_first(model):
     losses = []
     for start in range(0, 100, 16):
         window = TOKENS[start : start + 17].astype(np.int32)
-        logits = bind(graph, params)(window[None, :-1])[0]
+        logits = bind(graph, params)(jnp.asarray(window[None, :-1]))[0]
         logs = jax.nn.log_softmax(logits)
         losses += [-float(logs[i, token]) for i, token in enumerate(window[1:])]
     found = score(model, 8, MeshConfig())
