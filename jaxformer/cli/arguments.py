@@ -119,7 +119,7 @@ def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> Config
     except UserError as error:
         fail(prog, str(error))
     if not isinstance(config, config_type):
-        fail(prog, f"{config_file} is of another recipe: resume it with the one it was started with")
+        fail(prog, f"{config_file} is of another recipe: resume it with the one that made it")
     return config
 
 
