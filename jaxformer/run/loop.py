@@ -122,8 +122,7 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
         UserError: when configuration, data, mesh and directory do not go together; nothing has been
             written then.
     """
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()  # before jax starts its threads
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulation, mesh)
     directory.check_run_dir(options)
