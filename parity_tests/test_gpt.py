@@ -27,11 +27,12 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
         use_bias=draw(st.booleans()),
         dropout_rate=draw(st.sampled_from([0.1, 0.5])),
     )
+    dtype = draw(st.sampled_from(dtypes))
     return Case(
         config,
-        draw(st.sampled_from(dtypes)),
+        dtype,
         seed=draw(st.integers(0, 2**32 - 1)),
-        batch=draw(st.integers(1, 3)),
+        batch=draw(st.integers(1, 3)) if dtype == "float64" else 4,
         length=draw(st.sampled_from([1, 5])),
         masks=draw(st.sampled_from([(), ("padding",), ("segments",), ("nothing",)])),
     )
@@ -41,7 +42,7 @@ PROOFS = pytest.mark.parametrize("proof", [gpt.prove_gpt, gpt.prove_gpt_dropout]
 
 
 @PROOFS
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(case=cases())
 def test_gpt_is_its_twin(proof, case):
     found = proof(case)

@@ -94,7 +94,7 @@ def _proofs(subjects: Iterable[Subject], dtype: DType) -> Iterator[tuple[Proof, 
         if dtype != "bfloat16":
             yield from subject(Case(TINY, dtype, jit=False))
         elif subject in BFLOAT16_SUBJECTS:
-            yield from subject(Case(WIDER, dtype, batch=4, length=12, jit=False))
+            yield from subject(Case(WIDER, dtype, length=12, jit=False))
 
 
 def _once(proof: Proof, case: Case) -> Any:

@@ -154,8 +154,12 @@ def prove_training(case: Case) -> Comparison:
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of training, each with the case it is run on."""
-    parts = (prove_loss, prove_schedule, prove_clipping, prove_optimizer, prove_accumulation)
-    return [(proof, case) for proof in (*parts, prove_training)]
+    one_layer = dataclasses.replace(case.config, num_layers=1)
+    return [
+        *((proof, case) for proof in (prove_loss, prove_schedule, prove_clipping, prove_optimizer)),
+        (prove_accumulation, dataclasses.replace(case, config=one_layer)),
+        (prove_training, case),
+    ]
 
 
 def _prove_steps(case: Case, layer: str, steps: int, scope: Scope) -> Comparison:
