@@ -11,18 +11,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxformer.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
+DType = Literal["float32", "bfloat16", "float64"]
+LARGEST = 2**31 - 1
+"""Sizes and counts are 32-bit integers."""
 
 
 def require_positive(name: str, value: float) -> None:
-    """Refuse a number that is not finite and above zero, by its flag's name."""
+    """Refuse a number that is not above zero, or too large to count with, by its flag's name."""
     if not (value > 0 and math.isfinite(value)):
         raise UserError(f"{name} {value} is not positive: choose a number above 0")
+    if value > LARGEST:
+        raise UserError(f"{name} {value} is too large: choose one of at most {LARGEST}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class BlockConfig:
     """Probability that a unit is dropped, at every dropout of the model."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: DType = "float32"
     """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
 
     @property
@@ -68,8 +73,20 @@ class BlockConfig:
         return self.init_std / math.sqrt(2 * self.num_layers)
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_heads", "mlp_width", "num_layers"):
+        for name in ("width", "num_heads", "mlp_width", "num_layers", "norm_epsilon"):
             require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
+        if not (self.init_std >= 0 and math.isfinite(self.init_std)):
+            raise UserError(f"model.init-std {self.init_std} is not a size: choose 0.02 or so")
+        for name, kinds in (
+            ("activation", get_args(Activation)),
+            ("norm_placement", get_args(NormPlacement)),
+            ("dtype", get_args(DType)),
+        ):
+            if getattr(self, name) not in kinds:
+                raise UserError(
+                    f"model.{name.replace('_', '-')} {getattr(self, name)} is unknown: "
+                    f"choose one of {', '.join(kinds)}"
+                )
         if self.width % self.num_heads:
             raise UserError(
                 f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
@@ -186,10 +203,10 @@ class OptimizerConfig:
                 )
         for name in ("floor_learning_rate", "warmup_steps", "weight_decay"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
+            if not 0 <= value <= LARGEST:
                 raise UserError(
-                    f"optimizer.{name.replace('_', '-')} {value} is negative or not finite: "
-                    "choose 0 or more"
+                    f"optimizer.{name.replace('_', '-')} {value} is out of range: "
+                    f"choose one from 0 to {LARGEST}"
                 )
 
 

@@ -13,9 +13,12 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
@@ -131,6 +134,8 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
     Raises:
         SystemExit: with the status, unless that is 0.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal can show any text
     try:
@@ -143,12 +148,17 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Terminated:
+        print(f"{prog}: terminated", file=sys.stderr)
+        raise SystemExit(143) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit
         raise SystemExit(141) from None
     except OSError as error:
         fail(prog, _explain(error))
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            fail(prog, "out of memory: choose a smaller model, batch or context")
         if os.environ.get("JAXFORMER_TRACEBACK") == "1":
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -156,6 +166,14 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
         fail(prog, message, status=1)
     if status:
         raise SystemExit(status)
+
+
+class Terminated(BaseException):
+    """SIGTERM, where nothing else listens for it."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def fail(prog: str, message: str, status: int = 2) -> NoReturn:
@@ -181,7 +199,9 @@ def _explain(error: OSError) -> str:
 def _last_value(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag, given as `--flag value` or `--flag=value`; the last one counts."""
     value = None
-    for index, word in enumerate(argv):
+    for index, spelled in enumerate(argv):
+        head, sign, tail = spelled.partition("=")
+        word = head.replace("_", "-") + sign + tail  # tyro takes both spellings
         if word == flag and index + 1 < len(argv):
             value = argv[index + 1]
         elif word.startswith(f"{flag}="):

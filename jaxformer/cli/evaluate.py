@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> int:
         "tokens": result.num_tokens,
         "bytes": num_bytes,
     }
-    if arguments.json is not None:
-        with replacing(arguments.json) as file:
-            file.write(json.dumps(figures, indent=2).encode() + b"\n")
     print(
         f"step {run.step} · {arguments.split} loss {result.loss:.4f} nats a token · perplexity "
         f"{result.perplexity:.3f} · {figures['bits_per_byte']:.4f} bits a byte · "
         f"{result.num_tokens:,} tokens"
     )
+    if arguments.json is not None:
+        with replacing(arguments.json) as file:
+            file.write(json.dumps(figures, indent=2).encode() + b"\n")
     return 0

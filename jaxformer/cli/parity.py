@@ -1,6 +1,7 @@
 """`jaxformer parity`: the measured-error table against PyTorch, and the planted bugs."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -46,12 +47,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{arguments.json.parent} is not a directory: create it first")
     if arguments.json is not None and arguments.json.is_dir():
         raise UserError(f"{arguments.json} is a directory: name a file")
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("torch") is None:
         raise UserError(
             'PyTorch, to compare with, is not installed: pip install "jaxformer[torch]"'
-        ) from error
+        )
     from rich.console import Console
 
     from jaxformer.parity import report

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxformer.cli.arguments import parse
+from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.config import SamplingConfig, require_positive
 from jaxformer.decoding.stop import StopFilter
 from jaxformer.errors import UserError
@@ -31,7 +30,7 @@ REPLACEMENT = "\ufffd"
 class SampleArguments:
     """What `jaxformer sample` is asked."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """Directory of the run."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")]
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import GPTConfig
+from jaxformer.errors import UserError
 from jaxformer.layers.blocks import EncoderBlock
 from jaxformer.layers.cache import KVCache
 from jaxformer.layers.dropout import dropout, fold_path
@@ -46,7 +47,9 @@ class GPT(nnx.Module):
 
         Dropout is on when a key is given: that of the step, `step_key(key, step)`.
         """
-        L = tokens_BL.shape[1]
+        L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
+        if L > T:
+            raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
         x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L))
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
         mask = combine_masks(causal_mask(L), mask)

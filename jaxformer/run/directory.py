@@ -1,19 +1,22 @@
 """A run directory: refused if it holds a run, opened again only by the run that made it."""
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxformer.config import RunOptions, TrainConfig
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
-from jaxformer.run.config_io import differences, load_config, save_config
+from jaxformer.run.config_io import differences, save_config
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"
+LOCK = ".lock"
 NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
 
 
@@ -37,9 +40,9 @@ def check_run_dir(options: RunOptions) -> None:
         raise UserError(f"{directory} holds no run to resume: leave out --resume to start one")
 
 
-def check_config(config: TrainConfig, directory: Path) -> None:
+def check_config(config: TrainConfig, made_with: TrainConfig, directory: Path) -> None:
     """Refuse to go on with a run of another configuration, naming each flag that differs."""
-    different = differences(config, load_config(directory / CONFIG))
+    different = differences(config, made_with)
     if different:
         raise UserError(
             f"{directory} was made with another configuration: {'; '.join(different)}; "
@@ -47,11 +50,30 @@ def check_config(config: TrainConfig, directory: Path) -> None:
         )
 
 
-def create_run_dir(config: TrainConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Make the directory; config.json comes last, so that a run that has one is whole."""
+def fill_run_dir(config: TrainConfig, directory: Path, tokenizer: Tokenizer) -> None:
+    """Make the directory and what is missing of its files.
+
+    config.json comes last, so that a run that has one is whole.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, directory / TOKENIZER)
-    save_config(config, directory / CONFIG)
+    if not (directory / TOKENIZER).exists():
+        save_tokenizer(tokenizer, directory / TOKENIZER)
+    if not (directory / CONFIG).exists():
+        save_config(config, directory / CONFIG)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing to the run while the block lasts."""
+    with open(directory / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is being trained by another process: wait for its end or choose "
+                "another --run-dir"
+            ) from None
+        yield
 
 
 def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model
 from jaxformer.run import directory
-from jaxformer.run.config_io import load_config
+from jaxformer.run.config_io import config_from_json, load_config
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.step import init_state
 
@@ -53,8 +53,10 @@ def load_run(run_dir: Path, *, step: int | None = None) -> Run:
         )
     graph, params = abstract_model(GPT, config.model)
     optimizer = adamw(config.optimizer, config.steps)
-    expected = jax.eval_shape(lambda: init_state(params, optimizer))
+    expected = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     state, found = checkpoint.restore(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
+    made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
+    directory.check_config(config, made_with, run_dir)
     return Run(config, tokenizer, graph, state.params, found.step, found.metadata["data"])

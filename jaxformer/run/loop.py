@@ -5,9 +5,11 @@ the order of the data and the initial weights follow from the seed and the step 
 is stopped and resumed is the same run to the last bit.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
+from jaxformer.run.config_io import config_from_json, config_to_json, load_config
 from jaxformer.run.evaluate import Evaluation, evaluate
 from jaxformer.run.host_memory import keep_freed_memory
 from jaxformer.run.metrics import MetricsWriter, read_metrics
@@ -123,17 +125,16 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
             written then.
     """
     keep_freed_memory()  # before jax starts its threads
+    require_wide_mode(config.model.dtype)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, config.accumulation, mesh)
     directory.check_run_dir(options)
     data = prepare(config.data)
-    config = fit_vocabulary(config, data)
+    config = settle(config, data)
     length, run_dir = config.model.context_length, options.run_dir
     source = TrainingBatches(data.train, config.batch_size, length, config.seed)
     if options.resume:
-        directory.check_config(config, run_dir)
-    else:
-        directory.create_run_dir(config, run_dir, data.tokenizer)
+        directory.check_config(config, load_config(run_dir / directory.CONFIG), run_dir)
     program = build(config, mesh)
     metadata = {
         "config": config_to_json(config),
@@ -145,17 +146,19 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
     evaluation = None
 
     # Restore.
-    state, start = restore(program, metadata, options)
+    state, start = restore(program, config, metadata, options)
     step = start
+    directory.fill_run_dir(config, run_dir, data.tokenizer)
     with (
+        directory.locked(run_dir),
         Interrupt() as interrupt,
         CheckpointWriter(run_dir / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer,
         MetricsWriter(run_dir / directory.METRICS, start if options.resume else None) as lines,
         Progress(config.steps, start) as progress,
+        contextlib.closing(training_iterator(source, start)) as batches,
     ):
         introduce(progress, config, data, mesh, start)
         log = StepLog(config, mesh, warmup_cosine(config.optimizer, config.steps), lines, progress)
-        batches = training_iterator(source, start)
         for step in range(start + 1, last + 1):
             # Step.
             batch = jax.device_put(next(batches), program.rows)
@@ -195,13 +198,15 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
 
 
 def restore(
-    program: Program, metadata: dict[str, Any], options: RunOptions
+    program: Program, config: TrainConfig, metadata: dict[str, Any], options: RunOptions
 ) -> tuple[TrainState, int]:
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     if not (options.resume and checkpoint.steps(checkpoints)):
         return program.fresh_state(), 0
     found = checkpoint.read_metadata(checkpoints)
+    made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
+    directory.check_config(config, made_with, options.run_dir)
     directory.check_metadata(options.run_dir, found.metadata, metadata)
     for line in found.skipped:
         print(line, file=sys.stderr)
@@ -209,8 +214,14 @@ def restore(
     return state, found.step
 
 
-def fit_vocabulary(config: TrainConfig, data: PreparedData) -> TrainConfig:
-    """The configuration with the tokenizer's vocabulary size where it leaves that open."""
+def require_wide_mode(dtype: str) -> None:
+    """Refuse float64 where jax would make float32 of it."""
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("model.dtype float64 needs jax's wide mode: set JAX_ENABLE_X64=1")
+
+
+def settle(config: TrainConfig, data: PreparedData) -> TrainConfig:
+    """The configuration with nothing left open: the vocabulary's size, and paths in full."""
     needed, chosen = data.tokenizer.vocab_size, config.model.vocab_size
     if 0 < chosen < needed:
         raise UserError(
@@ -218,7 +229,11 @@ def fit_vocabulary(config: TrainConfig, data: PreparedData) -> TrainConfig:
             f"choose {needed} or more, or 0 to take the tokenizer's"
         )
     model = dataclasses.replace(config.model, vocab_size=chosen or needed)
-    return dataclasses.replace(config, model=model)
+    path = config.data.path and config.data.path.resolve()
+    kind = config.data.tokenizer
+    kind = str(Path(kind).resolve()) if Path(kind).is_file() else kind
+    text = dataclasses.replace(config.data, path=path, tokenizer=kind)
+    return dataclasses.replace(config, model=model, data=text)
 
 
 def introduce(
@@ -234,7 +249,8 @@ def introduce(
         f"jax {jax.__version__}"
     )
     if start:
-        progress.print(f"resumed from step {start}")
+        done = start >= config.steps
+        progress.print(f"resumed from step {start}" + (": nothing is left to do" if done else ""))
 
 
 def _place(shape: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:

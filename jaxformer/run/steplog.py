@@ -47,6 +47,7 @@ class StepLog:
 
     def flush(self) -> None:
         """Write the last step; the pause that follows is not counted as a step's time."""
+        self._since = None  # a step that no other follows was not timed from end to end
         self._write_pending()
         self._since = None
 

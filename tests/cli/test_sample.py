@@ -11,6 +11,7 @@ from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import init_params
 from jaxformer.run import directory
+from jaxformer.run.config_io import config_to_json
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.step import init_state
 
@@ -27,12 +28,12 @@ def save_run(path, tokenizer, vocab_size):
         init_std=0.5,
     )
     config = TrainConfig(model=model)
-    directory.create_run_dir(config, path, tokenizer)
+    directory.fill_run_dir(config, path, tokenizer)
     state = init_state(
         init_params(GPT, model, jax.random.key(0)), adamw(config.optimizer, config.steps)
     )
     with CheckpointWriter(path / directory.CHECKPOINTS, keep=1) as writer:
-        writer.save(1, state, {"data": "text"})
+        writer.save(1, state, {"data": "text", "config": config_to_json(config)})
     return path
 
 

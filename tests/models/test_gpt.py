@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer.config import GPT_PRESETS
+from jaxformer.errors import UserError
 from jaxformer.layers.dropout import fold_path, keep_mask, step_key
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
@@ -139,3 +140,8 @@ def test_another_step_drops_other_units(toy):
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
     np.testing.assert_array_equal(model(tokens), bind(*toy)(tokens))
+
+
+def test_a_text_longer_than_the_context_is_refused(toy):
+    with pytest.raises(UserError, match="17 tokens are more than the context of 16"):
+        bind(*toy)(jnp.zeros((1, 17), int))

@@ -15,6 +15,7 @@ from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import init_params
 from jaxformer.run import directory
+from jaxformer.run.config_io import config_to_json
 from jaxformer.run.load import load_run
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.step import init_state
@@ -24,12 +25,13 @@ MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_wi
 
 def save_run(path, config, tokenizer, steps=(1,)):
     """A run with a checkpoint at each step, its parameters drawn from the step's number."""
-    directory.create_run_dir(config, path, tokenizer)
+    directory.fill_run_dir(config, path, tokenizer)
     optimizer = adamw(config.optimizer, config.steps)
     with CheckpointWriter(path / directory.CHECKPOINTS, keep=3) as writer:
         for step in steps:
             params = init_params(GPT, config.model, jax.random.key(step))
-            writer.save(step, init_state(params, optimizer), {"data": f"text of step {step}"})
+            metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
+            writer.save(step, init_state(params, optimizer), metadata)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from jaxformer.config import (
     TrainConfig,
 )
 from jaxformer.errors import UserError
+from jaxformer.run.config_io import load_config
+from jaxformer.run.load import load_run
 from jaxformer.run.loop import build, train
 from jaxformer.run.metrics import read_metrics
 from jaxformer.sharding.mesh import make_mesh
@@ -71,8 +73,8 @@ def flags(config: TrainConfig, run_dir: Path, steps: int) -> list[str]:
     return [
         *(sys.executable, "-m", "train.gpt_char", "--run-dir", str(run_dir)),
         *("--data.path", str(config.data.path), "--steps", str(steps), "--batch-size", "8"),
-        *("--eval-every", "20", "--seed", "3", "--checkpoint.every", "15", "--mesh.data", "4"),
-        *("--mesh.fsdp", "2", "--model.context-length", str(model.context_length)),
+        *("--eval-every", "20", "--seed", "3", "--checkpoint.every", "15"),
+        *("--model.context-length", str(model.context_length)),
         *("--model.width", str(model.width), "--model.num-heads", str(model.num_heads)),
         *("--model.mlp-width", str(model.mlp_width), "--model.num-layers", str(model.num_layers)),
         *("--model.dropout-rate", str(model.dropout_rate), "--optimizer.warmup-steps", "10"),
@@ -122,7 +124,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(config, tmp_path, n
 def test_a_run_leaves_what_a_run_directory_holds(config, tmp_path, capsys):
     outcome = train(config, RunOptions(run_dir=tmp_path / "run"))
     assert outcome.exit_status == 0
-    names = {path.name for path in (tmp_path / "run").iterdir()}
+    names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
     assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png"}
     assert "compiled" not in capsys.readouterr().out
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -151,6 +153,64 @@ def test_a_directory_that_holds_a_run_is_refused_and_unharmed(config, tmp_path):
     with pytest.raises(UserError, match=r"already holds a run.*--resume"):
         train(config, options)
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_directory_that_another_process_trains_in_is_refused(config, tmp_path):
+    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    script = "import sys; from pathlib import Path\n"
+    script += "from jaxformer.run.directory import locked\n"
+    script += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", script, str(tmp_path / "run")]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match="by another process"):
+        train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    holder.communicate()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
+
+
+def test_a_config_that_was_changed_by_hand_is_refused(config, tmp_path):
+    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"num_heads": 2', '"num_heads": 4'))
+    model = dataclasses.replace(config.model, num_heads=4)
+    options = RunOptions(run_dir=tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"num-heads 4 \(the run has 2\)"):
+        train(dataclasses.replace(config, model=model), options)
+    with pytest.raises(UserError, match=r"num-heads 4 \(the run has 2\)"):
+        load_run(tmp_path / "run")
+
+
+def test_a_lost_tokenizer_comes_back_on_resume(config, tmp_path):
+    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+    path = tmp_path / "run" / "tokenizer.json"
+    content = path.read_bytes()
+    path.unlink()
+    train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
+    assert path.read_bytes() == content
+
+
+def test_a_relative_text_is_found_from_elsewhere(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    near = dataclasses.replace(config, data=dataclasses.replace(config.data, path=Path("text.txt")))
+    train(near, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+    monkeypatch.chdir("/")
+    assert load_config(tmp_path / "run" / "config.json").data.path == config.data.path.resolve()
+
+
+def test_float64_is_not_made_float32_silently(config, tmp_path):
+    model = dataclasses.replace(config.model, dtype="float64")
+    with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
+        train(dataclasses.replace(config, model=model), RunOptions(run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_says_so(config, tmp_path, capsys):
+    train(config, RunOptions(run_dir=tmp_path / "run"))
+    train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 def test_resuming_nothing_is_refused(config, tmp_path):

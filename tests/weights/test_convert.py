@@ -69,7 +69,7 @@ def test_leaves_without_a_row_are_reported_in_both_directions(params):
 
 def test_a_tensor_of_another_rank_is_reported(params):
     arrays = to_torch(params, tables.GPT2_HUGGING_FACE)
-    arrays["transformer.h.0.attn.c_attn.weight"] = np.float32(1)
+    arrays["transformer.h.0.attn.c_attn.weight"] = np.asarray(1.0, np.float32)
     arrays["transformer.h.0.attn.c_attn.bias"] = np.zeros(97)
     with pytest.raises(UserError, match="in 6 places"):
         from_torch(arrays, tables.GPT2_HUGGING_FACE, params)
