@@ -77,7 +77,7 @@ def test_every_command_runs(tmp_path):
     }
     demo = "python -m train.gpt_stdlib --run-dir runs/demo"
     for command in [demo, *commands()]:
-        if command.startswith("make"):
+        if command.startswith(("make", ". ")):
             continue
         done = subprocess.run(
             small(command), cwd=tmp_path, env=environment, capture_output=True, text=True
