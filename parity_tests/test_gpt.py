@@ -18,14 +18,16 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
     config = GPTConfig(
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
-        width=8,
+        # Of a narrower row dropout may leave one unit, and the LayerNorm of one is a constant: its
+        # gradient is then little but rounding.
+        width=16,
         num_heads=draw(st.sampled_from([1, 2, 8])),
         mlp_width=draw(st.sampled_from([4, 20])),
         num_layers=draw(st.sampled_from([1, 3])),
         activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh"])),
         norm_placement=draw(st.sampled_from(["pre", "post"])),
         use_bias=draw(st.booleans()),
-        dropout_rate=draw(st.sampled_from([0.1, 0.5])),
+        dropout_rate=draw(st.sampled_from([0.1, 0.3])),
     )
     dtype = draw(st.sampled_from(dtypes))
     return Case(
@@ -51,10 +53,10 @@ def test_gpt_is_its_twin(proof, case):
 
 @pytest.mark.slow  # in float64, where the worst drawn case is still far from its bound
 @PROOFS
-@settings(max_examples=60, derandomize=False)
+@settings(max_examples=150)
 @given(case=cases(dtypes=("float64",)))
 def test_gpt_is_its_twin_in_many_cases(proof, case):
-    found = proof(case)
+    found = proof(dataclasses.replace(case, jit=False))
     assert found.ok, [row for row in found.rows if not row.ok]
 
 

@@ -63,10 +63,10 @@ def test_layer_is_its_twin(proof, case):
 
 @pytest.mark.slow  # in float64, where the worst drawn case is still far from its bound
 @pytest.mark.parametrize("proof", PROOFS)
-@settings(max_examples=200, derandomize=False)
+@settings(max_examples=200)
 @given(case=cases(dtypes=("float64",)))
 def test_layer_is_its_twin_in_many_cases(proof, case):
-    found = proof(case)
+    found = proof(dataclasses.replace(case, jit=False))
     assert found.ok, [row for row in found.rows if not row.ok]
 
 

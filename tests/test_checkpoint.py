@@ -104,10 +104,10 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(
 def test_metadata_is_the_one_at_saving_and_needs_no_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metadata = {"config": {"width": 3}, "list": [1, None, 0.1]}
+    metadata: dict[str, Any] = {"config": {"width": 3}, "list": [1, None, 0.1]}
     with CheckpointWriter(tmp_path, keep=3) as writer:
         writer.save(4, small_state(4), metadata, val_loss=0.1)
-        metadata["config"]["width"] = 4  # type: ignore[index]
+        metadata["config"]["width"] = 4
         writer.save(6, small_state(6), metadata, val_loss=math.nan)
     monkeypatch.setattr(checkpoint.ocp, "load", None)
     newest, older = checkpoint.read_metadata(tmp_path), checkpoint.read_metadata(tmp_path, 4)

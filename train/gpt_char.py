@@ -18,6 +18,14 @@ from jaxformer.errors import UserError
 
 PROG = "python -m train.gpt_char"
 
+OPTIMIZER = OptimizerConfig(
+    peak_learning_rate=1e-3,
+    floor_learning_rate=1e-4,
+    warmup_steps=100,
+    beta2=0.99,
+    weight_decay=0.1,
+    clip_norm=1.0,
+)
 PRESETS = {
     "cpu": TrainConfig(
         model=GPTConfig(
@@ -31,14 +39,7 @@ PRESETS = {
             init_std=0.05,
         ),
         data=DataConfig(tokenizer="characters"),
-        optimizer=OptimizerConfig(
-            peak_learning_rate=1e-3,
-            floor_learning_rate=1e-4,
-            warmup_steps=100,
-            beta2=0.99,
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),
+        optimizer=OPTIMIZER,
         checkpoint=CheckpointConfig(every=500),
         steps=2000,
         batch_size=12,
@@ -56,14 +57,7 @@ PRESETS = {
             init_std=0.03,
         ),
         data=DataConfig(tokenizer="characters"),
-        optimizer=OptimizerConfig(
-            peak_learning_rate=1e-3,
-            floor_learning_rate=1e-4,
-            warmup_steps=100,
-            beta2=0.99,
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),
+        optimizer=OPTIMIZER,
         checkpoint=CheckpointConfig(every=500),
         steps=5000,
         batch_size=64,

@@ -208,6 +208,13 @@ BUGS = [
         SMALL,
     ),
     Bug(
+        "dropout the same in every accumulation slice",
+        "step",
+        patched(step, "slice_key", lambda _: lambda key, index: key),
+        prove_step,
+        SMALL,
+    ),
+    Bug(
         "step counter lost at resume",
         "resume",
         patched(checkpoint, "restore", step_lost),

@@ -43,6 +43,11 @@ def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation) -
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
+    """The dropout key of one accumulation slice: slices must not share their masks."""
+    return jax.random.fold_in(key, index)
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -52,7 +57,7 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics) of a model that maps tokens to logits.
 
     `dropout` is the key of the run's dropout; None turns it off. Slice a of step s takes every
-    `accumulation`-th row from row a on, and drops by the key fold_in(step_key(dropout, s), a).
+    `accumulation`-th row from row a on, and drops by the key slice_key(step_key(dropout, s), a).
     """
 
     def summed_loss(
@@ -66,7 +71,7 @@ def make_train_step(
 
         def add_slice(sums: tuple, slice_index: tuple[Array, Batch]) -> tuple[tuple, None]:
             index, part = slice_index
-            part_key = None if key is None else jax.random.fold_in(key, index)
+            part_key = None if key is None else slice_key(key, index)
             value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
             (loss, count), grads = value_and_grad(state.params, part, part_key)
             return jax.tree.map(jnp.add, sums, (loss, count, grads)), None
