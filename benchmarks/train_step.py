@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from jaxformer.batch import Batch
-from jaxformer.config import MeshConfig, TrainConfig
+from jaxformer.config import LanguageConfig, MeshConfig
 from jaxformer.run.loop import build
 from jaxformer.sharding.mesh import make_mesh
 from torchref.config import GPTConfig as TwinConfig
@@ -39,7 +39,7 @@ from train.gpt_char import PRESETS
 VOCAB_SIZE = 65
 
 
-def jax_step(config: TrainConfig, tokens: np.ndarray) -> Callable[[], float]:
+def jax_step(config: LanguageConfig, tokens: np.ndarray) -> Callable[[], float]:
     """A function that takes one step and returns its loss."""
     program = build(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool))
@@ -54,7 +54,7 @@ def jax_step(config: TrainConfig, tokens: np.ndarray) -> Callable[[], float]:
     return step
 
 
-def torch_step(config: TrainConfig, tokens: np.ndarray) -> Callable[[], float]:
+def torch_step(config: LanguageConfig, tokens: np.ndarray) -> Callable[[], float]:
     """The same of the twin, on the CPU."""
     model = Twin(TwinConfig(**dataclasses.asdict(config.model)))
     settings = TwinOptimizerConfig(**dataclasses.asdict(config.optimizer))

@@ -1,4 +1,4 @@
-"""Model configurations, field for field those of jaxformer/config.py.
+"""Model configurations, field for field those of jaxformer/config.
 
 The dimension key:  B batch  L query length  M key length  D model width  H query heads
 K head width  F feed-forward width  N layers  V vocabulary
@@ -21,6 +21,8 @@ class BlockConfig:
     norm_epsilon: float = 1e-5
     use_bias: bool = True
     dropout_rate: float = 0.0
+    attention_dropout: bool = True
+    initializer: str = "normal"
     init_std: float = 0.02
     dtype: str = "float32"
 
@@ -61,3 +63,50 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(BlockConfig):
+    """The encoder-decoder Transformer."""
+
+    vocab_size: int
+    context_length: int
+    share_embeddings: bool = True
+    activation: str = "relu"
+    norm_placement: str = "post"
+    attention_dropout: bool = False
+    initializer: str = "xavier"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(BlockConfig):
+    """BERT with its masked-language-model head."""
+
+    vocab_size: int
+    context_length: int
+    num_segments: int = 2
+    activation: str = "gelu"
+    norm_placement: str = "post"
+    norm_epsilon: float = 1e-12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoamConfig:
+    """Adam with the schedule of 2017: warm-up, then the inverse root."""
+
+    factor: float = 1.0
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    clip_norm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamConfig:
+    """Beam search."""
+
+    beam: int = 4
+    length_penalty: float = 0.6
+    n_best: int = 1
+    extra_length: int = 50

@@ -13,7 +13,13 @@ width of 768 and is scaled by 1 / sqrt(width) here. With 0.02 the same run ends 
 import sys
 
 from jaxformer.cli.arguments import parse_recipe, run_command
-from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, OptimizerConfig, TrainConfig
+from jaxformer.config import (
+    CheckpointConfig,
+    DataConfig,
+    GPTConfig,
+    LanguageConfig,
+    OptimizerConfig,
+)
 from jaxformer.errors import UserError
 
 PROG = "python -m train.gpt_char"
@@ -27,7 +33,7 @@ OPTIMIZER = OptimizerConfig(
     clip_norm=1.0,
 )
 PRESETS = {
-    "cpu": TrainConfig(
+    "cpu": LanguageConfig(
         model=GPTConfig(
             vocab_size=0,
             context_length=64,
@@ -45,7 +51,7 @@ PRESETS = {
         batch_size=12,
         eval_every=250,
     ),
-    "gpu": TrainConfig(
+    "gpu": LanguageConfig(
         model=GPTConfig(
             vocab_size=0,
             context_length=256,

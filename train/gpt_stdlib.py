@@ -9,12 +9,18 @@ loss in bits a byte beside those of a bigram model of bytes and of xz on the sam
 import sys
 
 from jaxformer.cli.arguments import parse_recipe, run_command
-from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, OptimizerConfig, TrainConfig
+from jaxformer.config import (
+    CheckpointConfig,
+    DataConfig,
+    GPTConfig,
+    LanguageConfig,
+    OptimizerConfig,
+)
 
 PROG = "python -m train.gpt_stdlib"
 
 PRESETS = {
-    "demo": TrainConfig(
+    "demo": LanguageConfig(
         model=GPTConfig(
             vocab_size=0,
             context_length=256,

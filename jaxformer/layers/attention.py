@@ -46,12 +46,12 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         D = config.width
-        self.query = Linear((D, D), config, rngs, config.init_std)
-        self.key = Linear((D, D), config, rngs, config.init_std)
-        self.value = Linear((D, D), config, rngs, config.init_std)
-        self.out = Linear((D, D), config, rngs, config.residual_init_std)
+        self.query = Linear((D, D), config, rngs)
+        self.key = Linear((D, D), config, rngs)
+        self.value = Linear((D, D), config, rngs)
+        self.out = Linear((D, D), config, rngs, residual=True)
         self.num_heads = config.num_heads
-        self.dropout_rate = config.dropout_rate
+        self.dropout_rate = config.dropout_rate if config.attention_dropout else 0.0
 
     def __call__(
         self,
@@ -95,6 +95,22 @@ class MultiHeadAttention(nnx.Module):
         mask = position_mask(positions, slots)
         out_BLHK, _ = attention(q_BLHK, cache.k_BMHK, cache.v_BMHK, mask)
         return self.out(out_BLHK.reshape(x_BLD.shape)), cache
+
+    def remember(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
+        """Keys and values of a memory that many queries will attend to."""
+        k_BMHK = self.split_heads(self.key(memory_BMD))
+        return KVCache(k_BMHK, self.split_heads(self.value(memory_BMD)))
+
+    def recall(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        memory: KVCache,
+        mask: Bool[Array, "#B #H #L #M"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Attend from x to what `remember` kept."""
+        q_BLHK = self.split_heads(self.query(x_BLD))
+        out_BLHK, _ = attention(q_BLHK, memory.k_BMHK, memory.v_BMHK, mask)
+        return self.out(out_BLHK.reshape(x_BLD.shape))
 
     def split_heads(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         """View the width as H heads of K."""

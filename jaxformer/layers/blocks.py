@@ -5,6 +5,7 @@ post:  norm(x + dropout(sublayer(x)))      Vaswani et al. 2017, sections 3.1 and
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -68,3 +69,72 @@ class EncoderBlock(nnx.Module):
 
         before, after = around(self.mlp_norm, self.norm_placement)
         return after(x_BLD + self.mlp(before(x_BLD))), cache
+
+
+class DecoderCache(NamedTuple):
+    """What a decoder block keeps while it decodes."""
+
+    own: KVCache
+    """Keys and values of the tokens so far."""
+    memory: KVCache
+    """Those of the encoder's output; they do not change."""
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, attention to the encoder's output, then feed-forward."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.self_attention_norm = LayerNorm(config)
+        self.self_attention = MultiHeadAttention(config, rngs)
+        self.cross_attention_norm = LayerNorm(config)
+        self.cross_attention = MultiHeadAttention(config, rngs)
+        self.mlp_norm = LayerNorm(config)
+        self.mlp = MLP(config, rngs)
+        self.norm_placement = config.norm_placement
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        memory_BMD: Float[Array, "B M D"],
+        mask: Bool[Array, "#B #H #L #L"] | None = None,
+        memory_mask: Bool[Array, "#B #H #L #M"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """`mask` is over the tokens themselves, `memory_mask` over the encoder's output."""
+        before, after = around(self.self_attention_norm, self.norm_placement)
+        y_BLD = self.self_attention(
+            before(x_BLD), mask=mask, dropout_key=fold_path(dropout_key, "self_attention")
+        )
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(dropout_key, "self_attention_dropout"))
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.cross_attention_norm, self.norm_placement)
+        cross_key = fold_path(dropout_key, "cross_attention")
+        y_BLD = self.cross_attention(before(x_BLD), memory_BMD, memory_mask, cross_key)
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(dropout_key, "cross_attention_dropout"))
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.mlp_norm, self.norm_placement)
+        y_BLD = self.mlp(before(x_BLD))
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(dropout_key, "mlp_dropout"))
+        return after(x_BLD + y_BLD)
+
+    def decode(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        memory_mask: Bool[Array, "#B #H #L #M"] | None,
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "B L D"], DecoderCache]:
+        """The block on new tokens at their positions, the earlier ones read from the cache."""
+        before, after = around(self.self_attention_norm, self.norm_placement)
+        y_BLD, own = self.self_attention.decode(before(x_BLD), positions, cache.own)
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.cross_attention_norm, self.norm_placement)
+        y_BLD = self.cross_attention.recall(before(x_BLD), cache.memory, memory_mask)
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.mlp_norm, self.norm_placement)
+        return after(x_BLD + self.mlp(before(x_BLD))), cache._replace(own=own)

@@ -45,15 +45,36 @@ def _narrow_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array 
 narrow_affine.defvjp(_narrow_forward, _narrow_backward)
 
 
+def kernel_init(config: BlockConfig, residual: bool) -> jax.nn.initializers.Initializer:
+    """N(0, std²), smaller into the residual stream (Radford et al. 2019, section 2.3), or Xavier's
+    U(-a, a) with a = sqrt(6 / (fan-in + fan-out)) (Glorot & Bengio 2010, equation 16)."""
+    if config.initializer == "xavier":
+        return jax.nn.initializers.xavier_uniform(in_axis=0, out_axis=1)
+    return jax.nn.initializers.normal(config.residual_init_std if residual else config.init_std)
+
+
 class Linear(nnx.Module):
     """y = x W + b with W of shape (in, out), the transpose of torch.nn.Linear's weight."""
 
-    def __init__(self, widths: tuple[int, int], config: BlockConfig, rngs: nnx.Rngs, std: float):
-        """Widths are (in, out); W starts as N(0, std²), b as zeros."""
-        init = jax.nn.initializers.normal(std)
+    def __init__(
+        self,
+        widths: tuple[int, int],
+        config: BlockConfig,
+        rngs: nnx.Rngs,
+        *,
+        residual: bool = False,
+        use_bias: bool | None = None,
+    ):
+        """Widths are (in, out); W starts by the config's initializer, b as zeros.
+
+        `residual` says that the result is added to the residual stream; `use_bias` is the config's
+        unless given.
+        """
+        init = kernel_init(config, residual)
         self.kernel = nnx.Param(init(rngs.params(), widths, config.param_dtype))
         bias = jnp.zeros(widths[1], config.param_dtype)
-        self.bias = nnx.Param(bias) if config.use_bias else None
+        has_bias = config.use_bias if use_bias is None else use_bias
+        self.bias = nnx.Param(bias) if has_bias else None
         self.dtype = config.dtype
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:

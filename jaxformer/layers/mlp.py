@@ -32,8 +32,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
-        self.up = Linear((D, F), config, rngs, config.init_std)
-        self.down = Linear((F, D), config, rngs, config.residual_init_std)
+        self.up = Linear((D, F), config, rngs)
+        self.down = Linear((F, D), config, rngs, residual=True)
         self.activation = config.activation
 
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

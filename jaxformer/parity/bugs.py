@@ -76,11 +76,11 @@ def patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
     return lambda: mock.patch.object(owner, name, make(getattr(owner, name)))
 
 
-def in_module(path: str, change: Callable[[Any], None]) -> Plant:
-    """Changes one module of every GPT that is built."""
+def in_module(path: str, change: Callable[[Any], None], model_class: type = GPT) -> Plant:
+    """Changes one module of every model of a class that is built."""
 
     def make(init: Callable[..., None]) -> Callable[..., None]:
-        def changed(self: GPT, *args: Any) -> None:
+        def changed(self: Any, *args: Any) -> None:
             init(self, *args)
             module: Any = self
             for part in path.split("."):
@@ -89,7 +89,7 @@ def in_module(path: str, change: Callable[[Any], None]) -> Plant:
 
         return changed
 
-    return patched(GPT, "__init__", make)
+    return patched(model_class, "__init__", make)
 
 
 def setting(name: str, value: Any) -> Callable[[Any], None]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import PyTree
 
-from jaxformer.config import GPTConfig
+from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.layers import masks
 from jaxformer.layers.dropout import fold_path, keep_mask
 from jaxformer.models.pure import leaf_path
@@ -26,6 +26,7 @@ from torchref.layers.dropout import Keep
 TINY = GPTConfig(vocab_size=13, context_length=8, width=16, num_heads=4, mlp_width=32, num_layers=2)
 """What proofs are run on unless they draw their own."""
 
+ModelConfig = GPTConfig | TransformerConfig | BertConfig
 Mask = Literal["causal", "padding", "segments", "nothing"]
 
 
@@ -33,7 +34,7 @@ Mask = Literal["causal", "padding", "segments", "nothing"]
 class Case:
     """One run of a proof."""
 
-    config: GPTConfig
+    config: ModelConfig
     """The sizes and options; its dtype is replaced by `dtype`."""
     dtype: DType = "float64"
     seed: int = 0
@@ -52,7 +53,7 @@ class Case:
     """Type that drawn numbers are rounded to; by default that of the case."""
 
     @property
-    def model_config(self) -> GPTConfig:
+    def model_config(self) -> ModelConfig:
         """The config in the type of this case."""
         return dataclasses.replace(self.config, dtype=self.dtype)
 

@@ -22,8 +22,7 @@ from jaxformer.parity.compare import BOUNDS, Key, judge
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.gpt import GPT_TWINS
 from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.twins import Proof
-from torchref import config as torch_config
+from jaxformer.parity.twins import Proof, twin_config
 from torchref.decoding import generate as torch_generate
 from torchref.decoding import sampling as torch_sampling
 
@@ -49,7 +48,7 @@ def prove_sampling(case: Case) -> Comparison:
     theirs: dict[Key, Any] = {}
     with arithmetic(case.dtype):
         for name, config in SAMPLINGS.items():
-            twin = torch_config.SamplingConfig(**dataclasses.asdict(config))
+            twin = twin_config(config)
             array, tensor = case.to_jax(logits), case.to_torch(logits)
             seen_array, seen_tensor = jnp.asarray(seen), torch.tensor(seen)
             _add_filtered(ours, name, sampling.filter_logits(array, seen_array, config), jnp)
@@ -135,8 +134,8 @@ def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -
     keys = generate.row_keys(case.seed, len(prompts))
     like = jnp.zeros((len(prompts), case.config.vocab_size), case.dtype)
     noise = [np.array(sampling.gumbel_noise(keys, t, like)) for t in range(NEW_TOKENS)]
-    settings = torch_config.SamplingConfig(**dataclasses.asdict(config))
-    model_config = torch_config.GPTConfig(**dataclasses.asdict(case.model_config))
+    settings = twin_config(config)
+    model_config = twin_config(case.model_config)
 
     def text(row: int, prompt: list[int]) -> list[int]:
         def noise_at(step: int) -> torch.Tensor:

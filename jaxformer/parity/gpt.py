@@ -15,7 +15,7 @@ from jaxformer.parity.twins import Proof, Twins, compare_twins
 from jaxformer.weights import tables
 from torchref.models import gpt as torch_gpt
 
-GPT_TWINS = Twins(GPT, torch_gpt.GPT, tables.GPT)
+GPT_TWINS = Twins(GPT, torch_gpt.GPT, tables.GPT, "gpt")
 
 
 def prove_gpt(case: Case) -> Comparison:

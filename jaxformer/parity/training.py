@@ -19,9 +19,8 @@ from jaxformer.parity.compare import BOUNDS, TRUE_ZEROS, Key, Scope, as_numpy, j
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.gpt import GPT_TWINS
 from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.twins import Proof, compare_functions
+from jaxformer.parity.twins import Proof, compare_functions, twin_config
 from jaxformer.training import loss, optimizer, schedule, step
-from torchref import config as torch_config
 from torchref.training import loss as torch_loss
 from torchref.training import optimizer as torch_optimizer
 from torchref.training import schedule as torch_schedule
@@ -68,7 +67,7 @@ def prove_schedule(case: Case) -> Comparison:
         with arithmetic(case.dtype):
             learning_rate = jax.vmap(schedule.warmup_cosine(config, steps))
             ours[key] = as_numpy(learning_rate(jnp.asarray(count)))
-        rate = torch_schedule.warmup_cosine(_twin_config(config), steps)
+        rate = torch_schedule.warmup_cosine(twin_config(config), steps)
         theirs[key] = np.array([rate(int(s)) for s in count])
     return Comparison.of(judge(ours, theirs, _bound("layer", case), case.dtype, "gpt"))
 
@@ -112,8 +111,8 @@ def prove_optimizer(case: Case, steps: int = 12) -> Comparison:
         ours = _state_values("optimizer", params, state)
 
     twin = _SmallTwin(case, start)
-    torch_adamw = torch_optimizer.adamw(twin, _twin_config(OPTIMIZER))
-    rate = torch_schedule.warmup_cosine(_twin_config(OPTIMIZER), steps)
+    torch_adamw = torch_optimizer.adamw(twin, twin_config(OPTIMIZER))
+    rate = torch_schedule.warmup_cosine(twin_config(OPTIMIZER), steps)
     for i, tree in enumerate(grads):
         for name, parameter in twin.named_parameters():
             parameter.grad = case.to_torch(tree[name])
@@ -188,7 +187,7 @@ def _train(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, A
 def _train_twin(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, Any]:
     with arithmetic(case.dtype):
         twin = GPT_TWINS.twin(case)
-        config = _twin_config(OPTIMIZER)
+        config = twin_config(OPTIMIZER)
         adamw = torch_optimizer.adamw(twin, config)
         rate = torch_schedule.warmup_cosine(config, steps)
         reports = []
@@ -265,10 +264,6 @@ def _small_tree(case: Case, name: str) -> dict[str, np.ndarray]:
 
 def _with_rate(case: Case, rate: float) -> Case:
     return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=rate))
-
-
-def _twin_config(config: OptimizerConfig) -> torch_config.OptimizerConfig:
-    return torch_config.OptimizerConfig(**dataclasses.asdict(config))
 
 
 def _bound(scope: Scope, case: Case) -> float | None:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from flax import nnx
 
-from jaxformer.config import GPTConfig
 from jaxformer.models.pure import abstract_model, bind, flat_params
 from jaxformer.parity.cases import Case, draw_params
 from jaxformer.parity.compare import BOUNDS, Key, Quantity, Scope, as_numpy, judge
@@ -24,9 +23,11 @@ from torchref import config as torch_config
 class Twins(NamedTuple):
     """How to build a module and its twin, and which leaf is which tensor."""
 
-    build: Callable[[GPTConfig, nnx.Rngs], nnx.Module]
+    build: Callable[[Any, nnx.Rngs], nnx.Module]
     build_twin: Callable[[Any], torch.nn.Module]
     table: Sequence[TableRow]
+    name: str = "layers"
+    """What the report calls it."""
 
     def model(self, case: Case) -> Any:
         """The module in the type of the case, with parameters drawn for it."""
@@ -37,8 +38,7 @@ class Twins(NamedTuple):
         """The twin in the type of the case, with the same parameters."""
         _, shapes = abstract_model(self.build, case.model_config)
         tensors = to_torch(draw_params(case, shapes), self.table)
-        config = torch_config.GPTConfig(**dataclasses.asdict(case.model_config))
-        twin = self.build_twin(config).to(case.torch_dtype)
+        twin = self.build_twin(twin_config(case.model_config)).to(case.torch_dtype)
         twin.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         return twin
 
@@ -48,6 +48,11 @@ class Twins(NamedTuple):
         like = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
         arrays = {name: as_numpy(grad) for name, grad in grads.items()}
         return flat_params(from_torch(arrays, self.table, like))
+
+
+def twin_config(config: Any) -> Any:
+    """The twin's config of the same name, field for field."""
+    return getattr(torch_config, type(config).__name__)(**dataclasses.asdict(config))
 
 
 Inputs = Callable[[Case], tuple[Sequence[Any], Sequence[Any]]]
@@ -92,7 +97,7 @@ def compare_twins(
         _named(_with_params(their_values, their_grads), layer, quantity),
         bound,
         case.dtype,
-        "layers" if layer else "gpt",
+        twins.name,
         truth,
     )
     if truth is not None or all(row.ok for row in rows):

@@ -9,19 +9,19 @@ from typing import Any
 import cattrs
 
 from jaxformer.atomic import replacing
-from jaxformer.config import TrainConfig
+from jaxformer.config import LanguageConfig
 from jaxformer.errors import UserError
 
 KIND = "gpt"
 """What a run directory holds a model of; the first key of its config.json."""
 
 
-def config_to_json(config: TrainConfig) -> dict[str, Any]:
+def config_to_json(config: LanguageConfig) -> dict[str, Any]:
     """The configuration as JSON values; `config_from_json` is its inverse."""
     return {"kind": KIND, **_converter().unstructure(config)}
 
 
-def config_from_json(values: Any, source: str) -> TrainConfig:
+def config_from_json(values: Any, source: str) -> LanguageConfig:
     """The configuration that these JSON values describe.
 
     Raises:
@@ -34,7 +34,7 @@ def config_from_json(values: Any, source: str) -> TrainConfig:
     if kind != KIND:
         raise UserError(f"{source} describes a {kind!r}: this command works on a {KIND} run")
     try:
-        return _converter().structure(values, TrainConfig)
+        return _converter().structure(values, LanguageConfig)
     except UserError:
         raise
     except Exception as error:
@@ -44,13 +44,13 @@ def config_from_json(values: Any, source: str) -> TrainConfig:
         raise UserError(f"{source} cannot be read: {detail}; restore the file") from None
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
+def save_config(config: LanguageConfig, path: Path) -> None:
     """Write config.json."""
     with replacing(path) as file:
         file.write(json.dumps(config_to_json(config), indent=2).encode() + b"\n")
 
 
-def load_config(path: Path) -> TrainConfig:
+def load_config(path: Path) -> LanguageConfig:
     """Read config.json.
 
     Raises:
@@ -65,13 +65,13 @@ def load_config(path: Path) -> TrainConfig:
     return config_from_json(values, str(path))
 
 
-def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+def differences(ours: LanguageConfig, theirs: LanguageConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
     The mesh and the checkpoints may change between the parts of a run, so they are left out.
     """
     found = []
-    for name in _flags(TrainConfig):
+    for name in _flags(LanguageConfig):
         if name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxformer import checkpoint
-from jaxformer.config import TrainConfig
+from jaxformer.config import LanguageConfig
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
@@ -24,7 +24,7 @@ from jaxformer.training.step import init_state
 class Run:
     """What a run directory holds, ready to use on one device."""
 
-    config: TrainConfig
+    config: LanguageConfig
     tokenizer: Tokenizer
     graph: nnx.GraphDef
     params: PyTree[Array]

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from jaxformer import checkpoint
 from jaxformer.batch import Batch
 from jaxformer.checkpoint import CheckpointWriter
-from jaxformer.config import RunOptions, TrainConfig
+from jaxformer.config import LanguageConfig, RunOptions
 from jaxformer.data.batches import TrainingBatches, training_iterator
 from jaxformer.data.corpus import PreparedData, prepare
 from jaxformer.errors import UserError
@@ -68,7 +68,7 @@ class Program:
 class Outcome:
     """How a run ended."""
 
-    config: TrainConfig
+    config: LanguageConfig
     exit_status: int
     """0, or 128 + the signal that ended it early."""
     step: int
@@ -78,7 +78,7 @@ class Outcome:
     data: PreparedData
 
 
-def build(config: TrainConfig, mesh: Mesh) -> Program:
+def build(config: LanguageConfig, mesh: Mesh) -> Program:
     """Compile nothing yet, allocate nothing yet: functions, shapes and places."""
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     graph, _ = abstract_model(GPT, config.model)
@@ -117,7 +117,7 @@ def build(config: TrainConfig, mesh: Mesh) -> Program:
     )
 
 
-def train(config: TrainConfig, options: RunOptions) -> Outcome:
+def train(config: LanguageConfig, options: RunOptions) -> Outcome:
     """Train a GPT into `options.run_dir`, or go on with the run that is there.
 
     Raises:
@@ -198,7 +198,7 @@ def train(config: TrainConfig, options: RunOptions) -> Outcome:
 
 
 def restore(
-    program: Program, config: TrainConfig, metadata: dict[str, Any], options: RunOptions
+    program: Program, config: LanguageConfig, metadata: dict[str, Any], options: RunOptions
 ) -> tuple[TrainState, int]:
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
@@ -220,7 +220,7 @@ def require_wide_mode(dtype: str) -> None:
         raise UserError("model.dtype float64 needs jax's wide mode: set JAX_ENABLE_X64=1")
 
 
-def settle(config: TrainConfig, data: PreparedData) -> TrainConfig:
+def settle(config: LanguageConfig, data: PreparedData) -> LanguageConfig:
     """The configuration with nothing left open: the vocabulary's size, and paths in full."""
     needed, chosen = data.tokenizer.vocab_size, config.model.vocab_size
     if 0 < chosen < needed:
@@ -237,7 +237,7 @@ def settle(config: TrainConfig, data: PreparedData) -> TrainConfig:
 
 
 def introduce(
-    progress: Progress, config: TrainConfig, data: PreparedData, mesh: Mesh, start: int
+    progress: Progress, config: LanguageConfig, data: PreparedData, mesh: Mesh, start: int
 ) -> None:
     """Say what is about to be trained, on what."""
     device = mesh.devices.flat[0]

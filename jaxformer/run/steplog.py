@@ -13,7 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.run.evaluate import Evaluation
 from jaxformer.run.metrics import MetricsWriter
 from jaxformer.run.peaks import Product, mfu
@@ -26,7 +26,7 @@ class StepLog:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: LanguageConfig,
         mesh: Mesh,
         learning_rate: optax.Schedule,
         writer: MetricsWriter,

@@ -19,13 +19,14 @@ from jaxtyping import PyTree
 from jaxformer.models.pure import leaf_path
 
 RULES: tuple[tuple[str, P], ...] = (
-    (r"embed/embedding", P(("tensor", "fsdp"), None)),
-    (r"attention/(query|key|value)/kernel", P("fsdp", "tensor")),
-    (r"attention/(query|key|value)/bias", P("tensor")),
-    (r"attention/out/kernel", P("tensor", "fsdp")),
+    (r"(source_|target_)?embed/embedding", P(("tensor", "fsdp"), None)),
+    (r"(self_|cross_)?attention/(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r"(self_|cross_)?attention/(query|key|value)/bias", P("tensor")),
+    (r"(self_|cross_)?attention/out/kernel", P("tensor", "fsdp")),
     (r"mlp/up/kernel", P("fsdp", "tensor")),
     (r"mlp/up/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
+    (r"output/kernel", P("fsdp", "tensor")),
 )
 """The end of a path, and how its axes are split; leaves without a rule are on every device."""
 

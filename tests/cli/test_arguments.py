@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.cli.arguments import RunPath, parse, parse_recipe, run_command
-from jaxformer.config import GPT_PRESETS, RunOptions, TrainConfig
+from jaxformer.config import GPT_PRESETS, LanguageConfig, RunOptions
 from jaxformer.errors import UserError
 
 PROG = "python -m train.gpt_char"
 PRESETS = {
-    "cpu": TrainConfig(model=GPT_PRESETS["toy"], steps=20),
-    "gpu": TrainConfig(model=GPT_PRESETS["gpt2"], steps=77, seed=5),
+    "cpu": LanguageConfig(model=GPT_PRESETS["toy"], steps=20),
+    "gpu": LanguageConfig(model=GPT_PRESETS["gpt2"], steps=77, seed=5),
 }
 
 
@@ -39,7 +39,7 @@ class Options:
             raise UserError(f"num-samples {self.num_samples} is not positive:\nchoose 1 or more")
 
 
-def recipe(*argv: str) -> tuple[TrainConfig, RunOptions]:
+def recipe(*argv: str) -> tuple[LanguageConfig, RunOptions]:
     return parse_recipe(PRESETS, "cpu", argv, PROG, "Train a GPT.")
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from jaxformer.cli.main import main
-from jaxformer.config import DataConfig, GPTConfig, MeshConfig, RunOptions, TrainConfig
+from jaxformer.config import DataConfig, GPTConfig, LanguageConfig, MeshConfig, RunOptions
 from jaxformer.run.loop import train
 
 TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
@@ -16,7 +16,7 @@ TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    config = TrainConfig(
+    config = LanguageConfig(
         model=GPTConfig(
             vocab_size=0, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1
         ),

@@ -6,7 +6,7 @@ import pytest
 from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.cli import sample
 from jaxformer.cli.main import main
-from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import init_params
@@ -27,7 +27,7 @@ def save_run(path, tokenizer, vocab_size):
         num_layers=1,
         init_std=0.5,
     )
-    config = TrainConfig(model=model)
+    config = LanguageConfig(model=model)
     directory.fill_run_dir(config, path, tokenizer)
     state = init_state(
         init_params(GPT, model, jax.random.key(0)), adamw(config.optimizer, config.steps)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.config import GPT_PRESETS, DataConfig, TrainConfig
+from jaxformer.config import GPT_PRESETS, DataConfig, LanguageConfig
 from jaxformer.errors import UserError
 from jaxformer.run.config_io import (
     config_from_json,
@@ -18,7 +18,7 @@ from jaxformer.run.config_io import (
     save_config,
 )
 
-CONFIG = TrainConfig(model=GPT_PRESETS["toy"], data=DataConfig(path=Path("/text")))
+CONFIG = LanguageConfig(model=GPT_PRESETS["toy"], data=DataConfig(path=Path("/text")))
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -79,7 +79,7 @@ def test_differences_name_flags_but_not_the_mesh():
         mesh=dataclasses.replace(CONFIG.mesh, data=3),
     )
     assert differences(other, CONFIG) == [
-        "--model.dropout-rate 0.5 (the run has 0.0)",
         "--steps 7 (the run has 2000)",
+        "--model.dropout-rate 0.5 (the run has 0.0)",
     ]
     assert differences(CONFIG, CONFIG) == []

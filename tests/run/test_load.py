@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint import CheckpointWriter
-from jaxformer.config import GPTConfig, TrainConfig
+from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
@@ -38,7 +38,7 @@ def save_run(path, config, tokenizer, steps=(1,)):
 def saved(tmp_path_factory):
     """A run of two checkpoints, not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    save_run(path, TrainConfig(model=MODEL), ByteTokenizer(), steps=(1, 2))
+    save_run(path, LanguageConfig(model=MODEL), ByteTokenizer(), steps=(1, 2))
     return path
 
 
@@ -53,7 +53,7 @@ def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
     run = load_run(run_dir, step=wanted)
     assert run.step == step
     assert run.data_fingerprint == f"text of step {step}"
-    assert run.config == TrainConfig(model=MODEL)
+    assert run.config == LanguageConfig(model=MODEL)
     assert run.tokenizer.fingerprint == ByteTokenizer().fingerprint
     expected = init_params(GPT, MODEL, jax.random.key(step))
     jax.tree.map(np.testing.assert_array_equal, run.params, expected)
@@ -115,5 +115,5 @@ def test_a_directory_that_holds_no_such_run_is_refused(run_dir, damage, message)
 
 def test_a_tokenizer_smaller_than_the_model_is_fine(tmp_path):
     model = dataclasses.replace(MODEL, vocab_size=10)
-    save_run(tmp_path / "run", TrainConfig(model=model), CharTokenizer("abc"))
+    save_run(tmp_path / "run", LanguageConfig(model=model), CharTokenizer("abc"))
     assert load_run(tmp_path / "run").tokenizer.vocab_size == 3

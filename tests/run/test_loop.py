@@ -18,9 +18,9 @@ from jaxformer.config import (
     CheckpointConfig,
     DataConfig,
     GPTConfig,
+    LanguageConfig,
     MeshConfig,
     RunOptions,
-    TrainConfig,
 )
 from jaxformer.errors import UserError
 from jaxformer.run.config_io import load_config
@@ -33,11 +33,11 @@ TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i 
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> TrainConfig:
+def config(tmp_path, monkeypatch) -> LanguageConfig:
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    return TrainConfig(
+    return LanguageConfig(
         model=GPTConfig(
             vocab_size=0,
             context_length=16,
@@ -62,12 +62,12 @@ def losses(run_dir: Path) -> list[tuple]:
     return [(row["step"], row["split"], row["loss"], row.get("grad_norm")) for row in rows]
 
 
-def final_state(config: TrainConfig, run_dir: Path):
+def final_state(config: LanguageConfig, run_dir: Path):
     program = build(config, make_mesh(config.mesh))
     return checkpoint.restore(run_dir / "checkpoints", program.state)
 
 
-def flags(config: TrainConfig, run_dir: Path, steps: int) -> list[str]:
+def flags(config: LanguageConfig, run_dir: Path, steps: int) -> list[str]:
     """The command line that makes this configuration with the character-level recipe."""
     model = config.model
     return [

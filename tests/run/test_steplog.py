@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.config import GPT_PRESETS, MeshConfig, TrainConfig
+from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
 from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.progress import Progress
 from jaxformer.run.steplog import StepLog, flops_per_token
@@ -14,7 +14,7 @@ from jaxformer.training.step import Metrics
 
 def test_steps_are_written_in_order_when_the_next_has_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    config = TrainConfig(model=GPT_PRESETS["toy"], steps=3)
+    config = LanguageConfig(model=GPT_PRESETS["toy"], steps=3)
     with MetricsWriter(path) as writer, Progress(3) as progress:
         log = StepLog(config, make_mesh(MeshConfig()), lambda step: 0.1 * step, writer, progress)
         for step in (1, 2, 3):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxformer.batch import Batch
-from jaxformer.config import GPT_PRESETS, GPTConfig, MeshConfig, TrainConfig
+from jaxformer.config import GPT_PRESETS, GPTConfig, LanguageConfig, MeshConfig
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, flat_params
 from jaxformer.run.loop import build
@@ -23,9 +23,9 @@ MESHES = {
 }
 
 
-def toy_run(**changes) -> TrainConfig:
+def toy_run(**changes) -> LanguageConfig:
     model = dataclasses.replace(GPT_PRESETS["toy"], dropout_rate=0.1)
-    return TrainConfig(model=model, steps=20, batch_size=16, **changes)
+    return LanguageConfig(model=model, steps=20, batch_size=16, **changes)
 
 
 def toy_batches(steps: int) -> list[Batch]:
@@ -35,7 +35,7 @@ def toy_batches(steps: int) -> list[Batch]:
     return [Batch(step[:, :-1], step[:, 1:], mask) for step in tokens]
 
 
-def run(config: TrainConfig, mesh: MeshConfig, devices=None):
+def run(config: LanguageConfig, mesh: MeshConfig, devices=None):
     """Losses of 20 steps, initial parameters and final state."""
     program = build(config, make_mesh(mesh, devices))
     state = program.fresh_state()

@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(D, D, bias=config.use_bias)
         self.out = nn.Linear(D, D, bias=config.use_bias)
         self.num_heads = config.num_heads
-        self.dropout_rate = config.dropout_rate
+        self.dropout_rate = config.dropout_rate if config.attention_dropout else 0.0
 
     def forward(
         self,

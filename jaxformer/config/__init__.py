@@ -1,0 +1,70 @@
+"""Every default of jaxformer: frozen configurations and named presets. Imports nothing heavy.
+
+The dimension key, used for the same thing in code, docstrings, shape annotations and einsums:
+
+    B batch            L query length     M key length       D model width
+    H query heads      G key-value heads  K head width       F feed-forward width
+    N layers           V vocabulary
+"""
+
+from jaxformer.config.checks import require_positive
+from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.decoding import BeamConfig, SamplingConfig
+from jaxformer.config.models import (
+    BERT_PRESETS,
+    GPT_PRESETS,
+    TRANSFORMER_PRESETS,
+    Activation,
+    BertConfig,
+    BlockConfig,
+    DType,
+    GPTConfig,
+    Initializer,
+    NormPlacement,
+    TransformerConfig,
+)
+from jaxformer.config.training import (
+    CheckpointConfig,
+    CopyTranslationConfig,
+    LanguageConfig,
+    MeshConfig,
+    NoamConfig,
+    NumbersTranslationConfig,
+    OptimizerConfig,
+    RunOptions,
+    TextTranslationConfig,
+    TrainConfig,
+    TranslationConfig,
+)
+
+__all__ = [
+    "BERT_PRESETS",
+    "GPT_PRESETS",
+    "TRANSFORMER_PRESETS",
+    "Activation",
+    "BeamConfig",
+    "BertConfig",
+    "BlockConfig",
+    "CheckpointConfig",
+    "CopyConfig",
+    "CopyTranslationConfig",
+    "DType",
+    "DataConfig",
+    "GPTConfig",
+    "Initializer",
+    "LanguageConfig",
+    "MeshConfig",
+    "NoamConfig",
+    "NormPlacement",
+    "NumbersConfig",
+    "NumbersTranslationConfig",
+    "OptimizerConfig",
+    "RunOptions",
+    "SamplingConfig",
+    "TextPairsConfig",
+    "TextTranslationConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "TranslationConfig",
+    "require_positive",
+]

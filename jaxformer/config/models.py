@@ -1,0 +1,270 @@
+"""Models: their sizes and options, and the published ones by name."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from jaxformer.config.checks import require_one_of, require_positive, require_share
+from jaxformer.errors import UserError
+
+Activation = Literal["relu", "gelu", "gelu_tanh"]
+NormPlacement = Literal["pre", "post"]
+Initializer = Literal["normal", "xavier"]
+DType = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What a Transformer block needs to know; every model's config is one of these with more."""
+
+    width: int
+    """D, the width of the residual stream."""
+    num_heads: int
+    """H, the number of query heads; the head width is K = D / H."""
+    mlp_width: int
+    """F, the inner width of the feed-forward network."""
+    num_layers: int
+    """N, the number of blocks."""
+    activation: Activation = "gelu_tanh"
+    """The feed-forward nonlinearity; `gelu` is the exact form, `gelu_tanh` GPT-2's."""
+    norm_placement: NormPlacement = "pre"
+    """LayerNorm before each sub-layer (GPT-2) or after each residual sum (2017)."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance inside LayerNorm's square root."""
+    use_bias: bool = True
+    """Whether projections and LayerNorms have biases."""
+    dropout_rate: float = 0.0
+    """Probability that a unit is dropped, at every dropout of the model."""
+    attention_dropout: bool = True
+    """Whether attention weights are dropped too, as in GPT-2; the paper of 2017 does not say so."""
+    initializer: Initializer = "normal"
+    """Initial kernels: N(0, init-std²) as in GPT-2, or Xavier's uniform by fan-in and fan-out."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights; of the embeddings alone under Xavier."""
+    dtype: DType = "float32"
+    """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
+
+    @property
+    def head_width(self) -> int:
+        """K = D / H."""
+        return self.width // self.num_heads
+
+    @property
+    def param_dtype(self) -> str:
+        """Type the parameters are kept in: float32 unless the model computes in float64."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @property
+    def residual_init_std(self) -> float:
+        """Initial standard deviation of projections into the residual stream: std / sqrt(2N)."""
+        return self.init_std / math.sqrt(2 * self.num_layers)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_heads", "mlp_width", "num_layers", "norm_epsilon"):
+            require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
+        if not (self.init_std >= 0 and math.isfinite(self.init_std)):
+            raise UserError(f"model.init-std {self.init_std} is not a size: choose 0.02 or so")
+        require_one_of("model.activation", self.activation, Activation)
+        require_one_of("model.norm-placement", self.norm_placement, NormPlacement)
+        require_one_of("model.initializer", self.initializer, Initializer)
+        require_one_of("model.dtype", self.dtype, DType)
+        if self.width % self.num_heads:
+            raise UserError(
+                f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
+                "choose a width that is a multiple of the number of heads"
+            )
+        require_share("model.dropout-rate", self.dropout_rate)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTConfig(BlockConfig):
+    """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
+
+    vocab_size: int
+    """V, the number of tokens; 0 in a training config stands for the tokenizer's number."""
+    context_length: int
+    """T, the longest sequence; one learned position each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("model.context-length", self.context_length)
+        if self.vocab_size < 0:
+            raise UserError(
+                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
+            )
+
+    def num_parameters(self) -> int:
+        """Parameters counted by formula: VD + TD + N(4D² + 2DF + biases and norms) + final norm."""
+        D, F = self.width, self.mlp_width
+        bias = int(self.use_bias)
+        norm = D + bias * D
+        attention = 4 * (D * D + bias * D)
+        mlp = D * F + bias * F + F * D + bias * D
+        embeddings = (self.vocab_size + self.context_length) * D
+        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
+
+
+def _gpt2(width: int, num_heads: int, num_layers: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=50_257,
+        context_length=1024,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=4 * width,
+        num_layers=num_layers,
+        dropout_rate=0.1,
+    )
+
+
+GPT_PRESETS: Mapping[str, GPTConfig] = {
+    "toy": GPTConfig(
+        vocab_size=64, context_length=16, width=32, num_heads=4, mlp_width=128, num_layers=2
+    ),
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 16, 24),
+    "gpt2-large": _gpt2(1280, 20, 36),
+    "gpt2-xl": _gpt2(1600, 25, 48),
+}
+"""Named GPT sizes: `toy` for tests and lessons, the rest as published (124M to 1.56B)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(BlockConfig):
+    """The encoder-decoder Transformer (Vaswani et al. 2017); N blocks on either side."""
+
+    vocab_size: int
+    """V, the number of tokens of source and target; 0 in a training config stands for the
+    tokenizer's number with the start, end and padding tokens."""
+    context_length: int
+    """T, the longest source and the longest target."""
+    share_embeddings: bool = True
+    """One matrix for source, target and output (section 3.4), or one each."""
+    activation: Activation = "relu"
+    norm_placement: NormPlacement = "post"
+    attention_dropout: bool = False
+    initializer: Initializer = "xavier"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("model.context-length", self.context_length)
+        if self.width % 2:
+            raise UserError(
+                f"model.width {self.width} is odd: sinusoidal positions need an even width"
+            )
+        if self.vocab_size < 0:
+            raise UserError(
+                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
+            )
+
+    def num_parameters(self) -> int:
+        """Parameters counted by formula.
+
+        VD once or three times, N(4D² + 2DF) of the encoder, N(8D² + 2DF) of the decoder, biases,
+        two norms an encoder block and three a decoder block, and the pre-LN stacks' final norms.
+        """
+        D, F, N = self.width, self.mlp_width, self.num_layers
+        bias = int(self.use_bias)
+        norm = D + bias * D
+        attention = 4 * (D * D + bias * D)
+        mlp = D * F + bias * F + F * D + bias * D
+        embeddings = self.vocab_size * D * (1 if self.share_embeddings else 3)
+        final = 2 * norm if self.norm_placement == "pre" else 0
+        return embeddings + N * (3 * attention + 2 * mlp + 5 * norm) + final
+
+
+def _transformer(
+    width: int, num_heads: int, mlp_width: int, dropout_rate: float
+) -> TransformerConfig:
+    return TransformerConfig(
+        vocab_size=37_000,
+        context_length=1024,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=mlp_width,
+        num_layers=6,
+        dropout_rate=dropout_rate,
+        init_std=width**-0.5,
+    )
+
+
+TRANSFORMER_PRESETS: Mapping[str, TransformerConfig] = {
+    "toy": TransformerConfig(
+        vocab_size=64,
+        context_length=16,
+        width=32,
+        num_heads=4,
+        mlp_width=64,
+        num_layers=2,
+        init_std=32**-0.5,
+    ),
+    "small": TransformerConfig(
+        vocab_size=8000,
+        context_length=256,
+        width=256,
+        num_heads=4,
+        mlp_width=1024,
+        num_layers=3,
+        dropout_rate=0.1,
+        init_std=256**-0.5,
+    ),
+    "base": _transformer(512, 8, 2048, 0.1),
+    "big": _transformer(1024, 16, 4096, 0.3),
+}
+"""Named Transformer sizes: `toy` for tests, `small` for small machines, `base` and `big` as
+published (table 3, rows `base` and `big`, with the 37,000 tokens of English-German)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(BlockConfig):
+    """BERT with its masked-language-model head (Devlin et al. 2019)."""
+
+    vocab_size: int
+    """V, the number of tokens."""
+    context_length: int
+    """T, the longest sequence; one learned position each."""
+    num_segments: int = 2
+    """Kinds of segments (`token_type`), one learned vector each."""
+    activation: Activation = "gelu"
+    norm_placement: NormPlacement = "post"
+    norm_epsilon: float = 1e-12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "context_length", "num_segments"):
+            require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
+        if self.norm_placement != "post":
+            raise UserError("model.norm-placement of BERT is post: choose a GPT for pre")
+
+    def num_parameters(self) -> int:
+        """(V + T + S)D and its norm, N blocks, and the head: D² and its norm, a bias a token."""
+        D, F = self.width, self.mlp_width
+        bias = int(self.use_bias)
+        norm = D + bias * D
+        attention = 4 * (D * D + bias * D)
+        mlp = D * F + bias * F + F * D + bias * D
+        embeddings = (self.vocab_size + self.context_length + self.num_segments) * D + norm
+        head = D * D + bias * D + norm + self.vocab_size
+        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + head
+
+
+def _bert(width: int, num_heads: int, num_layers: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=30_522,
+        context_length=512,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=4 * width,
+        num_layers=num_layers,
+        dropout_rate=0.1,
+    )
+
+
+BERT_PRESETS: Mapping[str, BertConfig] = {
+    "toy": BertConfig(
+        vocab_size=64, context_length=16, width=32, num_heads=4, mlp_width=64, num_layers=2
+    ),
+    "bert-base": _bert(768, 12, 12),
+    "bert-large": _bert(1024, 16, 24),
+}
+"""Named BERT sizes, uncased as published."""

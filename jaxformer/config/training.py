@@ -1,0 +1,209 @@
+"""Training: the optimizer, the mesh, the checkpoints, and a whole run of each kind."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jaxformer.config.checks import LARGEST, require_one_of, require_positive, require_share
+from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.models import GPTConfig, TransformerConfig
+from jaxformer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up, cosine decay and clipping (Loshchilov & Hutter 2019, algorithm 2)."""
+
+    peak_learning_rate: float = 1e-3
+    """Learning rate at the end of the warm-up."""
+    floor_learning_rate: float = 1e-4
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.99
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay, applied to matrices only."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_learning_rate", "epsilon", "clip_norm"):
+            require_positive(f"optimizer.{name.replace('_', '-')}", getattr(self, name))
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(
+                    f"optimizer.{name} {getattr(self, name)} is no decay: choose 0 to 0.9999"
+                )
+        for name in ("floor_learning_rate", "warmup_steps", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value <= LARGEST:
+                raise UserError(
+                    f"optimizer.{name.replace('_', '-')} {value} is out of range: "
+                    f"choose one from 0 to {LARGEST}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoamConfig:
+    """Adam with the schedule of 2017: warm-up, then the inverse root (section 5.3)."""
+
+    factor: float = 1.0
+    """Multiplies the schedule D^-0.5 min(s^-0.5, s w^-1.5)."""
+    warmup_steps: int = 4000
+    """w, the steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    epsilon: float = 1e-9
+    """Added to the root of the second moment."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; 2017 does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "warmup_steps", "epsilon"):
+            require_positive(f"optimizer.{name.replace('_', '-')}", getattr(self, name))
+        if self.clip_norm is not None:
+            require_positive("optimizer.clip-norm", self.clip_norm)
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(
+                    f"optimizer.{name} {getattr(self, name)} is no decay: choose 0 to 0.9999"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 takes all that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: int = 1
+    """Devices that share the parameters of one copy and split the batch further."""
+    tensor: int = 1
+    """Devices that share each layer's heads and feed-forward width."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints kept, besides the one with the best validation loss."""
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint.every", self.every)
+        require_positive("checkpoint.keep", self.keep)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training run has; config.json holds one of the kinds below."""
+
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    steps: int = 2000
+    """Optimizer steps of the whole schedule."""
+    accumulation: int = 1
+    """Slices the batch is cut into, one after the other, to save memory."""
+    eval_every: int = 250
+    """Steps between validation losses."""
+    seed: int = 0
+    """Seed of the initial weights, the dropout and the order of the data."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "eval_every"):
+            require_positive(name.replace("_", "-"), getattr(self, name))
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed} is out of range: choose one from 0 to 4294967295")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TrainConfig):
+    """A run of a GPT on text."""
+
+    model: GPTConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    batch_size: int = 12
+    """Sequences in a step, over all devices and accumulation slices."""
+    eval_tokens: int = 2**20
+    """Validation tokens scored each time; `jaxformer evaluate` always scores all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "eval_tokens"):
+            require_positive(name.replace("_", "-"), getattr(self, name))
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"batch-size {self.batch_size} is not divisible by accumulation "
+                f"{self.accumulation}: choose a batch size that is a multiple of it"
+            )
+
+
+LossKind = Literal["cross_entropy", "kl"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TranslationConfig(TrainConfig):
+    """A run of an encoder-decoder Transformer on pairs of texts; the kinds differ in their data."""
+
+    model: TransformerConfig
+    optimizer: NoamConfig = dataclasses.field(default_factory=NoamConfig)
+    loss: LossKind = "cross_entropy"
+    """Label smoothing as torch spreads it, over all V tokens, or as the KL divergence of the
+    Annotated Transformer, over all but the target and the padding token."""
+    label_smoothing: float = 0.1
+    """Share of the target's probability that is spread over other tokens (section 5.4)."""
+    batch_tokens: int = 4096
+    """Source tokens, and as many target tokens, that a step holds at most, padding included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("batch-tokens", self.batch_tokens)
+        require_one_of("loss", self.loss, LossKind)
+        require_share("label-smoothing", self.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTranslationConfig(TranslationConfig):
+    """A run on two parallel text files."""
+
+    data: TextPairsConfig = dataclasses.field(default_factory=TextPairsConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumbersTranslationConfig(TranslationConfig):
+    """A run on numbers and dates in words."""
+
+    data: NumbersConfig = dataclasses.field(default_factory=NumbersConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CopyTranslationConfig(TranslationConfig):
+    """A run on random strings that are to be copied or reversed."""
+
+    data: CopyConfig = dataclasses.field(default_factory=CopyConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run lives and how far this process takes it; not part of what is learned."""
+
+    run_dir: Path
+    """Directory of the run: config, tokenizer, metrics, checkpoints and curves."""
+    stop_after: int | None = None
+    """End cleanly, checkpoint written, after this many steps of the schedule."""
+    resume: bool = False
+    """Continue the run that the directory holds from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.stop_after is not None:
+            require_positive("stop-after", self.stop_after)
