@@ -53,6 +53,27 @@ GPT = (
 )
 """GPT and torchref's GPT, whose attributes have the same names."""
 
+DECODER_BLOCK = (
+    Row("*/*/kernel", "*.*.weight", KERNEL),
+    Row("*/*/bias", "*.*.bias"),
+    Row("*/scale", "*.weight"),
+    Row("*/bias", "*.bias"),
+)
+TRANSFORMER = (
+    Row("*/embedding", "*.weight"),
+    Row("output/kernel", "output.weight", KERNEL),
+    Row("*/blocks/*/*/*/kernel", "*.blocks.*.*.*.weight", KERNEL),
+    Row("*/blocks/*/*/*/bias", "*.blocks.*.*.*.bias"),
+    Row("*/blocks/*/*/scale", "*.blocks.*.*.weight"),
+    Row("*/blocks/*/*/bias", "*.blocks.*.*.bias"),
+    Row("*/norm/scale", "*.norm.weight"),
+    Row("*/norm/bias", "*.norm.bias"),
+)
+"""Transformer and torchref's Transformer, whose attributes have the same names.
+
+Embeddings shared or separate, and the final norms of pre-LN stacks where there are any.
+"""
+
 GPT2_HUGGING_FACE = (
     Row("embed/embedding", "transformer.wte.weight"),
     Row("positions/embedding", "transformer.wpe.weight"),

@@ -51,3 +51,45 @@ class EncoderBlock(nn.Module):
         y_BLD = self.mlp(before(x_BLD))
         y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(keep, "mlp_dropout"))
         return after(x_BLD + y_BLD)
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, attention to the encoder's output, then feed-forward."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.self_attention_norm = LayerNorm(config)
+        self.self_attention = MultiHeadAttention(config)
+        self.cross_attention_norm = LayerNorm(config)
+        self.cross_attention = MultiHeadAttention(config)
+        self.mlp_norm = LayerNorm(config)
+        self.mlp = MLP(config)
+        self.norm_placement = config.norm_placement
+        self.dropout_rate = config.dropout_rate
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        memory_BMD: Tensor,
+        mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """`mask` is over the tokens themselves, `memory_mask` over the encoder's output."""
+        before, after = around(self.self_attention_norm, self.norm_placement)
+        y_BLD = self.self_attention(
+            before(x_BLD), mask=mask, keep=fold_path(keep, "self_attention")
+        )
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(keep, "self_attention_dropout"))
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.cross_attention_norm, self.norm_placement)
+        cross_keep = fold_path(keep, "cross_attention")
+        y_BLD = self.cross_attention(before(x_BLD), memory_BMD, memory_mask, cross_keep)
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(keep, "cross_attention_dropout"))
+        x_BLD = after(x_BLD + y_BLD)
+
+        before, after = around(self.mlp_norm, self.norm_placement)
+        y_BLD = self.mlp(before(x_BLD))
+        y_BLD = dropout(y_BLD, self.dropout_rate, fold_path(keep, "mlp_dropout"))
+        return after(x_BLD + y_BLD)

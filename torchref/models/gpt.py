@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchref.config import GPTConfig
 from torchref.layers.blocks import EncoderBlock
 from torchref.layers.dropout import Keep, dropout, fold_path
+from torchref.layers.linear import init_linears
 from torchref.layers.masks import causal_mask, combine_masks
 from torchref.layers.norms import LayerNorm
 from torchref.layers.positions import LearnedPositions
@@ -31,13 +32,7 @@ class GPT(nn.Module):
     def init_weights(self, config: GPTConfig) -> None:
         """N(0, init_std²) for weights, zeros for biases, smaller into the residual stream."""
         nn.init.normal_(self.embed.weight, std=config.init_std)
-        for name, module in self.blocks.named_modules():
-            if isinstance(module, nn.Linear):
-                residual = name.endswith((".out", ".down"))
-                std = config.residual_init_std if residual else config.init_std
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self.blocks, config)
 
     def forward(
         self, tokens_BL: Tensor, mask: Tensor | None = None, keep: Keep | None = None

@@ -1,0 +1,96 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017, section 3).
+
+Token embeddings times sqrt(D) plus sinusoidal positions, an encoder that sees the whole source, and
+a decoder that sees the target so far and the encoder's output. One matrix serves source, target and
+output, or each has its own. Dropout follows the embeddings and each sub-layer (section 5.4).
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from torchref.config import TransformerConfig
+from torchref.layers.dropout import Keep, dropout, fold_path
+from torchref.layers.linear import init_linears
+from torchref.layers.masks import causal_mask, combine_masks, padding_mask
+from torchref.layers.positions import sinusoidal_positions
+from torchref.layers.stacks import Decoder, Encoder
+
+
+class Transformer(nn.Module):
+    """Source (B, M) and target (B, L) to logits (B, L, V) of the token after each of the target.
+
+    `source_valid` and `target_valid` are True where a token is one, False where it is padding. What
+    the model says at padding means nothing and touches nothing else.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        if config.share_embeddings:
+            self.embed = nn.Embedding(config.vocab_size, config.width)
+        else:
+            self.source_embed = nn.Embedding(config.vocab_size, config.width)
+            self.target_embed = nn.Embedding(config.vocab_size, config.width)
+            self.output = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.config = config
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """N(0, init_std²) for embeddings, the config's initializer for all other matrices."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+        init_linears(self, self.config)
+
+    def forward(
+        self,
+        source_BM: Tensor,
+        target_BL: Tensor,
+        source_valid_BM: Tensor | None = None,
+        target_valid_BL: Tensor | None = None,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """Logits of a whole target; M and L are at most context_length."""
+        memory_BMD = self.encode(source_BM, source_valid_BM, keep)
+        embed = self.embed if self.config.share_embeddings else self.target_embed
+        x_BLD = self.scaled(embed, target_BL)
+        x_BLD = dropout(
+            x_BLD, self.config.dropout_rate, fold_path(keep, "target_embedding_dropout")
+        )
+        mask = combine_masks(causal_mask(target_BL.shape[1]), padding(target_valid_BL))
+        x_BLD = self.decoder(
+            x_BLD, memory_BMD, mask, padding(source_valid_BM), fold_path(keep, "decoder")
+        )
+        return self.logits(x_BLD)
+
+    def encode(
+        self,
+        source_BM: Tensor,
+        source_valid_BM: Tensor | None = None,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """The encoder's output (B, M, D), the memory that the decoder attends to."""
+        embed = self.embed if self.config.share_embeddings else self.source_embed
+        x_BMD = self.scaled(embed, source_BM)
+        x_BMD = dropout(
+            x_BMD, self.config.dropout_rate, fold_path(keep, "source_embedding_dropout")
+        )
+        return self.encoder(x_BMD, padding(source_valid_BM), fold_path(keep, "encoder"))
+
+    def scaled(self, embed: nn.Embedding, tokens_BL: Tensor) -> Tensor:
+        """sqrt(D) W[token] + PE[position] (sections 3.4 and 3.5)."""
+        L, D = tokens_BL.shape[1], self.config.width
+        return math.sqrt(D) * embed(tokens_BL) + sinusoidal_positions(L, D).to(embed.weight.dtype)
+
+    def logits(self, hidden_BLD: Tensor) -> Tensor:
+        """Hidden states times the shared embedding (Press & Wolf 2017), or the output's matrix."""
+        if self.config.share_embeddings:
+            return hidden_BLD @ self.embed.weight.T
+        return self.output(hidden_BLD)
+
+
+def padding(valid_BM: Tensor | None) -> Tensor | None:
+    """`padding_mask`, where there is something to mask."""
+    return None if valid_BM is None else padding_mask(valid_BM)
