@@ -26,13 +26,14 @@ from jaxformer.batch import Batch
 from jaxformer.config import LanguageConfig, MeshConfig
 from jaxformer.run.loop import build
 from jaxformer.sharding.mesh import make_mesh
+from torchref.batch import Batch as TwinBatch
 from torchref.config import GPTConfig as TwinConfig
 from torchref.config import OptimizerConfig as TwinOptimizerConfig
 from torchref.layers.dropout import random_keep
 from torchref.models.gpt import GPT as Twin
+from torchref.training.objectives import next_token
 from torchref.training.optimizer import adamw
 from torchref.training.schedule import warmup_cosine
-from torchref.training.step import Batch as TwinBatch
 from torchref.training.step import train_step
 from train.gpt_char import PRESETS
 
@@ -66,7 +67,7 @@ def torch_step(config: LanguageConfig, tokens: np.ndarray) -> Callable[[], float
 
     def step() -> float:
         clip = settings.clip_norm
-        return train_step(model, optimizer, rate, clip, 0, [batch], [keep]).loss
+        return train_step(model, next_token, optimizer, rate, clip, 0, [batch], [keep]).loss
 
     return step
 

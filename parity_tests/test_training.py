@@ -17,6 +17,7 @@ from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.parity import resume, training
 from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.settings import arithmetic
+from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
 from jaxformer.training.step import init_state, make_train_step
@@ -112,7 +113,7 @@ def test_slices_of_equal_rows_drop_different_units():
     for slices in (1, 2):
         rows = jnp.asarray(np.repeat(row, slices, axis=0))
         batch = Batch(rows[:, :-1], rows[:, 1:], jnp.ones((slices, 16), bool))
-        train_step = make_train_step(graph, rule, jax.random.key(1), accumulation=slices)
+        train_step = make_train_step(graph, next_token, rule, jax.random.key(1), slices)
         losses.append(float(train_step(init_state(params, rule), batch)[1].loss))
     # Were the masks of both slices those of the first, the mean would be the first one's loss.
     assert abs(losses[0] - losses[1]) > 1e-4

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import checkpoint
+from jaxformer.batch import Batch
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, flat_params
 from jaxformer.parity.cases import Case, draw_params, dropout_key
@@ -19,6 +20,7 @@ from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.training import OPTIMIZER, batch
 from jaxformer.parity.twins import Proof
 from jaxformer.training import optimizer, step
+from jaxformer.training.objectives import next_token
 
 STEPS = 20
 
@@ -30,11 +32,11 @@ def prove_resume(case: Case) -> Comparison:
     with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:
         graph, shapes = abstract_model(GPT, case.model_config)
         adamw = optimizer.adamw(OPTIMIZER, STEPS)
-        train_step = jax.jit(step.make_train_step(graph, adamw, dropout_key(case)))
+        train_step = jax.jit(step.make_train_step(graph, next_token, adamw, dropout_key(case)))
 
         def train(state: step.TrainState, start: int, end: int) -> step.TrainState:
             for i in range(start, end):
-                state, _ = train_step(state, step.Batch(*map(jnp.asarray, batch(case, i))))
+                state, _ = train_step(state, Batch(*map(jnp.asarray, batch(case, i))))
             return state
 
         start = step.init_state(draw_params(case, shapes), adamw)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import torch
 
+from jaxformer.batch import Batch
 from jaxformer.config import OptimizerConfig
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.gpt import GPT
@@ -20,8 +21,10 @@ from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.gpt import GPT_TWINS
 from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.twins import Proof, compare_functions, twin_config
-from jaxformer.training import loss, optimizer, schedule, step
+from jaxformer.training import loss, objectives, optimizer, schedule, step
+from torchref import batch as torch_batch
 from torchref.training import loss as torch_loss
+from torchref.training import objectives as torch_objectives
 from torchref.training import optimizer as torch_optimizer
 from torchref.training import schedule as torch_schedule
 from torchref.training import step as torch_step
@@ -173,11 +176,12 @@ def _train(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, A
         graph, shapes = abstract_model(GPT, case.model_config)
         adamw = optimizer.adamw(OPTIMIZER, steps)
         key = dropout_key(case) if case.config.dropout_rate else None
-        train_step = jax.jit(step.make_train_step(graph, adamw, key, accumulation))
+        objective = objectives.next_token
+        train_step = jax.jit(step.make_train_step(graph, objective, adamw, key, accumulation))
         state = step.init_state(draw_params(case, shapes), adamw)
         reports = []
         for i in range(steps):
-            state, report = train_step(state, step.Batch(*map(jnp.asarray, batch(case, i))))
+            state, report = train_step(state, Batch(*map(jnp.asarray, batch(case, i))))
             reports.append(report)
         metrics = [(float(report.loss), float(report.grad_norm)) for report in reports]
         values = _state_values(layer, state.params, state.opt_state)
@@ -187,6 +191,7 @@ def _train(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, A
 def _train_twin(case: Case, layer: str, steps: int, accumulation: int) -> dict[Key, Any]:
     with arithmetic(case.dtype):
         twin = GPT_TWINS.twin(case)
+        objective = torch_objectives.next_token
         config = twin_config(OPTIMIZER)
         adamw = torch_optimizer.adamw(twin, config)
         rate = torch_schedule.warmup_cosine(config, steps)
@@ -194,7 +199,7 @@ def _train_twin(case: Case, layer: str, steps: int, accumulation: int) -> dict[K
         for i in range(steps):
             arrays = [torch.tensor(array) for array in batch(case, i)]
             slices = [
-                torch_step.Batch(*(array[a::accumulation] for array in arrays))
+                torch_batch.Batch(*(array[a::accumulation] for array in arrays))
                 for a in range(accumulation)
             ]
             # The keys of make_train_step's docstring, derived here a second time.
@@ -203,7 +208,9 @@ def _train_twin(case: Case, layer: str, steps: int, accumulation: int) -> dict[K
             ]
             keeps = [keep_for(case, key) if case.config.dropout_rate else None for key in keys]
             reports.append(
-                torch_step.train_step(twin, adamw, rate, config.clip_norm, i, slices, keeps)
+                torch_step.train_step(
+                    twin, objective, adamw, rate, config.clip_norm, i, slices, keeps
+                )
             )
         values = _metrics_values(layer, [tuple(m) for m in reports])
         named = dict(twin.named_parameters())

@@ -15,6 +15,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.run.load import Run
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.training.objectives import next_token
 from jaxformer.training.step import make_eval_step
 
 
@@ -65,7 +66,7 @@ def evaluate_run(run: Run, tokens: np.ndarray) -> Evaluation:
     """Score all the tokens on one device, in batches as large as the run's."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
     return evaluate(
-        jax.jit(make_eval_step(run.graph)),
+        jax.jit(make_eval_step(run.graph, next_token)),
         run.params,
         tokens,
         batch_size=run.config.batch_size,

@@ -37,6 +37,7 @@ from jaxformer.run.signals import Interrupt
 from jaxformer.run.steplog import StepLog, product_type
 from jaxformer.sharding.mesh import batch_sharding, check_batch_size, make_mesh
 from jaxformer.sharding.rules import state_shardings
+from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
 from jaxformer.training.step import (
@@ -107,12 +108,12 @@ def build(config: LanguageConfig, mesh: Mesh) -> Program:
         state=jax.tree.map(_place, shapes, places),
         fresh_state=fresh_state,
         train_step=jax.jit(
-            make_train_step(graph, optimizer, dropout, config.accumulation),
+            make_train_step(graph, next_token, optimizer, dropout, config.accumulation),
             in_shardings=(places, rows),
             out_shardings=(places, None),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(make_eval_step(graph), in_shardings=(places.params, rows)),
+        eval_step=jax.jit(make_eval_step(graph, next_token), in_shardings=(places.params, rows)),
         dropout_key=np.asarray(jax.random.key_data(dropout_key)),
     )
 

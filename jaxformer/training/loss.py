@@ -1,25 +1,78 @@
-"""Cross-entropy over tokens, summed together with the number of tokens it was summed over.
+"""Losses over tokens, each summed together with the number of tokens it was summed over.
+
+Cross-entropy, and label smoothing (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section
+5.4) in its two usual forms: PyTorch's, which spreads eps over all V tokens, and the Annotated
+Transformer's, which spreads it over all but the target and the padding token.
 
 Sums rather than means, so that a batch may be cut anywhere (accumulation slices, devices, whole
-validation splits) and the mean over tokens comes out the same.
+validation splits) and the mean over tokens comes out the same. All are in nats, in
+float32 or wider.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+SumAndCount = tuple[Float[Array, ""], Int[Array, ""]]
+"""A loss summed over the tokens that count, and how many they are."""
+
 
 def cross_entropy(
     logits_BLV: Float[Array, "B L V"],
     targets_BL: Int[Array, "B L"],
     mask_BL: Bool[Array, "B L"],
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
+) -> SumAndCount:
     """(sum of -log softmax(logits)[target], number of tokens) where the mask is True.
 
-    In nats, in float32 or wider. Equal to torch.nn.functional.cross_entropy with reduction='sum'.
+    Equal to torch.nn.functional.cross_entropy with reduction='sum'.
     """
-    wide = logits_BLV.astype(jnp.promote_types(logits_BLV.dtype, jnp.float32))
+    wide = widened(logits_BLV)
     log_normaliser = jax.nn.logsumexp(wide, axis=-1)
     target_logits = jnp.take_along_axis(wide, targets_BL[..., None], axis=-1)[..., 0]
-    losses_BL = jnp.where(mask_BL, log_normaliser - target_logits, 0.0)
-    return losses_BL.sum(), mask_BL.sum(dtype=jnp.int32)
+    return summed(log_normaliser - target_logits, mask_BL)
+
+
+def smoothed_cross_entropy(
+    logits_BLV: Float[Array, "B L V"],
+    targets_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
+    smoothing: float,
+) -> SumAndCount:
+    """-sum_v q_v log p_v of each token, q = (1 - eps) at the target + eps / V at every token.
+
+    Equal to torch.nn.functional.cross_entropy with label_smoothing=eps and reduction='sum'.
+    """
+    log_probs = jax.nn.log_softmax(widened(logits_BLV), axis=-1)
+    target_log_probs = jnp.take_along_axis(log_probs, targets_BL[..., None], axis=-1)[..., 0]
+    losses_BL = -(1.0 - smoothing) * target_log_probs - smoothing * log_probs.mean(-1)
+    return summed(losses_BL, mask_BL)
+
+
+def annotated_kl(
+    logits_BLV: Float[Array, "B L V"],
+    targets_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
+    smoothing: float,
+    padding_id: int,
+) -> SumAndCount:
+    """KL(q || p) of each token, q = 1 - eps at the target, 0 at padding, eps / (V - 2) elsewhere.
+
+    The loss of the Annotated Transformer (Rush 2018, "Label Smoothing"), 0 where p = q; V > 2.
+    """
+    log_probs = jax.nn.log_softmax(widened(logits_BLV), axis=-1)
+    V = logits_BLV.shape[-1]
+    tokens = jnp.arange(V)
+    q_BLV = jnp.where(tokens == targets_BL[..., None], 1.0 - smoothing, smoothing / (V - 2))
+    q_BLV = jnp.where(tokens == padding_id, 0.0, q_BLV).astype(log_probs.dtype)
+    losses_BL = (jax.scipy.special.xlogy(q_BLV, q_BLV) - q_BLV * log_probs).sum(-1)
+    return summed(losses_BL, mask_BL)
+
+
+def widened(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+    """The logits in float32 or wider."""
+    return logits_BLV.astype(jnp.promote_types(logits_BLV.dtype, jnp.float32))
+
+
+def summed(losses_BL: Float[Array, "B L"], mask_BL: Bool[Array, "B L"]) -> SumAndCount:
+    """The sum where the mask is True, and the number of tokens there."""
+    return jnp.where(mask_BL, losses_BL, 0.0).sum(), mask_BL.sum(dtype=jnp.int32)

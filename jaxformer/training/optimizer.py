@@ -1,6 +1,7 @@
-"""AdamW as GPTs are trained with it: gradients clipped, matrices decayed, the rate scheduled.
+"""AdamW as GPTs are trained with it, and Adam as the Transformer of 2017 was.
 
-Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW with two parameter groups.
+Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW with two parameter groups, and
+to torch.optim.Adam.
 """
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from jaxformer.config import OptimizerConfig
-from jaxformer.training.schedule import warmup_cosine
+from jaxformer.config import NoamConfig, OptimizerConfig
+from jaxformer.training.schedule import noam, warmup_cosine
 
 
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -29,6 +30,17 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             mask=is_matrix,
         ),
     )
+
+
+def adam(config: NoamConfig, width: int) -> optax.GradientTransformation:
+    """theta <- theta - lr m / (sqrt(v) + epsilon), with bias-corrected moments and `noam`'s rate.
+
+    Kingma & Ba 2015, algorithm 1; Vaswani et al. 2017, section 5.3. The gradient is clipped before
+    the moments are updated, if the config says so.
+    """
+    clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
+    rate = noam(config, width)
+    return optax.chain(clip, optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon))
 
 
 def is_matrix(params: PyTree) -> PyTree[bool]:

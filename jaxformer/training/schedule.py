@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxformer.config import OptimizerConfig
+from jaxformer.config import NoamConfig, OptimizerConfig
 
 
 def warmup_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -27,5 +27,20 @@ def warmup_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
     def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         # optax divides integer counts in float32 even where the rest is float64.
         return schedule(jnp.asarray(step, jnp.result_type(float)))
+
+    return learning_rate
+
+
+def noam(config: NoamConfig, width: int) -> optax.Schedule:
+    """Linear warm-up, then the inverse root of the step: factor D^-0.5 min(s^-0.5, s w^-1.5).
+
+    Update s counts from 1, so the first one moves; the peak, factor (D w)^-0.5, is at s = w
+    (Vaswani et al. 2017, equation 3). There is no end.
+    """
+    w = config.warmup_steps
+
+    def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        s = jnp.asarray(step, jnp.result_type(float)) + 1.0
+        return config.factor * width**-0.5 * jnp.minimum(s**-0.5, s * w**-1.5)
 
     return learning_rate

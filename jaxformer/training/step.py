@@ -1,12 +1,13 @@
 """The train step and the evaluation step: pure functions of a state and a batch.
 
-A batch may be cut into accumulation slices that are scanned one after the other. Losses and
-gradients are summed over all real tokens and divided once, so each slice weighs by its tokens and
-the result is that of the whole batch at once.
+What is learned is an objective (jaxformer/training/objectives.py) and its kind of batch, whose
+arrays all have their rows on the first axis. A batch may be cut into accumulation slices that are
+scanned one after the other. Losses and gradients are summed over all tokens that count and divided
+once, so each slice weighs by its tokens and the result is that of the whole batch at once.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxformer.batch import Batch
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.pure import bind
-from jaxformer.training.loss import cross_entropy
+from jaxformer.training.loss import SumAndCount
+from jaxformer.training.objectives import Objective
 
 
 class TrainState(NamedTuple):
@@ -29,13 +30,13 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step reports: mean loss in nats per token, and the gradient's norm before clipping."""
+    """What a step reports: the objective's mean a token, the gradient's norm before clipping."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation) -> TrainState:
@@ -50,26 +51,24 @@ def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
 
 def make_train_step(
     graph: nnx.GraphDef,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     dropout: Key[Array, ""] | None,
     accumulation: int = 1,
 ) -> TrainStep:
-    """The pure function (state, batch) -> (state, metrics) of a model that maps tokens to logits.
+    """The pure function (state, batch) -> (state, metrics) of a model and what it is to learn.
 
     `dropout` is the key of the run's dropout; None turns it off. Slice a of step s takes every
     `accumulation`-th row from row a on, and drops by the key slice_key(step_key(dropout, s), a).
     """
 
-    def summed_loss(
-        params: PyTree, batch: Batch, dropout_key: Key[Array, ""] | None
-    ) -> tuple[Array, Array]:
-        logits_BLV = bind(graph, params)(batch.inputs, dropout_key=dropout_key)
-        return cross_entropy(logits_BLV, batch.targets, batch.mask)
+    def summed_loss(params: PyTree, batch: Any, dropout_key: Key[Array, ""] | None) -> SumAndCount:
+        return objective(bind(graph, params), batch, dropout_key)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = None if dropout is None else step_key(dropout, state.step)
 
-        def add_slice(sums: tuple, slice_index: tuple[Array, Batch]) -> tuple[tuple, None]:
+        def add_slice(sums: tuple, slice_index: tuple[Array, Any]) -> tuple[tuple, None]:
             index, part = slice_index
             part_key = None if key is None else slice_key(key, index)
             value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
@@ -97,12 +96,11 @@ def make_train_step(
 
 
 def make_eval_step(
-    graph: nnx.GraphDef,
-) -> Callable[[PyTree[Array], Batch], tuple[Float[Array, ""], Int[Array, ""]]]:
+    graph: nnx.GraphDef, objective: Objective
+) -> Callable[[PyTree[Array], Any], SumAndCount]:
     """The pure function (params, batch) -> (summed loss in nats, number of tokens), dropout off."""
 
-    def eval_step(params: PyTree, batch: Batch) -> tuple[Array, Array]:
-        logits_BLV = bind(graph, params)(batch.inputs)
-        return cross_entropy(logits_BLV, batch.targets, batch.mask)
+    def eval_step(params: PyTree, batch: Any) -> SumAndCount:
+        return objective(bind(graph, params), batch, None)
 
     return eval_step

@@ -12,6 +12,7 @@ from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.run.evaluate import Evaluation, evaluate
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.training.objectives import next_token
 from jaxformer.training.step import make_eval_step
 
 CONFIG = GPT_PRESETS["toy"]
@@ -27,7 +28,7 @@ def model():
 def score(model, batch_size: int, mesh: MeshConfig, max_tokens: int | None = None) -> Evaluation:
     graph, params = model
     return evaluate(
-        jax.jit(make_eval_step(graph)),
+        jax.jit(make_eval_step(graph, next_token)),
         params,
         TOKENS,
         batch_size=batch_size,

@@ -1,13 +1,13 @@
-"""AdamW as GPTs are trained with it: two parameter groups, matrices decayed and the rest not."""
+"""AdamW as GPTs are trained with it, and Adam as the Transformer of 2017 was."""
 
 import torch
 from torch import nn
 
-from torchref.config import OptimizerConfig
+from torchref.config import NoamConfig, OptimizerConfig
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch.optim.AdamW; the learning rate is set by `train_step` before each update."""
+    """torch.optim.AdamW, decay on matrices only; `train_step` sets the rate before each update."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -19,4 +19,11 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         lr=config.peak_learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
+    )
+
+
+def adam(model: nn.Module, config: NoamConfig) -> torch.optim.Adam:
+    """torch.optim.Adam; `train_step` sets the rate before each update."""
+    return torch.optim.Adam(
+        model.parameters(), betas=(config.beta1, config.beta2), eps=config.epsilon
     )

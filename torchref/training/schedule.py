@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from torchref.config import OptimizerConfig
+from torchref.config import NoamConfig, OptimizerConfig
 
 
 def warmup_cosine(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
@@ -15,5 +15,15 @@ def warmup_cosine(config: OptimizerConfig, steps: int) -> Callable[[int], float]
             return peak * (step + 1) / (w + 1)
         done = min((step - w) / max(steps - w, 1), 1.0)
         return floor + (peak - floor) * (1.0 + math.cos(math.pi * done)) / 2.0
+
+    return learning_rate
+
+
+def noam(config: NoamConfig, width: int) -> Callable[[int], float]:
+    """Linear warm-up, then the inverse root of the step: factor D^-0.5 min(s^-0.5, s w^-1.5)."""
+
+    def learning_rate(step: int) -> float:
+        s = step + 1
+        return config.factor * width**-0.5 * min(s**-0.5, s * config.warmup_steps**-1.5)
 
     return learning_rate

@@ -1,25 +1,18 @@
 """The train step, written the way a PyTorch loop is."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchref.layers.dropout import Keep
-from torchref.training.loss import cross_entropy
-
-
-class Batch(NamedTuple):
-    """Tokens, the tokens that follow them, and which of those count in the loss: each (B, L)."""
-
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor
+from torchref.training.objectives import Objective
 
 
 class Metrics(NamedTuple):
-    """Mean loss in nats per token, and the gradient's norm before clipping."""
+    """The objective's mean a token, and the gradient's norm before clipping."""
 
     loss: float
     grad_norm: float
@@ -27,11 +20,12 @@ class Metrics(NamedTuple):
 
 def train_step(
     model: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[int], float],
-    clip_norm: float,
+    clip_norm: float | None,
     step: int,
-    slices: Sequence[Batch],
+    slices: Sequence[Any],
     keeps: Sequence[Keep | None],
 ) -> Metrics:
     """Update `model` in place from a batch cut into accumulation slices, each with its dropout."""
@@ -39,10 +33,10 @@ def train_step(
     tokens = sum(int(part.mask.sum()) for part in slices)
     loss = 0.0
     for part, keep in zip(slices, keeps, strict=True):
-        summed, _ = cross_entropy(model(part.inputs, keep=keep), part.targets, part.mask)
+        summed, _ = objective(model, part, keep)
         (summed / max(tokens, 1)).backward()
         loss += float(summed.detach()) / max(tokens, 1)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step)
     optimizer.step()

@@ -1,0 +1,70 @@
+"""What is learned: functions (model, batch, dropout key) -> (summed loss, number of tokens).
+
+Next tokens (GPT), translations (the encoder-decoder of Vaswani et al. 2017) and masked tokens
+(BERT, Devlin et al. 2019, section 3.1). A train step takes one and knows nothing else of model and
+batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float, Key
+
+from jaxformer.batch import Batch, MaskedBatch, PairBatch
+from jaxformer.config import LossKind
+from jaxformer.training.loss import (
+    SumAndCount,
+    annotated_kl,
+    cross_entropy,
+    smoothed_cross_entropy,
+)
+
+Objective = Callable[[Any, Any, Key[Array, ""] | None], SumAndCount]
+"""From a model, its batch and the key of its dropout (None turns it off) to the loss."""
+
+
+def next_token(model: Any, batch: Batch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
+    """The cross-entropy of a GPT: each token from those before it."""
+    logits_BLV = model(batch.inputs, dropout_key=dropout_key)
+    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def translation(loss: LossKind, smoothing: float, padding_id: int) -> Objective:
+    """The smoothed loss of an encoder-decoder: each target token from source and those before it.
+
+    `cross_entropy` is smoothed as PyTorch does it, `kl` as the Annotated Transformer does, which
+    gives the padding token no mass.
+    """
+
+    def cross_entropy_loss(
+        model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
+    ) -> SumAndCount:
+        logits_BLV = translation_logits(model, batch, dropout_key)
+        return smoothed_cross_entropy(logits_BLV, batch.targets, batch.mask, smoothing)
+
+    def kl_loss(model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
+        logits_BLV = translation_logits(model, batch, dropout_key)
+        return annotated_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+
+    return kl_loss if loss == "kl" else cross_entropy_loss
+
+
+def translation_nats(
+    model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
+) -> SumAndCount:
+    """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
+    logits_BLV = translation_logits(model, batch, dropout_key)
+    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def masked_token(model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
+    """The cross-entropy of BERT: each masked token from all the others."""
+    logits_BLV = model(batch.tokens, batch.segments, batch.valid, dropout_key)
+    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def translation_logits(
+    model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
+) -> Float[Array, "B L V"]:
+    """Logits of the token after each input; where a target counts, the decoder reads a token."""
+    return model(batch.source, batch.inputs, batch.source_valid, batch.mask, dropout_key)

@@ -1,0 +1,33 @@
+"""The batches that a train step takes, one kind for each objective; see jaxformer/batch.py."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Text for a GPT: each (B, L)."""
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+
+
+class PairBatch(NamedTuple):
+    """Pairs of texts for an encoder-decoder: source (B, M), target (B, L)."""
+
+    source: Tensor
+    source_valid: Tensor
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+
+
+class MaskedBatch(NamedTuple):
+    """Texts of which some tokens are hidden, for BERT: each (B, L)."""
+
+    tokens: Tensor
+    segments: Tensor
+    valid: Tensor
+    targets: Tensor
+    mask: Tensor

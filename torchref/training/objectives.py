@@ -1,0 +1,51 @@
+"""What is learned: functions (model, batch, keep) -> (summed loss, number of tokens)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchref.batch import Batch, MaskedBatch, PairBatch
+from torchref.layers.dropout import Keep
+from torchref.training.loss import annotated_kl, cross_entropy, smoothed_cross_entropy
+
+Objective = Callable[[nn.Module, Any, Keep | None], tuple[Tensor, Tensor]]
+
+
+def next_token(model: nn.Module, batch: Batch, keep: Keep | None) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of a GPT: each token from those before it."""
+    return cross_entropy(model(batch.inputs, keep=keep), batch.targets, batch.mask)
+
+
+def translation(loss: str, smoothing: float, padding_id: int) -> Objective:
+    """The smoothed loss of an encoder-decoder: each target token from those before it."""
+
+    def cross_entropy_loss(
+        model: nn.Module, batch: PairBatch, keep: Keep | None
+    ) -> tuple[Tensor, Tensor]:
+        logits_BLV = translation_logits(model, batch, keep)
+        return smoothed_cross_entropy(logits_BLV, batch.targets, batch.mask, smoothing)
+
+    def kl_loss(model: nn.Module, batch: PairBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:
+        logits_BLV = translation_logits(model, batch, keep)
+        return annotated_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+
+    return kl_loss if loss == "kl" else cross_entropy_loss
+
+
+def translation_nats(
+    model: nn.Module, batch: PairBatch, keep: Keep | None
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
+    return cross_entropy(translation_logits(model, batch, keep), batch.targets, batch.mask)
+
+
+def masked_token(model: nn.Module, batch: MaskedBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of BERT: each masked token from all the others."""
+    logits_BLV = model(batch.tokens, batch.segments, batch.valid, keep)
+    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def translation_logits(model: nn.Module, batch: PairBatch, keep: Keep | None) -> Tensor:
+    """Logits of the token after each input."""
+    return model(batch.source, batch.inputs, batch.source_valid, batch.mask, keep)
