@@ -9,22 +9,15 @@ A preparation is a directory of the cache, named for the corpus and the tokenize
     train.bin, val.bin   token ids, little-endian uint16 (uint32 from 65,536 tokens on)
     tokenizer.json       what made them
     meta.json            hashes and counts of all of it
-
-The cache is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import os
 import platform
-import shutil
 import sysconfig
-import tempfile
-import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -33,19 +26,16 @@ import numpy as np
 
 from jaxformer.atomic import replacing
 from jaxformer.config import DataConfig
+from jaxformer.data.cache import kept
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 
 SEPARATOR = "\n\n"  # between the documents of a side; a blank line in nearly every format
 FORMAT = 1  # of a preparation; raise it when the same settings would give other files
 SIDES = ("train", "val")
-UNFINISHED = ".unfinished-"
-ABANDONED_AFTER = 24 * 3600.0  # seconds, after which a killed preparation's files are removed
 TESTS = {"test", "tests", "idle_test"}
 GENERATED = {"__pycache__", "pydoc_data"}  # the latter is one file of prose, a sixteenth of it all
 NOT_THE_LIBRARY = {"site-packages", "dist-packages"} | TESTS | GENERATED
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,47 +191,16 @@ def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
     BPE learns from the training side alone. The alphabet of a character tokenizer is that of the
     whole text, as in the published character-level settings.
 
-    A preparation appears in the cache complete or not at all, whether it is killed or another
-    process makes the same one; one found damaged is made anew. Equal settings on equal text give
-    an equal `fingerprint`. Raises UserError as `read_corpus` and the tokenizers do, and if the
-    cache cannot be written.
+    Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_corpus`, the
+    tokenizers and `cache.kept` do.
     """
     corpus = read_corpus(data)
-    cache = cache or _default_cache()
-    directory = cache / _key(corpus, data)
-    found = _open(directory, corpus)
-    if found is not None:
-        return found
-    if directory.exists():
-        logger.warning("%s is damaged and is made anew", directory)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache)
-        with tempfile.TemporaryDirectory(
-            dir=cache, prefix=UNFINISHED, ignore_cleanup_errors=True
-        ) as scratch:
-            made = Path(scratch) / "made"
-            _write(made, corpus, _make_tokenizer(corpus, data))
-            prepared = _open(made, corpus)  # its maps outlive the renaming, and even removal
-            _install(made, directory, aside=Path(scratch) / "damaged")
-    except OSError as error:
-        raise UserError(
-            f"the cache {cache} cannot be written ({error.strerror}): "
-            "make room, or set JAXFORMER_CACHE to another directory"
-        ) from error
-    assert prepared is not None, "what was just written reads back"
-    return prepared
-
-
-def _default_cache() -> Path:
-    if chosen := os.environ.get("JAXFORMER_CACHE"):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer"
-    except RuntimeError as error:
-        raise UserError(
-            "there is no home directory for the cache: set JAXFORMER_CACHE to a directory"
-        ) from error
+    return kept(
+        _key(corpus, data),
+        read=functools.partial(_open, corpus=corpus),
+        write=lambda directory: _write(directory, corpus, _make_tokenizer(corpus, data)),
+        cache=cache,
+    )
 
 
 def _key(corpus: Corpus, data: DataConfig) -> str:
@@ -317,22 +276,3 @@ def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
             f"corpus {corpus.sha256[:12]}"
         ),
     )
-
-
-def _install(made: Path, directory: Path, aside: Path) -> None:
-    """Rename `made` to `directory`. Should another process be faster, its equal one stays."""
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(directory, aside)
-    try:
-        os.rename(made, directory)
-    except OSError:
-        if not directory.exists():
-            raise
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Remove what processes that were killed in the midst of a preparation left behind."""
-    for path in cache.glob(f"{UNFINISHED}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(path, ignore_errors=True)

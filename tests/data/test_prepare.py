@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 
 from jaxformer.config import DataConfig
+from jaxformer.data import cache as store
 from jaxformer.data import corpus as module
 from jaxformer.data.corpus import prepare, read_corpus
 from jaxformer.data.tokenizer import BPETokenizer, load_tokenizer, save_tokenizer
@@ -194,11 +195,11 @@ def test_a_killed_preparation_is_never_taken_for_a_whole_one(file, cache):
         assert process.stdout.readline() == b"halfway\n"
         process.send_signal(signal.SIGKILL)
     [left] = cache.iterdir()
-    assert left.name.startswith(module.UNFINISHED)
+    assert left.name.startswith(store.UNFINISHED)
     prepared = prepare(DataConfig(path=file, tokenizer="bytes"), cache)
     assert prepared.tokenizer.decode(prepared.val) == TEXT[int(len(TEXT) * 0.9) :]
     assert left.exists()  # it might have been another process still at work
-    long_ago = time.time() - module.ABANDONED_AFTER - 1
+    long_ago = time.time() - store.ABANDONED_AFTER - 1
     os.utime(left, (long_ago, long_ago))
     prepare(DataConfig(path=file, tokenizer="characters"), cache)
     assert not left.exists()
@@ -219,7 +220,7 @@ def test_processes_may_prepare_the_same_at_once(file, cache):
 
 def test_who_comes_second_leaves_the_first_in_place(file, cache, monkeypatch):
     data = DataConfig(path=file, tokenizer="bytes")
-    install = module._install
+    install = store.install
 
     def too_late(made, directory, aside):
         shutil.copytree(made, directory)
@@ -229,7 +230,7 @@ def test_who_comes_second_leaves_the_first_in_place(file, cache, monkeypatch):
     def refuse(source, target):
         raise FileNotFoundError(2, "gone") if target.name == "damaged" else OSError(39, "not empty")
 
-    monkeypatch.setattr(module, "_install", too_late)
+    monkeypatch.setattr(store, "install", too_late)
     second = prepare(data, cache)
     assert second.tokenizer.decode(second.train) == read_corpus(data).text("train")
     assert len(list(cache.iterdir())) == 1

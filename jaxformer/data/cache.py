@@ -1,0 +1,95 @@
+"""The cache of prepared data: a directory of directories, each whole or not there.
+
+It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. What is in it
+can be made anew from its sources, so any of it may be removed at any time.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from jaxformer.errors import UserError
+
+UNFINISHED = ".unfinished-"
+ABANDONED_AFTER = 24 * 3600.0  # seconds, after which a killed preparation's files are removed
+
+Prepared = TypeVar("Prepared")
+
+logger = logging.getLogger(__name__)
+
+
+def kept(
+    key: str,
+    read: Callable[[Path], Prepared | None],
+    write: Callable[[Path], None],
+    cache: Path | None = None,
+) -> Prepared:
+    """What `read` finds in the directory `key` of the cache, else what `write` puts there now.
+
+    `read` returns None for a directory that is missing, incomplete or damaged; `write` makes the
+    directory it is given. The directory appears in the cache complete or not at all, whether this
+    process is killed or another one makes the same; one found damaged is made anew.
+
+    Raises UserError if the cache cannot be written, and what `write` raises.
+    """
+    cache = cache or default_cache()
+    directory = cache / key
+    found = read(directory)
+    if found is not None:
+        return found
+    if directory.exists():
+        logger.warning("%s is damaged and is made anew", directory)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(cache)
+        with tempfile.TemporaryDirectory(
+            dir=cache, prefix=UNFINISHED, ignore_cleanup_errors=True
+        ) as scratch:
+            made = Path(scratch) / "made"
+            write(made)
+            prepared = read(made)  # its maps outlive the renaming, and even removal
+            install(made, directory, aside=Path(scratch) / "damaged")
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache} cannot be written ({error.strerror}): "
+            "make room, or set JAXFORMER_CACHE to another directory"
+        ) from error
+    assert prepared is not None, "what was just written reads back"
+    return prepared
+
+
+def default_cache() -> Path:
+    """Where the environment wants the cache; UserError if it says nothing and has no home."""
+    if chosen := os.environ.get("JAXFORMER_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home directory for the cache: set JAXFORMER_CACHE to a directory"
+        ) from error
+
+
+def install(made: Path, directory: Path, aside: Path) -> None:
+    """Rename `made` to `directory`. Should another process be faster, its equal one stays."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory, aside)
+    try:
+        os.rename(made, directory)
+    except OSError:
+        if not directory.exists():
+            raise
+
+
+def remove_abandoned(cache: Path) -> None:
+    """Remove what processes that were killed in the midst of a preparation left behind."""
+    for path in cache.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
