@@ -1,0 +1,313 @@
+"""Beam search over the targets of an encoder-decoder: batched, compiled, with key-value caches.
+
+A hypothesis is a sequence of at most `max_length` tokens of which the last, and no other, is the
+end token. After max_length - 1 others only the end may follow, at the probability the model gives
+it, so every hypothesis ends. Padding and start tokens are never part of one. With p the product of
+the model's probabilities of its tokens, the end's among them,
+
+    score = log p / ((5 + length) / 6)^alpha,    length counting the end token
+
+(Wu et al. 2016, equation 14, without coverage). W rows live, at first the empty one alone. At each
+step all their continuations by one token are ranked by log p: those of the best W that end are
+finished, and the W best scores ever finished are kept; the best W that do not end live on. Among
+equals the earlier row, then the lower token id, ranks first.
+
+A sentence stops when W hypotheses are finished and no live row can beat the worst of them: even
+its log p, which can only fall, divided by the largest penalty it may reach, that of max_length, is
+no higher. At alpha = 0 nothing better can then be found by these rows; at W = 1 that is greedy
+decoding. A sentence stops by itself: its rows die, and dead rows neither finish nor continue.
+
+One `lax.while_loop` serves a batch until its last row has died. Rows of a sentence are an axis W
+that `vmap` lays over the decoder: keys and values of the target are theirs and are gathered anew
+with every step's survivors, those of the encoder's output have no such axis and are never copied.
+Batch and source are padded to powers of two, so few shapes are ever compiled; what padding rows
+and slots hold is masked, and changes a result by rounding only.
+
+W is the beam, C = 2W the candidates of a step: at most W of them end, so W others always remain.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxformer.batch import Specials
+from jaxformer.config import BeamConfig, TransformerConfig
+from jaxformer.decoding.sources import checked, padded
+from jaxformer.errors import UserError
+from jaxformer.layers.blocks import DecoderCache
+from jaxformer.layers.cache import KVCache
+from jaxformer.models.pure import bind
+
+
+class Hypothesis(NamedTuple):
+    """A translation that beam search has finished."""
+
+    tokens: Int[np.ndarray, " L"]
+    """Its tokens without the end."""
+    score: float
+    """What it is ranked by, log p / ((5 + length) / 6)^alpha."""
+    log_prob: float
+    """log p in nats, the end's probability included."""
+
+
+class Beams(NamedTuple):
+    """Where the search stands. Rows of tokens begin with the start, padding follows the last."""
+
+    step: Int[Array, ""]
+    """Tokens that each live row has."""
+    tokens: Int[Array, "B W L+1"]
+    """Live rows."""
+    log_probs: Float[Array, "B W"]
+    """log p of the live rows; -inf where none lives."""
+    caches: list[KVCache]
+    """Keys and values of the live rows' tokens, (B, W, L, H, K)."""
+    finished_tokens: Int[Array, "B W L+1"]
+    """The best finished hypotheses, best first."""
+    finished_log_probs: Float[Array, "B W"]
+    """Their log p."""
+    finished_scores: Float[Array, "B W"]
+    """Their scores; -inf where there is none yet."""
+
+
+def translate(
+    graph: nnx.GraphDef,
+    params: PyTree[Array],
+    config: TransformerConfig,
+    sources: Sequence[Int[np.ndarray, "_"]],
+    specials: Specials,
+    beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
+) -> list[list[Hypothesis]]:
+    """The n-best translations of each source, best first; fewer where fewer exist.
+
+    All sources are one batch. A translation has at most as many tokens as its source and
+    `extra_length` more, the end counted, and no more than the context.
+
+    Args:
+        graph: of the Transformer, see jaxformer.models.pure.
+        params: its parameters.
+        config: its config.
+        sources: token ids, one array a sentence, of 1 to context_length tokens.
+        specials: the tokens that stand for no text.
+        beam: width, length penalty, n-best, longest translation.
+
+    Raises UserError, before anything is computed, for sources that the model cannot take: none at
+    all, empty, too long, or with ids outside the vocabulary; and after it if the probabilities are
+    no numbers, as those of a model whose training diverged.
+    """
+    rows = checked(sources, config, specials)
+    source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
+    finished = search(
+        graph, beam.beam, length, specials, params, source_BM, valid_BM, max_length_B,
+        beam.length_penalty,
+    )  # fmt: skip
+    tokens, log_probs, scores = map(np.asarray, finished)
+    found = [
+        _hypotheses(tokens[b], log_probs[b], scores[b], specials)[: beam.n_best]
+        for b in range(len(rows))
+    ]
+    if not all(found):
+        raise UserError(
+            "the model's probabilities are not numbers: its training has diverged; "
+            "use an earlier checkpoint"
+        )
+    return found
+
+
+def translate_all(
+    graph: nnx.GraphDef,
+    params: PyTree[Array],
+    config: TransformerConfig,
+    sources: Sequence[Int[np.ndarray, "_"]],
+    specials: Specials,
+    beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
+    batch_size: int = 64,
+) -> Iterator[tuple[int, list[Hypothesis]]]:
+    """`translate` in batches of sources of like length, shortest first.
+
+    Yields the index of each source and its translations as its batch is done.
+    """
+    rows = checked(sources, config, specials)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        found = translate(graph, params, config, [rows[i] for i in batch], specials, beam)
+        yield from zip(batch, found, strict=True)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "width", "length", "specials"))
+def search(
+    graph: nnx.GraphDef,
+    width: int,
+    length: int,
+    specials: Specials,
+    params: PyTree[Array],
+    source_BM: Int[Array, "B M"],
+    valid_BM: Bool[Array, "B M"],
+    max_length_B: Int[Array, " B"],
+    alpha: Float[Array, ""],
+) -> tuple[Int[Array, "B W L+1"], Float[Array, "B W"], Float[Array, "B W"]]:
+    """Tokens, log p and scores of the W best hypotheses, best first; -inf where there is none.
+
+    No hypothesis is longer than `length`, nor than its sentence's max_length; one of 0 is padding.
+    """
+    model = bind(graph, params)
+    started = model.start(model.encode(source_BM, valid_BM), length)
+    memory = [cache.memory for cache in started]
+
+    def lives(beams: Beams) -> Bool[Array, ""]:
+        return jnp.any(beams.log_probs > -jnp.inf)
+
+    def grow(beams: Beams) -> Beams:
+        logits_BWV, caches = read(model, beams, memory, valid_BM)
+        log_probs_BWV = log_probabilities(logits_BWV)
+        must_end_B = beams.step + 1 >= max_length_B
+        log_probs_BWV = jnp.where(
+            allowed(must_end_B, specials, log_probs_BWV), log_probs_BWV, -jnp.inf
+        )
+        return advance(beams._replace(caches=caches), log_probs_BWV, specials, max_length_B, alpha)
+
+    beams = first_beams([cache.own for cache in started], width, length, specials, max_length_B)
+    beams = jax.lax.while_loop(lives, grow, beams)
+    return beams.finished_tokens, beams.finished_log_probs, beams.finished_scores
+
+
+def first_beams(
+    caches: list[KVCache],
+    width: int,
+    length: int,
+    specials: Specials,
+    max_length_B: Int[Array, " B"],
+) -> Beams:
+    """One live row, the empty one, for each sentence; empty caches for W rows."""
+    B, W = len(max_length_B), width
+    none_BW = jnp.full((B, W), -jnp.inf, jnp.promote_types(caches[0].k_BMHK.dtype, jnp.float32))
+    tokens = (
+        jnp.full((B, W, length + 1), specials.padding, jnp.int32).at[:, :, 0].set(specials.start)
+    )
+    first_B = jnp.where(max_length_B > 0, 0.0, -jnp.inf)
+    return Beams(
+        step=jnp.int32(0),
+        tokens=tokens,
+        log_probs=none_BW.at[:, 0].set(first_B.astype(none_BW.dtype)),
+        caches=jax.tree.map(lambda x: jnp.repeat(x[:, None], W, axis=1), caches),
+        finished_tokens=tokens,
+        finished_log_probs=none_BW,
+        finished_scores=none_BW,
+    )
+
+
+def read(
+    model: Any, beams: Beams, memory: list[KVCache], valid_BM: Bool[Array, "B M"]
+) -> tuple[Float[Array, "B W V"], list[KVCache]]:
+    """Logits of what follows each live row, and the caches with its newest token added."""
+    newest_BW = jax.lax.dynamic_index_in_dim(beams.tokens, beams.step, axis=2, keepdims=False)
+    positions_B1 = jnp.full((len(valid_BM), 1), beams.step)
+
+    def row(
+        newest_B: Int[Array, " B"], own: list[KVCache]
+    ) -> tuple[Float[Array, "B V"], list[KVCache]]:
+        caches = [DecoderCache(*pair) for pair in zip(own, memory, strict=True)]
+        hidden_B1D, caches = model.decode(newest_B[:, None], positions_B1, valid_BM, caches)
+        return model.logits(hidden_B1D[:, 0]), [cache.own for cache in caches]
+
+    return jax.vmap(row, in_axes=1, out_axes=1)(newest_BW, beams.caches)
+
+
+def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
+    """log softmax, in float32 or wider."""
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+
+def allowed(
+    must_end_B: Bool[Array, " B"], specials: Specials, like_BWV: Float[Array, "B W V"]
+) -> Bool[Array, "B 1 V"]:
+    """Which tokens may follow: neither padding nor start, and none but the end if it must."""
+    tokens_V = jnp.arange(like_BWV.shape[-1])
+    ends = tokens_V == specials.end
+    never = (tokens_V == specials.padding) | (tokens_V == specials.start)
+    return jnp.where(must_end_B[:, None, None], ends, ~never)
+
+
+def advance(
+    beams: Beams,
+    log_probs_BWV: Float[Array, "B W V"],
+    specials: Specials,
+    max_length_B: Int[Array, " B"],
+    alpha: Float[Array, ""],
+) -> Beams:
+    """Rank all continuations by one token: some finish, some live on."""
+    B, W, V = log_probs_BWV.shape
+    length = beams.step + 1
+    total = beams.log_probs[:, :, None] + log_probs_BWV
+    log_probs_BC, index_BC = jax.lax.top_k(total.reshape(B, W * V), 2 * W)
+    rows_BC, last_BC = index_BC // V, index_BC % V
+    tokens = pick(beams.tokens, rows_BC).at[:, :, length].set(last_BC)
+    ends_BC = last_BC == specials.end
+
+    ending_BC = jnp.where(ends_BC & (jnp.arange(2 * W) < W), log_probs_BC, -jnp.inf)
+    scores = [beams.finished_scores, normalised(ending_BC, length, alpha)]
+    finished_scores, best_BW = jax.lax.top_k(jnp.concatenate(scores, axis=1), W)
+    finished_tokens = jnp.concatenate([beams.finished_tokens, tokens], axis=1)
+    finished_log_probs = jnp.concatenate([beams.finished_log_probs, ending_BC], axis=1)
+
+    log_probs_BW, survivors_BW = jax.lax.top_k(going_on(log_probs_BC, ends_BC), W)
+    hope_B = hopeful(log_probs_BW, finished_scores, max_length_B, alpha)
+    return Beams(
+        step=length,
+        tokens=pick(tokens, survivors_BW),
+        log_probs=jnp.where(hope_B[:, None], log_probs_BW, -jnp.inf),
+        caches=reordered(beams.caches, pick(rows_BC, survivors_BW)),
+        finished_tokens=pick(finished_tokens, best_BW),
+        finished_log_probs=pick(finished_log_probs, best_BW),
+        finished_scores=finished_scores,
+    )
+
+
+def normalised(
+    log_probs: Float[Array, "..."], length: Int[Array, "..."], alpha: Float[Array, ""]
+) -> Float[Array, "..."]:
+    """log p / ((5 + length) / 6)^alpha."""
+    penalty = ((5.0 + length.astype(log_probs.dtype)) / 6.0) ** alpha
+    return log_probs / penalty
+
+
+def going_on(log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]) -> Float[Array, "B C"]:
+    """log p of the continuations that do not end; -inf of the others."""
+    return jnp.where(ends_BC, -jnp.inf, log_probs_BC)
+
+
+def hopeful(
+    log_probs_BW: Float[Array, "B W"],
+    finished_scores_BW: Float[Array, "B W"],
+    max_length_B: Int[Array, " B"],
+    alpha: Float[Array, ""],
+) -> Bool[Array, " B"]:
+    """Whether the best live row can still beat the worst finished one, or fill an empty place."""
+    return normalised(log_probs_BW[:, 0], max_length_B, alpha) > finished_scores_BW[:, -1]
+
+
+def reordered(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
+    """The caches of the rows that the survivors continue."""
+    return jax.tree.map(lambda cache: pick(cache, rows_BW), caches)
+
+
+def pick(values: Array, index: Int[Array, "B C"]) -> Array:
+    """values[b, index[b, c]]."""
+    return values[jnp.arange(len(index))[:, None], index]
+
+
+def _hypotheses(
+    tokens: np.ndarray, log_probs: np.ndarray, scores: np.ndarray, specials: Specials
+) -> list[Hypothesis]:
+    """Those of one sentence."""
+    return [
+        Hypothesis(row[1 : row.tolist().index(specials.end)], float(score), float(log_prob))
+        for row, score, log_prob in zip(tokens, scores, log_probs, strict=True)
+        if score > -np.inf
+    ]

@@ -1,0 +1,72 @@
+"""Source sentences on their way into a batch: what is refused, how they are padded.
+
+Batch and length are padded to powers of two, so that few shapes are ever compiled.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxformer.batch import Specials
+from jaxformer.config import TransformerConfig
+from jaxformer.errors import UserError
+
+
+def padded(
+    sources: list[np.ndarray], config: TransformerConfig, specials: Specials, extra_length: int
+) -> tuple[Int[np.ndarray, "B M"], Bool[np.ndarray, "B M"], Int[np.ndarray, " B"], int]:
+    """Sources in a batch of powers of two, which tokens are some, each sentence's max_length (0 for
+    rows that pad the batch), and the longest there can be in such a batch."""
+    T = config.context_length
+    B, M = bucket(len(sources)), min(bucket(max(map(len, sources))), T)
+    source_BM = np.full((B, M), specials.padding, np.int32)
+    valid_BM, max_length_B = np.zeros((B, M), bool), np.zeros(B, np.int32)
+    for row, source in enumerate(sources):
+        source_BM[row, : len(source)] = source
+        valid_BM[row, : len(source)] = True
+        max_length_B[row] = min(len(source) + extra_length, T)
+    return source_BM, valid_BM, max_length_B, min(M + extra_length, T)
+
+
+def bucket(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
+
+
+def checked(
+    sources: Sequence[Int[np.ndarray, "_"]], config: TransformerConfig, specials: Specials
+) -> list[np.ndarray]:
+    """The sources as arrays; UserError for what the model cannot take."""
+    ids = dataclasses.astuple(specials)
+    if len(set(ids)) < len(ids) or not all(0 <= i < config.vocab_size for i in ids):
+        raise UserError(
+            f"padding, start and end tokens {ids} are not three of the model's vocabulary of "
+            f"{config.vocab_size}: give those it was trained with"
+        )
+    if not len(sources):
+        raise UserError("there is no source: give at least one sentence")
+    return [_checked_source(np.asarray(source), config) for source in sources]
+
+
+def _checked_source(source: np.ndarray, config: TransformerConfig) -> np.ndarray:
+    if source.size == 0:
+        raise UserError("the source is empty: give a sentence of at least one token")
+    if source.ndim != 1 or not np.issubdtype(source.dtype, np.integer):
+        raise UserError(
+            f"a source is an array of shape {source.shape} and type {source.dtype}: "
+            "give each sentence a flat array of integer token ids"
+        )
+    if len(source) > config.context_length:
+        raise UserError(
+            f"the source of {len(source)} tokens is longer than the model's context of "
+            f"{config.context_length}: shorten it"
+        )
+    outside = source[(source < 0) | (source >= config.vocab_size)]
+    if outside.size:
+        raise UserError(
+            f"token {outside[0]} of the source is outside the model's vocabulary of "
+            f"{config.vocab_size}: encode it with the model's own tokenizer"
+        )
+    return source
