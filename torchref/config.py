@@ -89,6 +89,11 @@ class BertConfig(BlockConfig):
     norm_placement: str = "post"
     norm_epsilon: float = 1e-12
 
+    @property
+    def residual_init_std(self) -> float:
+        """Projections into the residual stream start like all others."""
+        return self.init_std
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoamConfig:

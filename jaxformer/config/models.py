@@ -236,6 +236,11 @@ class BertConfig(BlockConfig):
         if self.norm_placement != "post":
             raise UserError("model.norm-placement of BERT is post: choose a GPT for pre")
 
+    @property
+    def residual_init_std(self) -> float:
+        """Projections into the residual stream start like all others."""
+        return self.init_std
+
     def num_parameters(self) -> int:
         """(V + T + S)D and its norm, N blocks, and the head: D² and its norm, a bias a token."""
         D, F = self.width, self.mlp_width

@@ -27,6 +27,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/up/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"output/kernel", P("fsdp", "tensor")),
+    (r"head/dense/kernel", P("fsdp", "tensor")),
+    (r"head/dense/bias", P("tensor")),
 )
 """The end of a path, and how its axes are split; leaves without a rule are on every device."""
 

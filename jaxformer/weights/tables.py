@@ -99,3 +99,51 @@ GPT2_HUGGING_FACE = (
 
 Its `lm_head.weight` is the token embedding again and is left out.
 """
+
+BERT = (
+    Row("*/embedding", "*.weight"),
+    Row("embedding_norm/scale", "embedding_norm.weight"),
+    Row("embedding_norm/bias", "embedding_norm.bias"),
+    *(
+        Row(f"encoder/blocks/*/{r.jax}", f"encoder.blocks.*.{r.torch}", r.axes)
+        for r in ENCODER_BLOCK
+    ),
+    Row("head/dense/kernel", "head.dense.weight", KERNEL),
+    Row("head/dense/bias", "head.dense.bias"),
+    Row("head/norm/scale", "head.norm.weight"),
+    Row("head/norm/bias", "head.norm.bias"),
+    Row("head/bias", "head.bias"),
+)
+"""Bert and torchref's Bert, whose attributes have the same names."""
+
+_HUGGING_FACE_LINEARS = (
+    ("encoder/blocks/*/attention/query", "bert.encoder.layer.*.attention.self.query"),
+    ("encoder/blocks/*/attention/key", "bert.encoder.layer.*.attention.self.key"),
+    ("encoder/blocks/*/attention/value", "bert.encoder.layer.*.attention.self.value"),
+    ("encoder/blocks/*/attention/out", "bert.encoder.layer.*.attention.output.dense"),
+    ("encoder/blocks/*/mlp/up", "bert.encoder.layer.*.intermediate.dense"),
+    ("encoder/blocks/*/mlp/down", "bert.encoder.layer.*.output.dense"),
+    ("head/dense", "cls.predictions.transform.dense"),
+)
+_HUGGING_FACE_NORMS = (
+    ("embedding_norm", "bert.embeddings.LayerNorm"),
+    ("encoder/blocks/*/attention_norm", "bert.encoder.layer.*.attention.output.LayerNorm"),
+    ("encoder/blocks/*/mlp_norm", "bert.encoder.layer.*.output.LayerNorm"),
+    ("head/norm", "cls.predictions.transform.LayerNorm"),
+)
+BERT_HUGGING_FACE = (
+    Row("embed/embedding", "bert.embeddings.word_embeddings.weight"),
+    Row("positions/embedding", "bert.embeddings.position_embeddings.weight"),
+    Row("segments/embedding", "bert.embeddings.token_type_embeddings.weight"),
+    *(
+        Row(f"{ours}/{row.jax}", f"{theirs}.{row.torch}", row.axes)
+        for rows, pairs in ((LINEAR, _HUGGING_FACE_LINEARS), (LAYER_NORM, _HUGGING_FACE_NORMS))
+        for ours, theirs in pairs
+        for row in rows
+    ),
+    Row("head/bias", "cls.predictions.bias"),
+)
+"""Bert and transformers' BertForMaskedLM.
+
+Its `cls.predictions.decoder` is the token embedding and the bias again and is left out.
+"""

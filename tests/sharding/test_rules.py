@@ -5,13 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxformer.batch import Batch
-from jaxformer.config import GPT_PRESETS, GPTConfig, LanguageConfig, MeshConfig
+from jaxformer.config import BERT_PRESETS, GPT_PRESETS, GPTConfig, LanguageConfig, MeshConfig
+from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, flat_params
-from jaxformer.run.loop import build
+from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
+from jaxformer.run.language import language_method
+from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
 
@@ -37,7 +40,7 @@ def toy_batches(steps: int) -> list[Batch]:
 
 def run(config: LanguageConfig, mesh: MeshConfig, devices=None):
     """Losses of 20 steps, initial parameters and final state."""
-    program = build(config, make_mesh(mesh, devices))
+    program = build(language_method(config), make_mesh(mesh, devices))
     state = program.fresh_state()
     first = jax.tree.map(np.asarray, state.params)
     losses = []
@@ -95,7 +98,7 @@ def compile_anew():
 def test_no_mesh_makes_the_compiler_replicate_activations(capfd):
     # XLA says so on standard error where it can only replicate what it should split.
     for mesh in MESHES.values():
-        program = build(toy_run(), make_mesh(mesh))
+        program = build(language_method(toy_run()), make_mesh(mesh))
         batch = jax.device_put(toy_batches(1)[0], program.rows)
         program.train_step.lower(program.state, batch).compile()
     assert "rematerialization" not in capfd.readouterr().err
@@ -122,3 +125,30 @@ def test_every_matrix_of_the_model_has_a_rule_and_every_rule_a_leaf():
     assert used == {spec for _, spec in RULES}
     shardings = state_shardings(abstract_model(GPT, config)[1], mesh)
     assert jax.tree.structure(shardings) == jax.tree.structure(abstract_model(GPT, config)[1])
+
+
+def test_every_matrix_of_bert_has_a_rule_but_the_small_tables():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    for path, leaf in flat_params(abstract_model(Bert, BERT_PRESETS["toy"])[1]).items():
+        whole = spec_for(path, leaf.shape, mesh) == P()
+        assert not whole or leaf.ndim == 1 or path.startswith(("positions", "segments")), path
+    assert spec_for("head/dense/kernel", (32, 32), mesh) == P("fsdp", "tensor")
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_bert_and_its_gradients_are_the_same_on_any_mesh(mesh):
+    graph, _ = abstract_model(Bert, BERT_PRESETS["toy"])
+    params = init_params(Bert, BERT_PRESETS["toy"], jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 16), dtype=np.int32)
+    valid = np.arange(16) < np.arange(9, 17)[:, None]
+
+    def loss(params, tokens, valid):
+        return (bind(graph, params)(tokens, tokens % 2, valid) ** 2).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    alone = step(params, tokens, valid)
+    devices = make_mesh(mesh)
+    rows = NamedSharding(devices, P(("data", "fsdp")))
+    spread = jax.device_put(params, state_shardings(params, devices))
+    found = step(spread, *jax.device_put((tokens, valid), rows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), found, alone)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.config import GPT_PRESETS
+from jaxformer.config import BERT_PRESETS, GPT_PRESETS
 from jaxformer.errors import UserError
+from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, flat_params, init_params
 from jaxformer.weights import tables
@@ -34,6 +35,15 @@ def test_there_and_back_changes_nothing(params, table):
 def test_every_number_is_in_exactly_one_tensor(params, table):
     total = sum(array.size for array in to_torch(params, table).values())
     assert total == CONFIG.num_parameters()
+
+
+@pytest.mark.parametrize("table", [tables.BERT, tables.BERT_HUGGING_FACE])
+def test_berts_tables_go_there_and_back_and_hold_every_number(table):
+    config = BERT_PRESETS["toy"]
+    params = init_params(Bert, config, jax.random.key(0))
+    tensors = to_torch(params, table)
+    assert sum(array.size for array in tensors.values()) == config.num_parameters()
+    jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, table, params), params)
 
 
 def test_all_that_does_not_match_is_reported_together(params):

@@ -1,0 +1,103 @@
+"""BERT: an encoder with its masked-language-model head (Devlin et al. 2019, sections 3 and A.2).
+
+The sum of token, position and segment embeddings (figure 2) is normalised, then dropped, and N
+post-norm blocks see the whole text, both ways. The head maps each final state by a dense layer, the
+exact GELU and a norm, and multiplies it by the token embedding itself, plus a bias for each token.
+What the paper leaves open is as in its published code, https://github.com/google-research/bert.
+The pooler and the next-sentence head are left out: later work does without (Liu et al. 2019, 4.2).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxformer.config import BertConfig
+from jaxformer.errors import UserError
+from jaxformer.layers.dropout import dropout, fold_path
+from jaxformer.layers.linear import Linear
+from jaxformer.layers.masks import padding_mask
+from jaxformer.layers.mlp import gelu
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.positions import LearnedPositions
+from jaxformer.layers.stacks import Encoder
+
+
+class MaskedLanguageHead(nnx.Module):
+    """h -> LayerNorm(gelu(h W + b)), and the bias of each token that follows the decoder."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.dense = Linear((config.width, config.width), config, rngs)
+        self.norm = LayerNorm(config)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size, config.param_dtype))
+
+    def __call__(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return self.norm(gelu(self.dense(hidden_BLD)))
+
+
+class Bert(nnx.Module):
+    """Tokens (B, L) to logits (B, L, V) of the token that stands at each place.
+
+    The head answers at every place; training asks only at those that were masked. What the model
+    says at padding means nothing and touches nothing else.
+    """
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        def embedding(rows: int) -> nnx.Embed:
+            return nnx.Embed(
+                rows,
+                config.width,
+                embedding_init=jax.nn.initializers.normal(config.init_std),
+                dtype=jnp.dtype(config.dtype),
+                param_dtype=jnp.dtype(config.param_dtype),
+                rngs=rngs,
+            )
+
+        self.embed = embedding(config.vocab_size)
+        self.positions = LearnedPositions(config.context_length, config, rngs)
+        self.segments = embedding(config.num_segments)
+        self.embedding_norm = LayerNorm(config)
+        self.encoder = Encoder(config, rngs)
+        self.head = MaskedLanguageHead(config, rngs)
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segments_BL: Int[Array, "B L"] | None = None,
+        valid_BL: Bool[Array, "B L"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Logits of a whole text.
+
+        Args:
+            tokens_BL: L is at most the context length.
+            segments_BL: which segment each token is of, below num_segments; by default all of the
+                first.
+            valid_BL: True where a token is one, False where it is padding.
+            dropout_key: that of the step, `step_key(key, step)`; dropout is on when it is given.
+
+        Raises:
+            UserError: for a text longer than the context.
+        """
+        x_BLD = self.embedding_norm(self.embeddings(tokens_BL, segments_BL))
+        x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
+        mask = None if valid_BL is None else padding_mask(valid_BL)
+        x_BLD = self.encoder(x_BLD, mask, fold_path(dropout_key, "encoder"))
+        return self.logits(self.head(x_BLD))
+
+    def embeddings(
+        self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None
+    ) -> Float[Array, "B L D"]:
+        """W[token] + P[position] + S[segment]."""
+        L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
+        if L > T:
+            raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
+        if segments_BL is None:
+            segments_BL = jnp.zeros_like(tokens_BL)
+        return self.embed(tokens_BL) + self.positions(jnp.arange(L)) + self.segments(segments_BL)
+
+    def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        """The head's states times the token embedding (Press & Wolf 2017), plus a bias a token."""
+        logits_BLV = self.embed.attend(hidden_BLD)
+        return logits_BLV + self.head.bias[...].astype(logits_BLV.dtype)

@@ -1,0 +1,173 @@
+"""BERT by itself: published sizes, initialisation, and what no gradient may cross."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.config import BERT_PRESETS
+from jaxformer.errors import UserError
+from jaxformer.layers.dropout import fold_path, keep_mask, step_key
+from jaxformer.models import bert
+from jaxformer.models.bert import Bert
+from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
+
+PUBLISHED = {"bert-base": 109_514_298, "bert-large": 335_174_458}
+"""Of BertForMaskedLM, its decoder tied; with the pooler, which is left out, 110M and 336M."""
+
+TOY = dataclasses.replace(BERT_PRESETS["toy"], num_segments=3, init_std=0.3)
+TOKENS = jnp.arange(10)[None] + jnp.zeros((2, 1), int)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return abstract_model(Bert, TOY)[0], init_params(Bert, TOY, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_their_published_parameter_counts(name):
+    _, shapes = abstract_model(Bert, BERT_PRESETS[name])
+    leaves = jax.tree.leaves(shapes)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves), "nothing is allocated"
+    assert sum(leaf.size for leaf in leaves) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", BERT_PRESETS)
+def test_the_formula_counts_the_parameters(name, bias):
+    config = dataclasses.replace(BERT_PRESETS[name], use_bias=bias)
+    _, shapes = abstract_model(Bert, config)
+    assert config.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_the_largest_model_gives_logits_of_every_token_and_place():
+    config = BERT_PRESETS["bert-large"]
+    graph, shapes = abstract_model(Bert, config)
+    tokens = jax.ShapeDtypeStruct((3, 512), int)
+    out = jax.eval_shape(lambda p, t: bind(graph, p)(t), shapes, tokens)
+    assert out.shape == (3, 512, 30_522)
+
+
+def test_logits_have_the_type_of_the_model():
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(TOY, dtype=dtype)
+        graph, shapes = abstract_model(Bert, config)
+        assert jax.eval_shape(lambda p, g=graph: bind(g, p)(TOKENS), shapes).dtype == dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_all_kernels_and_embeddings_start_with_one_standard_deviation():
+    config = dataclasses.replace(
+        BERT_PRESETS["toy"], width=128, mlp_width=256, num_layers=3, vocab_size=500
+    )
+    for path, leaf in flat_params(init_params(Bert, config, jax.random.key(1))).items():
+        values = np.asarray(leaf)
+        if path.endswith("scale"):
+            assert (values == 1).all(), path
+        elif path.endswith("bias"):
+            assert (values == 0).all(), path
+        else:
+            # Five standard errors of a standard deviation.
+            assert values.std() == pytest.approx(0.02, rel=5 / np.sqrt(2 * values.size)), path
+
+
+def gradients_of_embeddings(toy, valid=None, row=0, position=5):
+    """Gradient of one place's logits with respect to the sum of the embeddings, (B, L, D)."""
+    graph, params = toy
+
+    def logits_of(shift):
+        class Shifted(Bert):
+            def embeddings(self, *args):
+                return Bert.embeddings(self, *args) + shift
+
+        model = bind(graph, params)
+        model.__class__ = Shifted
+        return (model(TOKENS, None, valid)[row, position] ** 2).sum()
+
+    return np.asarray(jax.grad(logits_of)(jnp.zeros((2, 10, TOY.width))))
+
+
+def test_gradients_come_from_both_sides_and_from_no_other_row(toy):
+    grads = gradients_of_embeddings(toy)
+    assert (np.abs(grads[0]).sum(axis=-1) > 0).all()
+    assert (grads[1] == 0).all()
+
+
+def test_no_gradient_comes_from_padding(toy):
+    valid = jnp.ones((2, 10), bool).at[0, 2:4].set(False).at[0, 8:].set(False)
+    grads = gradients_of_embeddings(toy, valid)
+    assert (grads[0, [2, 3, 8, 9]] == 0).all()
+    assert (np.abs(grads[0, [0, 1, 4, 5, 6, 7]]).sum(axis=-1) > 0).all()
+
+
+def test_a_token_of_padding_changes_no_logits_of_others(toy):
+    model, valid = bind(*toy), jnp.arange(10)[None] < jnp.array([[10], [6]])
+    filled = jnp.where(valid, TOKENS, 63)
+    logits, other = model(TOKENS, None, valid), model(filled, None, valid)
+    np.testing.assert_array_equal(logits[valid], other[valid])
+    assert not np.array_equal(logits, other)
+
+
+def test_without_segments_all_is_of_the_first(toy):
+    model = bind(*toy)
+    first, second = jnp.zeros_like(TOKENS), jnp.ones_like(TOKENS)
+    np.testing.assert_array_equal(model(TOKENS), model(TOKENS, first))
+    assert not np.allclose(model(TOKENS), model(TOKENS, second))
+
+
+def test_embeddings_are_the_sum_of_three_rows(toy):
+    segments = jnp.array([[0, 1, 2, 2, 1]])
+    tokens = jnp.array([[5, 60, 5, 0, 7]])
+    tables = [toy[1][name]["embedding"] for name in ("embed", "positions", "segments")]
+    expected = tables[0][tokens] + tables[1][:5] + tables[2][segments]
+    np.testing.assert_array_equal(bind(*toy).embeddings(tokens, segments), expected)
+
+
+def test_the_bias_of_a_token_is_added_to_its_logit(toy):
+    graph, params = toy
+    bias = jnp.arange(64.0)
+    raised = {**params, "head": {**params["head"], "bias": bias}}
+    np.testing.assert_allclose(
+        bind(graph, raised)(TOKENS) - bind(graph, params)(TOKENS),
+        jnp.broadcast_to(bias, (2, 10, 64)),
+        atol=1e-4,
+    )
+
+
+def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
+    graph = abstract_model(Bert, dataclasses.replace(TOY, dropout_rate=0.5))[0]
+    key, seen = step_key(jax.random.key(7), 3), []
+
+    def keep(key, rate, shape):
+        seen.append((shape, np.asarray(keep_mask(key, rate, shape))))
+        return seen[-1][1]
+
+    monkeypatch.setattr("jaxformer.layers.dropout.keep_mask", keep)
+    bind(graph, toy[1])(TOKENS, dropout_key=key)
+    paths = [("embedding_dropout",)]
+    for i in range(TOY.num_layers):
+        paths += [
+            ("encoder", "blocks", i, *path)
+            for path in (("attention", "weights"), ("attention_dropout",), ("mlp_dropout",))
+        ]
+    assert len(seen) == len(paths)
+    for path, (shape, mask) in zip(paths, seen, strict=True):
+        np.testing.assert_array_equal(mask, keep_mask(fold_path(key, *path), 0.5, shape))
+
+
+def test_a_text_longer_than_the_context_is_refused(toy):
+    with pytest.raises(UserError, match="17 tokens are more than the context of 16"):
+        bind(*toy)(jnp.zeros((1, 17), int))
+
+
+def test_the_head_is_what_the_paper_says(toy):
+    head = bind(*toy).head
+    x = jax.random.normal(jax.random.key(3), (1, 2, TOY.width))
+    inner = np.asarray(x @ head.dense.kernel[...], np.float64)
+    inner = inner * 0.5 * (1 + np.asarray(jax.scipy.special.erf(inner / np.sqrt(2)), np.float64))
+    centred = inner - inner.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+    np.testing.assert_allclose(head(x), expected, rtol=1e-4, atol=1e-5)
+    assert bert.LayerNorm is type(head.norm)
