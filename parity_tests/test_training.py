@@ -17,6 +17,7 @@ from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.parity import resume, training
 from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.steps import compare_steps
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
@@ -70,7 +71,7 @@ def test_what_a_hundred_steps_leave_out_is_the_key_biases_alone():
 
 
 def test_float32_state_is_reported_not_judged():
-    found = training._prove_steps(Case(SMALL, "float32"), "training", 3, "state")
+    found = compare_steps(Case(SMALL, "float32"), training.GPT_COURSE, "training", 3, "state")
     assert {row.bound for row in found.rows} == {None}
     assert found.ok
 

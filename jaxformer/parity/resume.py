@@ -10,44 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import checkpoint
-from jaxformer.batch import Batch
-from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, flat_params
-from jaxformer.parity.cases import Case, draw_params, dropout_key
+from jaxformer.models.pure import flat_params
+from jaxformer.parity.cases import Case
 from jaxformer.parity.compare import Key, judge
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.training import OPTIMIZER, batch
+from jaxformer.parity.steps import Course, begin, with_rate
+from jaxformer.parity.training import GPT_COURSE
 from jaxformer.parity.twins import Proof
-from jaxformer.training import optimizer, step
-from jaxformer.training.objectives import next_token
+from jaxformer.training.step import TrainState
 
 STEPS = 20
 
 
 def prove_resume(case: Case) -> Comparison:
-    """Differing bytes in each leaf of the state, dropout on, through a checkpoint on disk."""
-    rate = case.config.dropout_rate or 0.2
-    case = dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=rate))
-    with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:
-        graph, shapes = abstract_model(GPT, case.model_config)
-        adamw = optimizer.adamw(OPTIMIZER, STEPS)
-        train_step = jax.jit(step.make_train_step(graph, next_token, adamw, dropout_key(case)))
+    """Differing bytes in each leaf of a GPT's state, dropout on, through a checkpoint on disk."""
+    return compare_resumed(case, GPT_COURSE)
 
-        def train(state: step.TrainState, start: int, end: int) -> step.TrainState:
+
+def compare_resumed(case: Case, course: Course) -> Comparison:
+    """`prove_resume` of any model that is trained."""
+    case = with_rate(case, case.config.dropout_rate or 0.2)
+    with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:
+        train_step, first = begin(case, course, STEPS, accumulation=1)
+
+        def train(state: TrainState, start: int, end: int) -> TrainState:
             for i in range(start, end):
-                state, _ = train_step(state, Batch(*map(jnp.asarray, batch(case, i))))
+                state, _ = train_step(state, jax.tree.map(jnp.asarray, course.batch(case, i)))
             return state
 
-        start = step.init_state(draw_params(case, shapes), adamw)
-        halfway = train(start, 0, STEPS // 2)
+        halfway = train(first, 0, STEPS // 2)
         with checkpoint.CheckpointWriter(Path(directory), keep=1) as writer:
             writer.save(STEPS // 2, halfway, metadata={})
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), halfway)
         restored, _ = checkpoint.restore(Path(directory), abstract)
         ours = _bytes(train(restored, STEPS // 2, STEPS))
-        theirs = _bytes(train(start, 0, STEPS))
-    return Comparison.of(judge(ours, theirs, 0.0, case.dtype, "gpt"))
+        theirs = _bytes(train(first, 0, STEPS))
+    return Comparison.of(judge(ours, theirs, 0.0, case.dtype, course.twins.name))
 
 
 def _bytes(state: Any) -> dict[Key, np.ndarray]:
