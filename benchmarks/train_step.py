@@ -24,7 +24,8 @@ import torch
 
 from jaxformer.batch import Batch
 from jaxformer.config import LanguageConfig, MeshConfig
-from jaxformer.run.loop import build
+from jaxformer.run.language import language_method
+from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 from torchref.batch import Batch as TwinBatch
 from torchref.config import GPTConfig as TwinConfig
@@ -42,7 +43,7 @@ VOCAB_SIZE = 65
 
 def jax_step(config: LanguageConfig, tokens: np.ndarray) -> Callable[[], float]:
     """A function that takes one step and returns its loss."""
-    program = build(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    program = build(language_method(config), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool))
     batch = jax.device_put(batch, program.rows)
     state = program.fresh_state()

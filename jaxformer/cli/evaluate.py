@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.config import LanguageConfig
 from jaxformer.errors import UserError
 
 DESCRIPTION = "Score every token of the run's validation text and print the loss in every unit."
@@ -32,11 +33,13 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
     from jaxformer.atomic import replacing
+    from jaxformer.data.batches import evaluation_batches
     from jaxformer.data.corpus import prepare
     from jaxformer.run.evaluate import evaluate_run
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, LanguageConfig)
+    assert isinstance(run.config, LanguageConfig)
     data = prepare(run.config.data)
     if data.fingerprint != run.data_fingerprint:
         raise UserError(
@@ -46,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         "train": (data.train, data.train_bytes),
         "val": (data.val, data.val_bytes),
     }[arguments.split]
-    result = evaluate_run(run, tokens)
+    batches = evaluation_batches(tokens, run.config.batch_size, run.config.model.context_length)
+    result = evaluate_run(run, batches)
     figures = {
         "step": run.step,
         "split": arguments.split,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxformer.cli.arguments import RunPath, parse
-from jaxformer.config import SamplingConfig, require_positive
+from jaxformer.config import LanguageConfig, SamplingConfig, require_positive
 from jaxformer.decoding.stop import StopFilter
 from jaxformer.errors import UserError
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(SampleArguments, argv, "jaxformer sample", DESCRIPTION)
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, LanguageConfig)
     prompts = [encode_prompt(run.tokenizer, prompt) for prompt in arguments.prompt or ("",)]
     rows = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     batches = [
@@ -128,6 +128,7 @@ def stream(
     """
     from jaxformer.decoding.generate import generate
 
+    assert isinstance(run.config, LanguageConfig)
     steps = generate(
         run.graph,
         run.params,

@@ -156,6 +156,7 @@ class TranslationConfig(TrainConfig):
     """A run of an encoder-decoder Transformer on pairs of texts; the kinds differ in their data."""
 
     model: TransformerConfig
+    data: TextPairsConfig | NumbersConfig | CopyConfig
     optimizer: NoamConfig = dataclasses.field(default_factory=NoamConfig)
     loss: LossKind = "cross_entropy"
     """Label smoothing as torch spreads it, over all V tokens, or as the KL divergence of the

@@ -10,13 +10,17 @@ with the next window, so that every token but the text's first is a target.
 
 import functools
 from collections.abc import Iterator
+from typing import TypeVar
 
 import grain
 import numpy as np
+from grain.sources import RandomAccessDataSource
 from jaxtyping import Int
 
 from jaxformer.batch import Batch
 from jaxformer.errors import UserError
+
+BatchT = TypeVar("BatchT")
 
 PREFETCHED = 16  # batches read ahead; a few hide the reading, more only hold memory
 NUM_STEPS = 2**40  # length that grain is told; the batches never end
@@ -72,7 +76,9 @@ class TrainingBatches:
         return offset + self.context_length * np.argsort(words[1:], kind="stable")
 
 
-def training_iterator(source: TrainingBatches, start_step: int = 0) -> grain.DatasetIterator[Batch]:
+def training_iterator(
+    source: RandomAccessDataSource[BatchT], start_step: int = 0
+) -> grain.DatasetIterator[BatchT]:
     """Batches of the steps from `start_step` on, without end, read ahead by one thread.
 
     `close()` it (`contextlib.closing` does) to stop the thread.

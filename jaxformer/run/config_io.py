@@ -3,25 +3,45 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cattrs
 
 from jaxformer.atomic import replacing
-from jaxformer.config import LanguageConfig
+from jaxformer.config import (
+    CopyTranslationConfig,
+    LanguageConfig,
+    NumbersTranslationConfig,
+    TextTranslationConfig,
+    TranslationConfig,
+)
 from jaxformer.errors import UserError
 
-KIND = "gpt"
-"""What a run directory holds a model of; the first key of its config.json."""
+RunConfig = LanguageConfig | TranslationConfig
+"""The configuration of a run of any kind."""
+
+KINDS: Mapping[str, type[RunConfig]] = {
+    "gpt": LanguageConfig,
+    "transformer_text": TextTranslationConfig,
+    "transformer_numbers": NumbersTranslationConfig,
+    "transformer_copy": CopyTranslationConfig,
+}
+"""What a run directory holds: the first key of its config.json, and the type of all the others."""
 
 
-def config_to_json(config: LanguageConfig) -> dict[str, Any]:
+def kind_of(config: RunConfig) -> str:
+    """The name of the configuration's kind."""
+    return next(kind for kind, config_type in KINDS.items() if type(config) is config_type)
+
+
+def config_to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON values; `config_from_json` is its inverse."""
-    return {"kind": KIND, **_converter().unstructure(config)}
+    return {"kind": kind_of(config), **_converter().unstructure(config)}
 
 
-def config_from_json(values: Any, source: str) -> LanguageConfig:
+def config_from_json(values: Any, source: str) -> RunConfig:
     """The configuration that these JSON values describe.
 
     Raises:
@@ -31,10 +51,11 @@ def config_from_json(values: Any, source: str) -> LanguageConfig:
         raise UserError(f"{source} is not a run's configuration: name a --run-dir of jaxformer")
     values = dict(values)
     kind = values.pop("kind")
-    if kind != KIND:
-        raise UserError(f"{source} describes a {kind!r}: this command works on a {KIND} run")
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UserError(f"{source} describes a {kind!r}: name a run of a kind known here, {known}")
     try:
-        return _converter().structure(values, LanguageConfig)
+        return _converter().structure(values, KINDS[kind])
     except UserError:
         raise
     except Exception as error:
@@ -44,13 +65,13 @@ def config_from_json(values: Any, source: str) -> LanguageConfig:
         raise UserError(f"{source} cannot be read: {detail}; restore the file") from None
 
 
-def save_config(config: LanguageConfig, path: Path) -> None:
+def save_config(config: RunConfig, path: Path) -> None:
     """Write config.json."""
     with replacing(path) as file:
         file.write(json.dumps(config_to_json(config), indent=2).encode() + b"\n")
 
 
-def load_config(path: Path) -> LanguageConfig:
+def load_config(path: Path) -> RunConfig:
     """Read config.json.
 
     Raises:
@@ -65,13 +86,15 @@ def load_config(path: Path) -> LanguageConfig:
     return config_from_json(values, str(path))
 
 
-def differences(ours: LanguageConfig, theirs: LanguageConfig) -> list[str]:
+def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
     The mesh and the checkpoints may change between the parts of a run, so they are left out.
     """
+    if type(ours) is not type(theirs):
+        return [f"a {kind_of(ours)} run (the run is {kind_of(theirs)})"]
     found = []
-    for name in _flags(LanguageConfig):
+    for name in _flags(type(ours)):
         if name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)

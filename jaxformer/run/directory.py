@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxformer.config import LanguageConfig, RunOptions
+from jaxformer.config import RunOptions
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
-from jaxformer.run.config_io import differences, save_config
+from jaxformer.run.config_io import RunConfig, differences, save_config
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -40,7 +40,7 @@ def check_run_dir(options: RunOptions) -> None:
         raise UserError(f"{directory} holds no run to resume: leave out --resume to start one")
 
 
-def check_config(config: LanguageConfig, made_with: LanguageConfig, directory: Path) -> None:
+def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> None:
     """Refuse to go on with a run of another configuration, naming each flag that differs."""
     different = differences(config, made_with)
     if different:
@@ -50,7 +50,7 @@ def check_config(config: LanguageConfig, made_with: LanguageConfig, directory: P
         )
 
 
-def fill_run_dir(config: LanguageConfig, directory: Path, tokenizer: Tokenizer) -> None:
+def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
     """Make the directory and what is missing of its files.
 
     config.json comes last, so that a run that has one is whole.

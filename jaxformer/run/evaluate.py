@@ -1,21 +1,17 @@
 """The loss of a model on a split, and what it comes to in perplexity and in bits per byte."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from jaxformer.config import MeshConfig
-from jaxformer.data.batches import evaluation_batches
 from jaxformer.run.load import Run
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
-from jaxformer.training.objectives import next_token
 from jaxformer.training.step import make_eval_step
 
 
@@ -41,20 +37,10 @@ class Evaluation:
 def evaluate(
     eval_step: Callable[[PyTree, Any], Any],
     params: PyTree,
-    tokens: np.ndarray,
-    *,
-    batch_size: int,
-    context_length: int,
+    batches: Iterable[Any],
     sharding: NamedSharding,
-    max_tokens: int | None = None,
 ) -> Evaluation:
-    """Score the tokens in windows of the context, each token but the first exactly once.
-
-    `max_tokens` stops after the first batches that hold as many.
-    """
-    batches = evaluation_batches(tokens, batch_size, context_length)
-    if max_tokens is not None:
-        batches = itertools.islice(batches, math.ceil(max_tokens / (batch_size * context_length)))
+    """The mean loss over every token that counts in the batches."""
     sums = [eval_step(params, jax.device_put(batch, sharding)) for batch in batches]
     # Summed in float64 on the host: the result depends on no device and no order.
     total = math.fsum(float(loss) for loss, _ in sums)
@@ -62,14 +48,8 @@ def evaluate(
     return Evaluation(total / count, count)
 
 
-def evaluate_run(run: Run, tokens: np.ndarray) -> Evaluation:
-    """Score all the tokens on one device, in batches as large as the run's."""
+def evaluate_run(run: Run, batches: Iterable[Any]) -> Evaluation:
+    """The mean loss of a run's parameters over the batches, on one device."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    return evaluate(
-        jax.jit(make_eval_step(run.graph, next_token)),
-        run.params,
-        tokens,
-        batch_size=run.config.batch_size,
-        context_length=run.config.model.context_length,
-        sharding=batch_sharding(mesh),
-    )
+    eval_step = jax.jit(make_eval_step(run.graph, run.method.eval_objective))
+    return evaluate(eval_step, run.params, batches, batch_sharding(mesh))

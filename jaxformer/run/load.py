@@ -12,11 +12,11 @@ from jaxformer import checkpoint
 from jaxformer.config import LanguageConfig
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
-from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model
 from jaxformer.run import directory
-from jaxformer.run.config_io import config_from_json, load_config
-from jaxformer.training.optimizer import adamw
+from jaxformer.run.config_io import RunConfig, config_from_json, kind_of, load_config
+from jaxformer.run.language import language_method
+from jaxformer.run.task import Method
 from jaxformer.training.step import init_state
 
 
@@ -24,7 +24,7 @@ from jaxformer.training.step import init_state
 class Run:
     """What a run directory holds, ready to use on one device."""
 
-    config: LanguageConfig
+    method: Method
     tokenizer: Tokenizer
     graph: nnx.GraphDef
     params: PyTree[Array]
@@ -33,30 +33,49 @@ class Run:
     data_fingerprint: str
     """SHA-256 of the text and tokenizer they were learned from."""
 
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.method.config
 
-def load_run(run_dir: Path, *, step: int | None = None) -> Run:
+
+def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | None = None) -> Run:
     """Open a run at the given step, or else at its newest checkpoint that verifies.
+
+    `kind` is what the caller works on, if it works on one only.
 
     Newer checkpoints that do not verify are named on standard error, one line each.
 
     Raises:
-        UserError: the directory is missing, holds no GPT run, or no checkpoint that can be used.
+        UserError: the directory is missing, holds no run or one of another kind, or no checkpoint
+            that can be used.
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
+    if kind is not None and not isinstance(config, kind):
+        raise UserError(
+            f"{run_dir} holds a {kind_of(config)} run, which this command does not read: use "
+            f"jaxformer {command_for(config)}"
+        )
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"{run_dir / directory.TOKENIZER} knows {tokenizer.vocab_size} tokens but the model "
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
-    graph, params = abstract_model(GPT, config.model)
-    optimizer = adamw(config.optimizer, config.steps)
-    expected = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    assert isinstance(config, LanguageConfig)
+    method = language_method(config)
+    graph, params = abstract_model(method.model, config.model)
+    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), params)
     state, found = checkpoint.restore(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
-    return Run(config, tokenizer, graph, state.params, found.step, found.metadata["data"])
+    return Run(method, tokenizer, graph, state.params, found.step, found.metadata["data"])
+
+
+def command_for(config: RunConfig) -> str:
+    """The command that writes text with such a run."""
+    return "sample" if isinstance(config, LanguageConfig) else "translate"

@@ -10,14 +10,14 @@ import time
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from jaxformer.config import GPTConfig, LanguageConfig
+from jaxformer.config import BlockConfig
 from jaxformer.run.evaluate import Evaluation
 from jaxformer.run.metrics import MetricsWriter
 from jaxformer.run.peaks import Product, mfu
 from jaxformer.run.progress import Progress
+from jaxformer.run.task import Method, Work
 from jaxformer.training.step import Metrics
 
 
@@ -26,24 +26,23 @@ class StepLog:
 
     def __init__(
         self,
-        config: LanguageConfig,
+        method: Method,
         mesh: Mesh,
-        learning_rate: optax.Schedule,
         writer: MetricsWriter,
         progress: Progress,
     ):
-        self.config = config
+        self.config = method.config
         self.devices = list(mesh.devices.flat)
-        self.learning_rate = jax.jit(learning_rate)
+        self.learning_rate = jax.jit(method.learning_rate)
         self.writer = writer
         self.progress = progress
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, Work] | None = None
         self._since: float | None = None
 
-    def add(self, step: int, metrics: Metrics) -> None:
+    def add(self, step: int, metrics: Metrics, work: Work) -> None:
         """Note a step that was just started and write the one before it."""
         self._write_pending()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, work)
 
     def flush(self) -> None:
         """Write the last step; the pause that follows is not counted as a step's time."""
@@ -59,21 +58,25 @@ class StepLog:
             f"perplexity {evaluation.perplexity:.2f}"
         )
 
-    def note_compilations(self, number: int) -> None:
-        """Say so if the train step was compiled more than once: each costs what the first did."""
-        if number > 1:
-            self.progress.print(f"the train step was compiled {number} times, not once")
+    def note_compilations(self, number: int, expected: int) -> None:
+        """Say so if the train step was compiled more often than batches have shapes.
+
+        Each compilation costs what the first did.
+        """
+        if number > expected:
+            allowed = "once" if expected == 1 else f"{expected}"
+            self.progress.print(f"the train step was compiled {number} times, not {allowed}")
 
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, work = self._pending
         self._pending = None
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
         now, since = time.perf_counter(), self._since
         self._since = now
         learning_rate = float(self.learning_rate(step - 1))
-        speed = {} if since is None else self._speed(now - since)
+        speed = {} if since is None else self._speed(work, now - since)
         memory = _memory_bytes(self.devices)
         self.writer.write(
             step,
@@ -91,29 +94,13 @@ class StepLog:
             tokens_per_second=speed.get("tokens_per_second"),
         )
 
-    def _speed(self, seconds: float) -> dict[str, float]:
-        tokens = self.config.batch_size * self.config.model.context_length
-        speed = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
-        share = mfu(
-            tokens * flops_per_token(self.config.model),
-            seconds,
-            self.devices,
-            product_type(self.config.model),
-        )
+    def _speed(self, work: Work, seconds: float) -> dict[str, float]:
+        speed = {"step_seconds": seconds, "tokens_per_second": work.tokens / seconds}
+        share = mfu(work.flops, seconds, self.devices, product_type(self.config.model))
         return speed if share is None else {**speed, "mfu": share}
 
 
-def flops_per_token(config: GPTConfig) -> float:
-    """6 (parameters in matrix products) + 12 N D T: forward and backward of one token.
-
-    Chowdhery et al. 2022, PaLM, appendix B; the position table is looked up, not multiplied.
-    """
-    multiplied = config.num_parameters() - config.context_length * config.width
-    attention = config.num_layers * config.width * config.context_length
-    return 6.0 * multiplied + 12.0 * attention
-
-
-def product_type(config: GPTConfig) -> Product:
+def product_type(config: BlockConfig) -> Product:
     """The arithmetic of matrix products: JAX's own choice for float32 on GPUs is TF32."""
     if config.dtype == "bfloat16":
         return "bfloat16"

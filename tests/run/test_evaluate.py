@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer.config import GPT_PRESETS, MeshConfig
+from jaxformer.data.batches import evaluation_batches
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.run.evaluate import Evaluation, evaluate
@@ -25,16 +26,13 @@ def model():
     return graph, init_params(GPT, CONFIG, jax.random.key(0))
 
 
-def score(model, batch_size: int, mesh: MeshConfig, max_tokens: int | None = None) -> Evaluation:
+def score(model, batch_size: int, mesh: MeshConfig) -> Evaluation:
     graph, params = model
     return evaluate(
         jax.jit(make_eval_step(graph, next_token)),
         params,
-        TOKENS,
-        batch_size=batch_size,
-        context_length=16,
-        sharding=batch_sharding(make_mesh(mesh)),
-        max_tokens=max_tokens,
+        evaluation_batches(TOKENS, batch_size, 16),
+        batch_sharding(make_mesh(mesh)),
     )
 
 
@@ -56,11 +54,6 @@ def test_batch_size_and_mesh_do_not_matter(model):
     other = score(model, 24, MeshConfig(data=2, fsdp=4))
     assert other.num_tokens == one.num_tokens
     assert other.loss == pytest.approx(one.loss, rel=1e-6)
-
-
-def test_a_limit_takes_the_first_batches_that_hold_as_many(model):
-    assert score(model, 8, MeshConfig(), max_tokens=1).num_tokens == 100
-    assert score(model, 1, MeshConfig(data=1, fsdp=1, tensor=8), max_tokens=17).num_tokens == 32
 
 
 def test_units():

@@ -24,9 +24,11 @@ from jaxformer.config import (
 )
 from jaxformer.errors import UserError
 from jaxformer.run.config_io import load_config
+from jaxformer.run.language import language_method
 from jaxformer.run.load import load_run
-from jaxformer.run.loop import build, train
+from jaxformer.run.loop import train
 from jaxformer.run.metrics import read_metrics
+from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
@@ -63,7 +65,7 @@ def losses(run_dir: Path) -> list[tuple]:
 
 
 def final_state(config: LanguageConfig, run_dir: Path):
-    program = build(config, make_mesh(config.mesh))
+    program = build(language_method(config), make_mesh(config.mesh))
     return checkpoint.restore(run_dir / "checkpoints", program.state)
 
 
