@@ -2,8 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
-from jaxformer.config.checks import require_positive
+from jaxformer.config.checks import require_one_of, require_positive
 from jaxformer.errors import UserError
 
 
@@ -61,13 +62,17 @@ class TextPairsConfig:
         require_positive("data.max-ratio", self.max_ratio)
 
 
+Language = Literal["da", "de", "en", "es", "fi", "fr", "id", "it", "nl", "pt", "ro", "tr"]
+LARGEST_NUMBER = 9_999_999
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NumbersConfig:
     """Numbers and dates in words, from one language into another."""
 
-    source_language: str = "en"
-    """Language of the source, of the checked list."""
-    target_language: str = "de"
+    source_language: Language = "en"
+    """Language of the source."""
+    target_language: Language = "de"
     """Language of the target."""
     max_number: int = 999_999
     """Largest number."""
@@ -75,10 +80,24 @@ class NumbersConfig:
     """Pairs to learn from, numbers and dates together."""
     num_val_pairs: int = 2000
     """Held-out pairs; none of their numbers and dates is learned from."""
+    tokenizer: str = "bpe"
+    """`bytes`, `characters`, `bpe` (trained on both sides) or the path of a tokenizer.json."""
+    vocab_size: int = 512
+    """Vocabulary of a trained `bpe` tokenizer, shared by both languages."""
 
     def __post_init__(self) -> None:
+        for name in ("source_language", "target_language"):
+            require_one_of(f"data.{name.replace('_', '-')}", getattr(self, name), Language)
         for name in ("max_number", "num_pairs", "num_val_pairs"):
             require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
+        if self.max_number > LARGEST_NUMBER:
+            raise UserError(
+                f"data.max-number {self.max_number} is too large: "
+                f"choose one of at most {LARGEST_NUMBER}"
+            )
+
+
+NUM_LETTERS = 52
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,3 +118,8 @@ class CopyConfig:
     def __post_init__(self) -> None:
         for name in ("num_symbols", "max_length", "num_pairs", "num_val_pairs"):
             require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
+        if self.num_symbols > NUM_LETTERS:
+            raise UserError(
+                f"data.num-symbols {self.num_symbols} is too large: "
+                f"there are {NUM_LETTERS} letters, small and capital"
+            )

@@ -1,0 +1,86 @@
+"""Cleaning of parallel text: which pairs are not learned from, and a count of each reason.
+
+A pair is dropped for the first reason that holds, in the order of `Cleaning`'s fields. The rules of
+texts come before the tokenizer is trained, those of lengths after it. The last two are those of the
+Moses toolkit's clean-corpus-n (Koehn et al. 2007), with tokens in the place of words.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxformer.data.pairs import Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaning:
+    """Training pairs before cleaning, and how many of them were dropped for what."""
+
+    num_pairs: int
+    empty: int = 0
+    """A side has no text."""
+    repeated: int = 0
+    """The very pair, both sides equal, came before."""
+    held_out: int = 0
+    """The very pair is among the validation pairs."""
+    too_long: int = 0
+    """A side has too many tokens."""
+    unequal: int = 0
+    """One side has too many times the tokens of the other."""
+
+    @property
+    def num_dropped(self) -> int:
+        return self.empty + self.repeated + self.held_out + self.too_long + self.unequal
+
+    def __str__(self) -> str:
+        counts = {
+            "empty": self.empty,
+            "repeated": self.repeated,
+            "also in validation": self.held_out,
+            "too long": self.too_long,
+            "too unequal": self.unequal,
+        }
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+        return f"{self.num_dropped:,} of {self.num_pairs:,} training pairs dropped" + (
+            f" ({reasons})" if reasons else ""
+        )
+
+
+def clean_texts(
+    pairs: Iterable[Pair], held_out: Iterable[Pair] = ()
+) -> tuple[list[Pair], Cleaning]:
+    """The pairs with text on both sides, each once, in order, that are not held out."""
+    forbidden = frozenset(held_out)
+    kept: dict[Pair, None] = {}
+    num_pairs = num_empty = num_repeated = num_held_out = 0
+    for pair in pairs:
+        num_pairs += 1
+        if not all(pair):
+            num_empty += 1
+        elif pair in forbidden:
+            num_held_out += 1
+        elif pair in kept:
+            num_repeated += 1
+        else:
+            kept[pair] = None
+    return list(kept), Cleaning(
+        num_pairs, empty=num_empty, repeated=num_repeated, held_out=num_held_out
+    )
+
+
+def length_faults(
+    sources: Int[np.ndarray, " P"],
+    targets: Int[np.ndarray, " P"],
+    max_tokens: float,
+    max_ratio: float,
+) -> tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """Which pairs of these lengths, in tokens, are too long, and which others too unequal.
+
+    Too long: a side has more than `max_tokens`. Too unequal: the longer side has more than
+    `max_ratio` times the tokens of the shorter one.
+    """
+    longer, shorter = np.maximum(sources, targets), np.minimum(sources, targets)
+    too_long = longer > max_tokens
+    return too_long, ~too_long & (longer > max_ratio * shorter)

@@ -1,0 +1,138 @@
+"""Numbers and dates in words, from one language into another: translation with a known answer.
+
+Numbers come from num2words, names of months from babel, days and years from num2words. A number is
+what it says in both languages; a date is read out as below, with its day as an ordinal or a
+cardinal and its year as years are said. Numbers and dates are half of the pairs each:
+
+    two hundred and seven                  zweihundertsieben
+    the third of May nineteen oh-five      der dritte Mai neunzehnhundertfünf
+
+Every number of digits up to the largest occurs equally often, as far as there are so many: of
+numbers drawn evenly by value nine in ten would have the most digits. Numbers below 100, of whose
+words all others are made, are always learned from. No pair occurs twice, and no number or date that
+is held out is learned from, in whatever language.
+"""
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Mapping
+
+import num2words
+from babel.dates import get_month_names
+
+from jaxformer.config import NumbersConfig
+from jaxformer.data.clean import Cleaning
+from jaxformer.data.drawing import HELD_OUT, even_shares, philox, shuffled
+from jaxformer.data.pairs import Pair
+from jaxformer.data.parallel_text import PairTexts
+from jaxformer.errors import UserError
+
+FIRST_DATE, LAST_DATE = datetime.date(1000, 1, 1), datetime.date(2099, 12, 31)
+NUM_DATES = LAST_DATE.toordinal() - FIRST_DATE.toordinal() + 1
+
+
+Item = int | datetime.date
+
+
+@dataclasses.dataclass(frozen=True)
+class DateWords:
+    """How a language reads out a date."""
+
+    pattern: str
+    ordinal: bool = False
+    """Whether the day is an ordinal number."""
+    first: str | None = None
+    """The first day, where it is no cardinal like the others."""
+
+
+LANGUAGES: Mapping[str, DateWords] = {
+    "da": DateWords("den {day} {month} {year}", ordinal=True),
+    "de": DateWords("der {day} {month} {year}", ordinal=True),
+    "en": DateWords("the {day} of {month} {year}", ordinal=True),
+    "es": DateWords("el {day} de {month} de {year}"),
+    "fi": DateWords("{day} {month} {year}", ordinal=True),
+    "fr": DateWords("le {day} {month} {year}", first="premier"),
+    "id": DateWords("{day} {month} {year}"),
+    "it": DateWords("{day} {month} {year}", first="primo"),
+    "nl": DateWords("{day} {month} {year}"),
+    "pt": DateWords("{day} de {month} de {year}", first="primeiro"),
+    "ro": DateWords("{day} {month} {year}", first="întâi"),
+    "tr": DateWords("{day} {month} {year}"),
+}
+"""The languages whose words were checked: no two numbers or dates are said alike."""
+
+
+def number_pairs(data: NumbersConfig) -> PairTexts:
+    """The pairs that `data` describes, a pure function of it (and of the two libraries).
+
+    Raises UserError if there are not so many numbers and dates.
+    """
+    if data.num_pairs + data.num_val_pairs > NUM_DATES:
+        raise UserError(
+            f"data.num-pairs {data.num_pairs} and data.num-val-pairs {data.num_val_pairs} are more "
+            f"than there are dates: choose at most {NUM_DATES} together"
+        )
+    train, val = draw_items(data.max_number, data.num_pairs, data.num_val_pairs)
+    languages = data.source_language, data.target_language
+    pairs = [
+        tuple(Pair(*(in_words(item, language) for language in languages)) for item in side)
+        for side in (train, val)
+    ]
+    return PairTexts(
+        name=f"numbers and dates from {data.source_language} to {data.target_language}",
+        train=pairs[0],
+        val=pairs[1],
+        cleaning=Cleaning(len(train)),
+    )
+
+
+def draw_items(max_number: int, num_train: int, num_val: int) -> tuple[list[Item], list[Item]]:
+    """Numbers and dates to learn from, and others to hold out, each in random order.
+
+    Half of either are numbers, fewer where there are not so many; the rest are dates.
+    """
+    ranges = [
+        range(low, min(10 * max(low, 1), max_number + 1))
+        for low in (0, *(10**digits for digits in range(1, len(str(max_number)))))
+    ]
+    may_be_held_out = [len(span) // HELD_OUT if span.start >= 100 else 0 for span in ranges]
+    val_shares = even_shares(may_be_held_out, num_val // 2)
+    left = [len(span) - share for span, share in zip(ranges, val_shares, strict=True)]
+    train_shares = even_shares(left, num_train // 2)
+    words = philox()
+    train, val = [], []
+    for span, for_val, for_train in zip(ranges, val_shares, train_shares, strict=True):
+        order = shuffled(words, len(span)).tolist()
+        val += [span[i] for i in order[:for_val]]
+        train += [span[i] for i in order[for_val : for_val + for_train]]
+    order = shuffled(words, NUM_DATES)
+    dates = [datetime.date.fromordinal(FIRST_DATE.toordinal() + i) for i in order.tolist()]
+    cut = num_val - len(val)
+    val += dates[:cut]
+    train += dates[cut : cut + num_train - len(train)]
+    return [train[i] for i in shuffled(words, num_train)], [
+        val[i] for i in shuffled(words, num_val)
+    ]
+
+
+def in_words(item: Item, language: str) -> str:
+    """A number or a date as `language` says it."""
+    if not isinstance(item, datetime.date):
+        return num2words.num2words(item, lang=language)
+    month = get_month_names("wide", context="format", locale=language)[item.month]
+    day, year = _day(item.day, language), _year(item.year, language)
+    return LANGUAGES[language].pattern.format(day=day, month=month, year=year)
+
+
+@functools.cache
+def _day(day: int, language: str) -> str:
+    rule = LANGUAGES[language]
+    if day == 1 and rule.first:
+        return rule.first
+    return num2words.num2words(day, lang=language, to="ordinal" if rule.ordinal else "cardinal")
+
+
+@functools.cache
+def _year(year: int, language: str) -> str:
+    return num2words.num2words(year, lang=language, to="year")

@@ -1,0 +1,167 @@
+"""Batches of pairs: buckets of like lengths, so that little is padding and few shapes are compiled.
+
+A pair takes as many places as the longer of its sides has tokens, the target with its start token.
+It goes to the shortest bucket that has room; a batch comes from one bucket, both its sides padded
+to the bucket's length, with as many rows as the token budget allows ("approximate sequence length"
+batches, Vaswani et al. 2017, section 5.1). What does not fill a batch of its bucket joins the next
+longer one, so that only the last batch of the longest bucket has empty rows.
+
+The batch of a step is a pure function of (pairs, batch tokens, row multiple, seed, step): a resumed
+run needs nothing but its step, and the number of processes or devices matters only in so far as the
+row multiple follows from it.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxformer.batch import PairBatch, Specials
+from jaxformer.data.batches import NUM_STEPS
+from jaxformer.data.pairs import TokenPairs
+from jaxformer.errors import UserError
+
+SHORTEST = 8  # length of the first bucket
+MULTIPLE = 4  # of which lengths are, but for the longest
+
+
+class Rows(NamedTuple):
+    """The pairs of a batch."""
+
+    shape: tuple[int, int]
+    """Rows and length (B, L) of the batch; the rows past `numbers` are empty."""
+    numbers: Int[np.ndarray, " rows"]
+    """Numbers of the pairs."""
+
+
+class PairBatches:
+    """A grain source whose item i is the whole batch of step i.
+
+    Every epoch takes each pair once. Its order within the buckets and that of its batches are keyed
+    by (seed, epoch). `batch_tokens` bounds the places of a side, padding included; the rows are a
+    multiple of `row_multiple` (devices that share a batch times accumulation slices), which alone
+    may exceed the bound, being the least.
+
+    Raises UserError if there are no pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: TokenPairs,
+        specials: Specials,
+        batch_tokens: int,
+        row_multiple: int = 1,
+        seed: int = 0,
+    ):
+        self._pairs, self._specials, self._seed = pairs, specials, seed
+        self._buckets, shapes = _bucketed(pairs, batch_tokens, row_multiple)
+        self._shapes = shapes
+        plan = _laid_out(self._buckets, shapes)
+        self.batches_per_epoch = len(plan)
+        self.shapes = tuple(sorted({rows.shape for rows in plan}, key=lambda shape: shape[1]))
+        """Every shape (B, L) that occurs: a train step is compiled once for each."""
+        places = 2 * sum(B * L for (B, L), _ in plan)
+        tokens = pairs.sources.lengths.sum() + (pairs.targets.lengths + 1).sum()
+        self.padding_share = float(1 - tokens / places)
+        """Share of an epoch's places, both sides together, that hold no token."""
+        self._epoch = functools.lru_cache(maxsize=2)(self._laid_out_epoch)
+
+    def __len__(self) -> int:
+        return NUM_STEPS
+
+    def __getitem__(self, step: int) -> PairBatch:
+        epoch, place = divmod(step, self.batches_per_epoch)
+        return pair_batch(self._pairs, self._epoch(epoch)[place], self._specials)
+
+    def _laid_out_epoch(self, epoch: int) -> list[Rows]:
+        """An epoch's batches, by sorting raw words of Philox as `TrainingBatches` does."""
+        philox = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
+        buckets = [bucket[_shuffled(philox, len(bucket))] for bucket in self._buckets]
+        plan = _laid_out(buckets, self._shapes)
+        return [plan[i] for i in _shuffled(philox, len(plan))]
+
+
+def evaluation_rows(pairs: TokenPairs, batch_tokens: int, row_multiple: int = 1) -> list[Rows]:
+    """Batches in which every pair occurs exactly once, from short to long, shaped as in training.
+
+    Raises UserError if there are no pairs.
+    """
+    return _laid_out(*_bucketed(pairs, batch_tokens, row_multiple))
+
+
+def evaluation_pair_batches(
+    pairs: TokenPairs, specials: Specials, batch_tokens: int, row_multiple: int = 1
+) -> Iterator[PairBatch]:
+    """The batches of `evaluation_rows`."""
+    plan = evaluation_rows(pairs, batch_tokens, row_multiple)
+    return (pair_batch(pairs, rows, specials) for rows in plan)
+
+
+def pair_batch(pairs: TokenPairs, rows: Rows, specials: Specials) -> PairBatch:
+    """The batch of these rows: start token + target as inputs, target + end token as targets."""
+    (B, L), chosen = rows.shape, pairs.take(rows.numbers)
+    num_rows = len(chosen)
+    source_lengths, target_lengths = np.zeros((2, B, 1), dtype=np.int64)
+    source_lengths[:num_rows, 0] = chosen.sources.lengths
+    target_lengths[:num_rows, 0] = chosen.targets.lengths + 1
+    places = np.arange(L)
+    target = chosen.targets.padded((B, L), specials.padding)
+    inputs = np.roll(target, 1, axis=1)  # its last place was padding: the end token goes there
+    inputs[:, 0] = specials.padding
+    inputs[:num_rows, 0] = specials.start
+    target[np.arange(num_rows), chosen.targets.lengths] = specials.end
+    return PairBatch(
+        source=chosen.sources.padded((B, L), specials.padding),
+        source_valid=places < source_lengths,
+        inputs=inputs,
+        targets=target,
+        mask=places < target_lengths,
+    )
+
+
+def bucket_lengths(longest: int) -> list[int]:
+    """Lengths that grow by a third, in multiples of 4, up to the longest pair's, which ends them.
+
+    8, 12, 16, 24, 32, 44, 60, 80, 108, ...: the longest is not rounded up, so that pairs which fit
+    a model's context make batches that fit.
+    """
+    lengths, length = [], SHORTEST
+    while length < longest:
+        lengths.append(length)
+        length = MULTIPLE * -(-4 * length // (3 * MULTIPLE))
+    return [*lengths, longest]
+
+
+def _bucketed(
+    pairs: TokenPairs, batch_tokens: int, row_multiple: int
+) -> tuple[list[Int[np.ndarray, " members"]], list[tuple[int, int]]]:
+    """Numbers of the pairs of each bucket, and the shapes of its batches."""
+    if not len(pairs):
+        raise UserError("there are no pairs to make batches of: give more text")
+    lengths = bucket_lengths(int(pairs.lengths.max()))
+    bucket_of_pair = np.searchsorted(lengths, pairs.lengths)
+    buckets = [np.flatnonzero(bucket_of_pair == i) for i in range(len(lengths))]
+    rows = [batch_tokens // length // row_multiple * row_multiple for length in lengths]
+    return buckets, [(max(B, row_multiple), L) for B, L in zip(rows, lengths, strict=True)]
+
+
+def _laid_out(
+    buckets: Sequence[Int[np.ndarray, " members"]], shapes: Sequence[tuple[int, int]]
+) -> list[Rows]:
+    """Cut each bucket into batches; what is left over goes before the next bucket's own."""
+    plan: list[Rows] = []
+    waiting = np.empty(0, dtype=np.int64)
+    for bucket, shape in zip(buckets, shapes, strict=True):
+        waiting = np.concatenate([waiting, bucket])
+        while len(waiting) >= shape[0]:
+            plan.append(Rows(shape, waiting[: shape[0]]))
+            waiting = waiting[shape[0] :]
+    if len(waiting):
+        plan.append(Rows(shapes[-1], waiting))
+    return plan
+
+
+def _shuffled(philox: np.random.Philox, size: int) -> Int[np.ndarray, " size"]:
+    return np.argsort(philox.random_raw(size), kind="stable")

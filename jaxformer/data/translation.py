@@ -1,0 +1,207 @@
+"""Translation data: pairs of texts, from files or made up, and their tokens prepared once on disk.
+
+Both languages share one tokenizer of V tokens. Beyond it stand three tokens that are no text:
+padding V, start V + 1 and end V + 2, so that a model's vocabulary has V + 3. They are not in the
+prepared tokens; a batch adds them (`jaxformer/data/pair_batches.py`). The source gets neither start
+nor end: the encoder reads all of it at once and is told its length by a mask.
+
+Three kinds of data: two text files (`parallel_text.py`), numbers and dates in words (`numbers.py`),
+random strings to copy or reverse (`strings.py`).
+
+A preparation is a directory of the cache, named for the texts and the settings:
+
+    train.source.npy, train.source.offsets.npy   token ids, and where each sequence begins
+    train.target..., val.source..., val.target...
+    tokenizer.json                               what made them
+    manifest.jsonl                               hashes of all of it, counts of what was dropped
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer import manifest
+from jaxformer.batch import Specials
+from jaxformer.config import CopyConfig, NumbersConfig, TextPairsConfig
+from jaxformer.data.cache import kept
+from jaxformer.data.clean import Cleaning, length_faults
+from jaxformer.data.numbers import number_pairs
+from jaxformer.data.pairs import Pair, Sequences, TokenPairs
+from jaxformer.data.parallel_text import PairTexts, read_text_pairs
+from jaxformer.data.strings import string_pairs
+from jaxformer.data.tokenizer import (
+    BPETokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    save_tokenizer,
+)
+from jaxformer.errors import UserError
+
+PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
+FORMAT = 1  # of a preparation; raise it when the same settings would give other files
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedPairs:
+    """Pairs as tokens, memory-mapped."""
+
+    tokenizer: Tokenizer
+    train: TokenPairs
+    val: TokenPairs
+    val_texts: tuple[Pair, ...]
+    """The texts of `val`, pair by pair: what translations are compared with."""
+    num_bytes: int
+    """UTF-8 bytes of all texts."""
+    val_bytes: int
+    """The same of the validation targets: bits per byte = nats per token / ln 2 * tokens / bytes,
+    an end token counted with every target."""
+    cleaning: Cleaning
+    """What was dropped from the training pairs; from the validation pairs nothing is."""
+    fingerprint: str
+    """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
+    description: str
+    """One line for the log."""
+
+    @property
+    def specials(self) -> Specials:
+        """The tokens that are no text."""
+        return specials_of(self.tokenizer)
+
+
+def specials_of(tokenizer: Tokenizer) -> Specials:
+    """The first three ids that a tokenizer leaves free."""
+    V = tokenizer.vocab_size
+    return Specials(padding=V, start=V + 1, end=V + 2)
+
+
+def read_pairs(data: PairsConfig) -> PairTexts:
+    """The texts that a configuration asks for; UserError as the kind's own module says."""
+    match data:
+        case TextPairsConfig():
+            return read_text_pairs(data)
+        case NumbersConfig():
+            return number_pairs(data)
+        case CopyConfig():
+            return string_pairs(data)
+
+
+def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs:
+    """The tokens of `data`, taken from the cache or made now.
+
+    BPE learns from both sides of the training pairs, before they are cleaned by length; a word
+    has the same tokens at the beginning of a sentence as within it
+    (`BPETokenizer.train_on_sentences`). The alphabet of a character tokenizer is that of all
+    pairs. Made-up pairs are not cleaned by length.
+
+    Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_pairs`, the
+    tokenizers and `cache.kept` do, and if cleaning leaves nothing to learn from.
+    """
+    texts = read_pairs(data)
+    sha256 = texts.sha256()
+    settings = f"{FORMAT} {sha256} {_tokenizer_settings(data)} {_limits(data)}"
+    return kept(
+        hashlib.sha256(settings.encode()).hexdigest()[:32],
+        read=functools.partial(_open, texts=texts, sha256=sha256, limits=_limits(data)),
+        write=functools.partial(_write, texts=texts, data=data),
+        cache=cache,
+    )
+
+
+def _tokenizer_settings(data: PairsConfig) -> str:
+    if isinstance(data, CopyConfig) or data.tokenizer == "characters":
+        return "characters"
+    if data.tokenizer == "bytes":
+        return "bytes"
+    if data.tokenizer == "bpe":
+        return f"bpe {data.vocab_size}"
+    return make_tokenizer(data.tokenizer, (), data.vocab_size).fingerprint
+
+
+def _limits(data: PairsConfig) -> tuple[float, float]:
+    """Most tokens of a side, most tokens of a side for each of the other."""
+    if isinstance(data, TextPairsConfig):
+        return data.max_tokens, data.max_ratio
+    return math.inf, math.inf
+
+
+def _make_tokenizer(data: PairsConfig, texts: PairTexts) -> Tokenizer:
+    if isinstance(data, CopyConfig) or data.tokenizer == "characters":
+        return CharTokenizer.from_texts(text for pair in texts.train + texts.val for text in pair)
+    learned = (text for pair in texts.train for text in pair)
+    if data.tokenizer == "bpe":
+        return BPETokenizer.train_on_sentences(learned, data.vocab_size)
+    return make_tokenizer(data.tokenizer, learned, data.vocab_size)
+
+
+def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
+    directory.mkdir()
+    save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
+    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
+    train, cleaning = _cleaned(_encoded(texts.train, tokenizer), texts.cleaning, _limits(data))
+    if not len(train):
+        raise UserError(
+            f"{texts.name}: {cleaning}, so none is left: raise data.max-tokens or data.max-ratio"
+        )
+    for side, pairs in (("train", train), ("val", _encoded(texts.val, tokenizer))):
+        pairs.sources.save(directory / f"{side}.source")
+        pairs.targets.save(directory / f"{side}.target")
+    manifest.write(directory, {"cleaning": dataclasses.asdict(cleaning)})
+
+
+def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
+    dtype = "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
+    return TokenPairs(
+        Sequences.of(tokenizer.encode_each(pair.source for pair in pairs), dtype),
+        Sequences.of(tokenizer.encode_each(pair.target for pair in pairs), dtype),
+    )
+
+
+def _cleaned(
+    pairs: TokenPairs, cleaning: Cleaning, limits: tuple[float, float]
+) -> tuple[TokenPairs, Cleaning]:
+    too_long, unequal = length_faults(pairs.sources.lengths, pairs.targets.lengths, *limits)
+    cleaning = dataclasses.replace(
+        cleaning, too_long=int(too_long.sum()), unequal=int(unequal.sum())
+    )
+    return pairs.take(np.flatnonzero(~too_long & ~unequal)), cleaning
+
+
+def _open(
+    directory: Path, texts: PairTexts, sha256: str, limits: tuple[float, float]
+) -> PreparedPairs | None:
+    """The preparation in `directory`, if it is there, complete and undamaged."""
+    try:
+        cleaning = Cleaning(**manifest.verify(directory)["cleaning"])
+    except manifest.DamagedError:
+        return None
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    train, val = (
+        TokenPairs(
+            Sequences.load(directory / f"{side}.source"),
+            Sequences.load(directory / f"{side}.target"),
+        )
+        for side in ("train", "val")
+    )
+    identity = f"{sha256} {tokenizer.fingerprint} {limits}"
+    return PreparedPairs(
+        tokenizer=tokenizer,
+        train=train,
+        val=val,
+        val_texts=texts.val,
+        num_bytes=texts.num_bytes(),
+        val_bytes=sum(len(pair.target.encode()) for pair in texts.val),
+        cleaning=cleaning,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        description=(
+            f"{texts.name}: {len(train):,} pairs to learn from, {len(val):,} held out; "
+            f"{cleaning}; {len(train.sources.tokens):,} source and "
+            f"{len(train.targets.tokens):,} target tokens, vocabulary {tokenizer.vocab_size:,}, "
+            f"texts {sha256[:12]}"
+        ),
+    )
