@@ -106,17 +106,7 @@ def translate(
         graph, beam.beam, length, specials, params, source_BM, valid_BM, max_length_B,
         beam.length_penalty,
     )  # fmt: skip
-    tokens, log_probs, scores = map(np.asarray, finished)
-    found = [
-        _hypotheses(tokens[b], log_probs[b], scores[b], specials)[: beam.n_best]
-        for b in range(len(rows))
-    ]
-    if not all(found):
-        raise UserError(
-            "the model's probabilities are not numbers: its training has diverged; "
-            "use an earlier checkpoint"
-        )
-    return found
+    return collected(finished, len(rows), specials, beam)
 
 
 def translate_all(
@@ -150,31 +140,26 @@ def search(
     source_BM: Int[Array, "B M"],
     valid_BM: Bool[Array, "B M"],
     max_length_B: Int[Array, " B"],
-    alpha: Float[Array, ""],
-) -> tuple[Int[Array, "B W L+1"], Float[Array, "B W"], Float[Array, "B W"]]:
-    """Tokens, log p and scores of the W best hypotheses, best first; -inf where there is none.
-
-    No hypothesis is longer than `length`, nor than its sentence's max_length; one of 0 is padding.
-    """
+    alpha: Float[Array, ""] | float,
+) -> Beams:
+    """Grow beams until every row has died; no hypothesis is longer than `length`."""
     model = bind(graph, params)
     started = model.start(model.encode(source_BM, valid_BM), length)
     memory = [cache.memory for cache in started]
 
-    def lives(beams: Beams) -> Bool[Array, ""]:
-        return jnp.any(beams.log_probs > -jnp.inf)
-
     def grow(beams: Beams) -> Beams:
         logits_BWV, caches = read(model, beams, memory, valid_BM)
-        log_probs_BWV = log_probabilities(logits_BWV)
-        must_end_B = beams.step + 1 >= max_length_B
-        log_probs_BWV = jnp.where(
-            allowed(must_end_B, specials, log_probs_BWV), log_probs_BWV, -jnp.inf
-        )
-        return advance(beams._replace(caches=caches), log_probs_BWV, specials, max_length_B, alpha)
+        return advance(beams._replace(caches=caches), logits_BWV, specials, max_length_B, alpha)
 
-    beams = first_beams([cache.own for cache in started], width, length, specials, max_length_B)
-    beams = jax.lax.while_loop(lives, grow, beams)
-    return beams.finished_tokens, beams.finished_log_probs, beams.finished_scores
+    own = [cache.own for cache in started]
+    caches = jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), own)
+    beams = first_beams(caches, width, length, specials, max_length_B, model.config.dtype)
+    return jax.lax.while_loop(lives, grow, beams)._replace(caches=[])
+
+
+def lives(beams: Beams) -> Bool[Array, ""]:
+    """Whether any row of any sentence does."""
+    return jnp.any(beams.log_probs > -jnp.inf)
 
 
 def first_beams(
@@ -183,19 +168,18 @@ def first_beams(
     length: int,
     specials: Specials,
     max_length_B: Int[Array, " B"],
+    dtype: str,
 ) -> Beams:
-    """One live row, the empty one, for each sentence; empty caches for W rows."""
+    """One live row, the empty one, for each sentence; none where max_length is 0."""
     B, W = len(max_length_B), width
-    none_BW = jnp.full((B, W), -jnp.inf, jnp.promote_types(caches[0].k_BMHK.dtype, jnp.float32))
-    tokens = (
-        jnp.full((B, W, length + 1), specials.padding, jnp.int32).at[:, :, 0].set(specials.start)
-    )
-    first_B = jnp.where(max_length_B > 0, 0.0, -jnp.inf)
+    none_BW = jnp.full((B, W), -jnp.inf, jnp.promote_types(dtype, jnp.float32))
+    tokens = jnp.full((B, W, length + 1), specials.padding, jnp.int32)
+    tokens = tokens.at[:, :, 0].set(specials.start)
     return Beams(
         step=jnp.int32(0),
         tokens=tokens,
-        log_probs=none_BW.at[:, 0].set(first_B.astype(none_BW.dtype)),
-        caches=jax.tree.map(lambda x: jnp.repeat(x[:, None], W, axis=1), caches),
+        log_probs=none_BW.at[:, 0].set(jnp.where(max_length_B > 0, 0.0, -jnp.inf)),
+        caches=caches,
         finished_tokens=tokens,
         finished_log_probs=none_BW,
         finished_scores=none_BW,
@@ -225,25 +209,26 @@ def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
 
 
 def allowed(
-    must_end_B: Bool[Array, " B"], specials: Specials, like_BWV: Float[Array, "B W V"]
+    must_end_B: Bool[Array, " B"], specials: Specials, vocab_size: int
 ) -> Bool[Array, "B 1 V"]:
     """Which tokens may follow: neither padding nor start, and none but the end if it must."""
-    tokens_V = jnp.arange(like_BWV.shape[-1])
-    ends = tokens_V == specials.end
-    never = (tokens_V == specials.padding) | (tokens_V == specials.start)
-    return jnp.where(must_end_B[:, None, None], ends, ~never)
+    tokens_V = jnp.arange(vocab_size)
+    never_V = (tokens_V == specials.padding) | (tokens_V == specials.start)
+    return jnp.where(must_end_B[:, None, None], tokens_V == specials.end, ~never_V)
 
 
 def advance(
     beams: Beams,
-    log_probs_BWV: Float[Array, "B W V"],
+    logits_BWV: Float[Array, "B W V"],
     specials: Specials,
     max_length_B: Int[Array, " B"],
-    alpha: Float[Array, ""],
+    alpha: Float[Array, ""] | float,
 ) -> Beams:
     """Rank all continuations by one token: some finish, some live on."""
-    B, W, V = log_probs_BWV.shape
+    B, W, V = logits_BWV.shape
     length = beams.step + 1
+    may_B1V = allowed(length >= max_length_B, specials, V)
+    log_probs_BWV = jnp.where(may_B1V, log_probabilities(logits_BWV), -jnp.inf)
     total = beams.log_probs[:, :, None] + log_probs_BWV
     log_probs_BC, index_BC = jax.lax.top_k(total.reshape(B, W * V), 2 * W)
     rows_BC, last_BC = index_BC // V, index_BC % V
@@ -270,7 +255,7 @@ def advance(
 
 
 def normalised(
-    log_probs: Float[Array, "..."], length: Int[Array, "..."], alpha: Float[Array, ""]
+    log_probs: Float[Array, "..."], length: Int[Array, "..."], alpha: Float[Array, ""] | float
 ) -> Float[Array, "..."]:
     """log p / ((5 + length) / 6)^alpha."""
     penalty = ((5.0 + length.astype(log_probs.dtype)) / 6.0) ** alpha
@@ -286,7 +271,7 @@ def hopeful(
     log_probs_BW: Float[Array, "B W"],
     finished_scores_BW: Float[Array, "B W"],
     max_length_B: Int[Array, " B"],
-    alpha: Float[Array, ""],
+    alpha: Float[Array, ""] | float,
 ) -> Bool[Array, " B"]:
     """Whether the best live row can still beat the worst finished one, or fill an empty place."""
     return normalised(log_probs_BW[:, 0], max_length_B, alpha) > finished_scores_BW[:, -1]
@@ -302,12 +287,58 @@ def pick(values: Array, index: Int[Array, "B C"]) -> Array:
     return values[jnp.arange(len(index))[:, None], index]
 
 
-def _hypotheses(
-    tokens: np.ndarray, log_probs: np.ndarray, scores: np.ndarray, specials: Specials
-) -> list[Hypothesis]:
-    """Those of one sentence."""
-    return [
-        Hypothesis(row[1 : row.tolist().index(specials.end)], float(score), float(log_prob))
-        for row, score, log_prob in zip(tokens, scores, log_probs, strict=True)
-        if score > -np.inf
+def collected(
+    beams: Beams, count: int, specials: Specials, beam: BeamConfig
+) -> list[list[Hypothesis]]:
+    """The n-best hypotheses of each of the first `count` sentences."""
+    tokens, log_probs, scores = map(
+        np.asarray, (beams.finished_tokens, beams.finished_log_probs, beams.finished_scores)
+    )
+    found = [
+        [
+            Hypothesis(row[1 : row.tolist().index(specials.end)], float(score), float(log_prob))
+            for row, score, log_prob in zip(tokens[b], scores[b], log_probs[b], strict=True)
+            if score > -np.inf
+        ][: beam.n_best]
+        for b in range(count)
     ]
+    if not all(found):
+        raise UserError(
+            "the model's probabilities are not numbers: its training has diverged; "
+            "use an earlier checkpoint"
+        )
+    return found
+
+
+def translate_uncached(
+    graph: nnx.GraphDef,
+    params: PyTree[Array],
+    config: TransformerConfig,
+    sources: Sequence[Int[np.ndarray, "_"]],
+    specials: Specials,
+    beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
+) -> list[list[Hypothesis]]:
+    """What `translate` means, without a cache: whole targets through the model at every step."""
+    rows = checked(sources, config, specials)
+    source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
+    longest_B = jnp.asarray(max_length_B)
+    beams = first_beams([], beam.beam, length, specials, longest_B, config.dtype)
+    while lives(beams):
+        logits_BWV = logits_at(graph, params, source_BM, valid_BM, beams.tokens, beams.step)
+        beams = advance(beams, logits_BWV, specials, longest_B, beam.length_penalty)
+    return collected(beams, len(rows), specials, beam)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def logits_at(
+    graph: nnx.GraphDef,
+    params: PyTree[Array],
+    source_BM: Int[Array, "B M"],
+    valid_BM: Bool[Array, "B M"],
+    tokens: Int[Array, "B W L+1"],
+    step: Int[Array, ""],
+) -> Float[Array, "B W V"]:
+    """Logits of what follows the token at index `step` of each row."""
+    model = bind(graph, params)
+    logits = jax.vmap(lambda target: model(source_BM, target, valid_BM), 1, 1)(tokens[:, :, :-1])
+    return logits[:, :, step]
