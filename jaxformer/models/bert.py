@@ -2,7 +2,8 @@
 
 The sum of token, position and segment embeddings (figure 2) is normalised, then dropped, and N
 post-norm blocks see the whole text, both ways. The head maps each final state by a dense layer, the
-exact GELU and a norm, and multiplies it by the token embedding itself, plus a bias for each token.
+blocks' activation (published: the exact GELU) and a norm, and multiplies it by the token embedding
+itself, plus a bias for each token.
 What the paper leaves open is as in its published code, https://github.com/google-research/bert.
 The pooler and the next-sentence head are left out: later work does without (Liu et al. 2019, 4.2).
 """
@@ -17,22 +18,23 @@ from jaxformer.errors import UserError
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import padding_mask
-from jaxformer.layers.mlp import gelu
+from jaxformer.layers.mlp import ACTIVATIONS
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import LearnedPositions
 from jaxformer.layers.stacks import Encoder
 
 
 class MaskedLanguageHead(nnx.Module):
-    """h -> LayerNorm(gelu(h W + b)), and the bias of each token that follows the decoder."""
+    """h -> LayerNorm(activation(h W + b)), and the bias of each token that follows the decoder."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.dense = Linear((config.width, config.width), config, rngs)
         self.norm = LayerNorm(config)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, config.param_dtype))
+        self.activation = config.activation
 
     def __call__(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.norm(gelu(self.dense(hidden_BLD)))
+        return self.norm(ACTIVATIONS[self.activation](self.dense(hidden_BLD)))
 
 
 class Bert(nnx.Module):
@@ -80,7 +82,7 @@ class Bert(nnx.Module):
         Raises:
             UserError: for a text longer than the context.
         """
-        x_BLD = self.embedding_norm(self.embeddings(tokens_BL, segments_BL))
+        x_BLD = self.embeddings(tokens_BL, segments_BL)
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
         mask = None if valid_BL is None else padding_mask(valid_BL)
         x_BLD = self.encoder(x_BLD, mask, fold_path(dropout_key, "encoder"))
@@ -89,15 +91,17 @@ class Bert(nnx.Module):
     def embeddings(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None
     ) -> Float[Array, "B L D"]:
-        """W[token] + P[position] + S[segment]."""
+        """LayerNorm(W[token] + P[position] + S[segment])."""
         L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
         if L > T:
             raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
         if segments_BL is None:
             segments_BL = jnp.zeros_like(tokens_BL)
-        return self.embed(tokens_BL) + self.positions(jnp.arange(L)) + self.segments(segments_BL)
+        x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L)) + self.segments(segments_BL)
+        return self.embedding_norm(x_BLD)
 
     def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """The head's states times the token embedding (Press & Wolf 2017), plus a bias a token."""
         logits_BLV = self.embed.attend(hidden_BLD)
-        return logits_BLV + self.head.bias[...].astype(logits_BLV.dtype)
+        # Added in the wider type: the gradient of a bias is a sum over all tokens.
+        return (logits_BLV + self.head.bias[...]).astype(logits_BLV.dtype)

@@ -2,7 +2,8 @@
 
 The sum of token, position and segment embeddings (figure 2) is normalised, then dropped, and N
 post-norm blocks see the whole text, both ways. The head maps each final state by a dense layer, the
-exact GELU and a norm, and multiplies it by the token embedding itself, plus a bias for each token.
+blocks' activation (published: the exact GELU) and a norm, and multiplies it by the token embedding
+itself, plus a bias for each token.
 What the paper leaves open is as in its published code, https://github.com/google-research/bert.
 """
 
@@ -13,23 +14,24 @@ from torchref.config import BertConfig
 from torchref.layers.dropout import Keep, dropout, fold_path
 from torchref.layers.linear import init_linears
 from torchref.layers.masks import padding_mask
-from torchref.layers.mlp import gelu
+from torchref.layers.mlp import ACTIVATIONS
 from torchref.layers.norms import LayerNorm
 from torchref.layers.positions import LearnedPositions
 from torchref.layers.stacks import Encoder
 
 
 class MaskedLanguageHead(nn.Module):
-    """h -> LayerNorm(gelu(h W + b)), and the bias of each token that follows the decoder."""
+    """h -> LayerNorm(activation(h W + b)), and the bias of each token that follows the decoder."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.width, config.width, bias=config.use_bias)
         self.norm = LayerNorm(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.activation = config.activation
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        return self.norm(gelu(self.dense(hidden_BLD)))
+        return self.norm(ACTIVATIONS[self.activation](self.dense(hidden_BLD)))
 
 
 class Bert(nn.Module):
@@ -56,18 +58,19 @@ class Bert(nn.Module):
         keep: Keep | None = None,
     ) -> Tensor:
         """Logits of a whole text; by default all of the first segment, and no padding."""
-        x_BLD = self.embedding_norm(self.embeddings(tokens_BL, segments_BL))
+        x_BLD = self.embeddings(tokens_BL, segments_BL)
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(keep, "embedding_dropout"))
         mask = None if valid_BL is None else padding_mask(valid_BL)
         x_BLD = self.encoder(x_BLD, mask, fold_path(keep, "encoder"))
         return self.logits(self.head(x_BLD))
 
     def embeddings(self, tokens_BL: Tensor, segments_BL: Tensor | None) -> Tensor:
-        """W[token] + P[position] + S[segment]: (B, L, D)."""
+        """LayerNorm(W[token] + P[position] + S[segment]): (B, L, D)."""
         positions = torch.arange(tokens_BL.shape[1])
         if segments_BL is None:
             segments_BL = torch.zeros_like(tokens_BL)
-        return self.embed(tokens_BL) + self.positions(positions) + self.segments(segments_BL)
+        x_BLD = self.embed(tokens_BL) + self.positions(positions) + self.segments(segments_BL)
+        return self.embedding_norm(x_BLD)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """The head's states times the token embedding (Press & Wolf 2017), plus a bias a token."""

@@ -1,0 +1,126 @@
+"""The whole BERT against transformers' BertForMaskedLM of the same random weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+
+from jaxformer.config import BertConfig
+from jaxformer.models.bert import Bert
+from jaxformer.models.pure import abstract_model, bind, flat_params
+from jaxformer.parity.compare import BOUNDS, TRUE_ZEROS, measure
+from jaxformer.parity.settings import arithmetic
+from jaxformer.training.loss import cross_entropy
+from jaxformer.weights.convert import from_torch, to_torch
+from jaxformer.weights.tables import BERT_HUGGING_FACE
+
+CONFIGS = {
+    "two layers": BertConfig(
+        vocab_size=50, context_length=12, width=16, num_heads=4, mlp_width=64, num_layers=2
+    ),
+    "wide, one head, four segments": BertConfig(
+        vocab_size=33,
+        context_length=9,
+        num_segments=4,
+        width=24,
+        num_heads=1,
+        mlp_width=40,
+        num_layers=1,
+        activation="gelu_tanh",
+        norm_epsilon=1e-6,
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def config(request) -> BertConfig:
+    return request.param
+
+
+@pytest.fixture(params=["float64", "float32"])
+def pair(request, config):
+    """Theirs, and ours with its weights."""
+    dtype = request.param
+    with arithmetic(dtype):
+        torch.manual_seed(0)
+        theirs = transformers.BertForMaskedLM(
+            transformers.BertConfig(
+                vocab_size=config.vocab_size,
+                max_position_embeddings=config.context_length,
+                type_vocab_size=config.num_segments,
+                hidden_size=config.width,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.mlp_width,
+                hidden_act=config.activation.replace("tanh", "pytorch_tanh"),
+                layer_norm_eps=config.norm_epsilon,
+                initializer_range=0.3,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                attn_implementation="eager",
+                pad_token_id=None,  # else token 0 gets no gradient where it is read
+            )
+        ).to(getattr(torch, dtype))
+        with torch.no_grad():
+            for parameter in theirs.parameters():  # no bias stays zero, no scale one
+                parameter += 0.1 * torch.randn_like(parameter)
+        graph, shapes = abstract_model(Bert, dataclasses.replace(config, dtype=dtype))
+        yield theirs, graph, from_torch(tensors(theirs), BERT_HUGGING_FACE, shapes), dtype
+
+
+def tensors(model: transformers.BertForMaskedLM, grads: bool = False) -> dict[str, np.ndarray]:
+    """Its parameters or their gradients; each tied one is named once."""
+    return {name: (p.grad if grads else p).detach().numpy() for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def batch(config):
+    """Texts of several segments, padded, of which some tokens are asked for."""
+    rng, shape = np.random.default_rng(0), (4, config.context_length)
+    tokens, targets = rng.integers(0, config.vocab_size, (2, *shape))
+    segments = np.sort(rng.integers(0, config.num_segments, shape), axis=1)
+    valid = np.arange(shape[1]) < [[shape[1]], [shape[1] - 3], [2], [5]]
+    return tokens, segments, valid, targets, valid & (rng.random(shape) < 0.5)
+
+
+def test_logits_loss_and_every_gradient_are_equal(pair, batch):
+    theirs, graph, params, dtype = pair
+    bound = BOUNDS["model", dtype]
+    tokens, segments, valid, targets, asked = map(jnp.asarray, batch)
+
+    def mean_loss(params):
+        logits = bind(graph, params)(tokens, segments, valid)
+        total, count = cross_entropy(logits, targets, asked)
+        return total / count, logits
+
+    (loss, logits), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
+    tokens, segments, valid, targets, asked = map(torch.tensor, batch)
+    out = theirs(tokens, attention_mask=valid.long(), token_type_ids=segments).logits
+    expected_loss = functional.cross_entropy(out[asked], targets[asked])
+    expected_loss.backward()
+    assert measure(logits, out) <= bound
+    assert measure(loss, expected_loss) <= bound
+    expected = flat_params(from_torch(tensors(theirs, grads=True), BERT_HUGGING_FACE, params))
+    found = flat_params(grads)
+    assert found.keys() == expected.keys()
+    for path, grad in found.items():
+        assert measure(grad, expected[path], path.endswith(TRUE_ZEROS)) <= bound, path
+
+
+def test_without_segments_and_padding_logits_are_equal(pair, batch):
+    theirs, graph, params, dtype = pair
+    logits = bind(graph, jax.tree.map(jnp.asarray, params))(jnp.asarray(batch[0]))
+    assert measure(logits, theirs(torch.tensor(batch[0])).logits) <= BOUNDS["model", dtype]
+
+
+def test_the_table_reads_in_both_directions(pair):
+    theirs, _, params, _ = pair
+    back = to_torch(params, BERT_HUGGING_FACE)
+    assert back.keys() == tensors(theirs).keys()
+    for name, array in tensors(theirs).items():
+        np.testing.assert_array_equal(back[name], array)
