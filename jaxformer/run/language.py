@@ -42,6 +42,7 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
     return Task(
         method=language_method(config),
         data=data,
+        description=(data.description,),
         batches=TrainingBatches(data.train, config.batch_size, length, config.seed),
         validation=validation,
         work=work,

@@ -9,13 +9,14 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxformer import checkpoint
-from jaxformer.config import LanguageConfig
+from jaxformer.batch import Specials
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.data.translation import specials_of
 from jaxformer.errors import UserError
 from jaxformer.models.pure import abstract_model
 from jaxformer.run import directory
 from jaxformer.run.config_io import RunConfig, config_from_json, kind_of, load_config
-from jaxformer.run.language import language_method
+from jaxformer.run.kinds import make_method, num_tokens, writing_command
 from jaxformer.run.task import Method
 from jaxformer.training.step import init_state
 
@@ -38,6 +39,11 @@ class Run:
         """The run's configuration."""
         return self.method.config
 
+    @property
+    def specials(self) -> Specials:
+        """The tokens of a translation run that stand for no text."""
+        return specials_of(self.tokenizer)
+
 
 def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | None = None) -> Run:
     """Open a run at the given step, or else at its newest checkpoint that verifies.
@@ -56,16 +62,16 @@ def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | 
     if kind is not None and not isinstance(config, kind):
         raise UserError(
             f"{run_dir} holds a {kind_of(config)} run, which this command does not read: use "
-            f"jaxformer {command_for(config)}"
+            f"{writing_command(config)}"
         )
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
-    if tokenizer.vocab_size > config.model.vocab_size:
+    needed = num_tokens(config, tokenizer)
+    if needed > config.model.vocab_size:
         raise UserError(
-            f"{run_dir / directory.TOKENIZER} knows {tokenizer.vocab_size} tokens but the model "
+            f"{run_dir / directory.TOKENIZER} knows {needed} tokens but the model "
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
-    assert isinstance(config, LanguageConfig)
-    method = language_method(config)
+    method = make_method(config, tokenizer)
     graph, params = abstract_model(method.model, config.model)
     expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), params)
     state, found = checkpoint.restore(run_dir / directory.CHECKPOINTS, expected, step)
@@ -74,8 +80,3 @@ def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | 
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
     return Run(method, tokenizer, graph, state.params, found.step, found.metadata["data"])
-
-
-def command_for(config: RunConfig) -> str:
-    """The command that writes text with such a run."""
-    return "sample" if isinstance(config, LanguageConfig) else "translate"

@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 
 from jaxformer import checkpoint
 from jaxformer.checkpoint import CheckpointWriter
-from jaxformer.config import LanguageConfig, RunOptions
+from jaxformer.config import RunOptions
 from jaxformer.data.batches import training_iterator
 from jaxformer.errors import UserError
 from jaxformer.run import directory
 from jaxformer.run.config_io import RunConfig, config_from_json, config_to_json, load_config
 from jaxformer.run.evaluate import Evaluation, evaluate
 from jaxformer.run.host_memory import keep_freed_memory
-from jaxformer.run.language import language_task
+from jaxformer.run.kinds import make_task
 from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.plots import draw_curves
 from jaxformer.run.program import Program, build
@@ -51,12 +51,6 @@ class Outcome:
     """The prepared data of the run."""
 
 
-def make_task(config: RunConfig, mesh: Mesh) -> Task:
-    """What there is to do, by the kind of the configuration."""
-    assert isinstance(config, LanguageConfig)
-    return language_task(config, mesh)
-
-
 def train(config: RunConfig, options: RunOptions) -> Outcome:
     """Train a model into `options.run_dir`, or go on with the run that is there.
 
@@ -76,6 +70,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     metadata = {
         "config": config_to_json(config),
         "data": data.fingerprint,
+        "rows": task.row_multiple,
         "keys": {"dropout": program.dropout_key.tolist()},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
@@ -156,7 +151,8 @@ def introduce(progress: Progress, task: Task, mesh: Mesh, start: int) -> None:
     config = task.method.config
     device = mesh.devices.flat[0]
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    progress.print(task.data.description)
+    for line in task.description:
+        progress.print(line)
     progress.print(
         f"{task.method.model.__name__} of {config.model.num_parameters():,} parameters · "
         f"{config.model.dtype}, products in {product_type(config.model)} · "

@@ -47,7 +47,9 @@ class Task:
 
     method: Method
     data: Any
-    """The prepared data, with `tokenizer`, `fingerprint` and `description`."""
+    """The prepared data, with `tokenizer` and `fingerprint`."""
+    description: tuple[str, ...]
+    """Lines for the log: what is learned from, and how it is batched."""
     batches: RandomAccessDataSource[Any]
     """Whose item i is the whole batch of step i, in numpy arrays."""
     validation: Callable[[], Iterator[Any]]
@@ -56,3 +58,5 @@ class Task:
     """Of a batch from `batches`."""
     num_shapes: int = 1
     """Shapes that batches have: the train step is compiled once for each that it meets."""
+    row_multiple: int | None = None
+    """What the numbers of rows are multiples of, if the batches depend on it."""

@@ -45,9 +45,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Refuse a batch whose slices do not split evenly over the mesh."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    ways = batch_ways(mesh)
     if batch_size % (ways * accumulation):
         raise UserError(
             f"batch-size {batch_size} in {accumulation} slices does not split over {ways} devices: "

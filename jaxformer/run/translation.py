@@ -1,0 +1,83 @@
+"""The task of a translation run: an encoder-decoder learns pairs, in batches of like lengths."""
+
+import math
+from collections.abc import Iterator
+
+from jax.sharding import Mesh
+
+from jaxformer.batch import PairBatch, Specials
+from jaxformer.config import TranslationConfig
+from jaxformer.data.pair_batches import PairBatches, evaluation_pair_batches
+from jaxformer.data.translation import PreparedPairs, prepare_pairs
+from jaxformer.errors import UserError
+from jaxformer.models.transformer import Transformer
+from jaxformer.run.flops import transformer_flops
+from jaxformer.run.settle import settle
+from jaxformer.run.task import Method, Task, Work
+from jaxformer.sharding.mesh import batch_ways
+from jaxformer.training.objectives import translation, translation_nats
+from jaxformer.training.optimizer import adam
+from jaxformer.training.schedule import noam
+
+ROWS = 8
+"""Batches have a multiple of so many rows, so that they are the same on 1, 2, 4 and 8 devices."""
+
+
+def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
+    """Prepare the pairs and settle the configuration on them.
+
+    Raises:
+        UserError: when configuration, pairs and mesh do not go together.
+    """
+    data = prepare_pairs(config.data)
+    specials = data.specials
+    config = settle(config, specials.end + 1)
+    check_lengths(data, config.model.context_length)
+    rows = math.lcm(ROWS, batch_ways(mesh) * config.accumulation)
+    batches = PairBatches(data.train, specials, config.batch_tokens, rows, config.seed)
+
+    def validation() -> Iterator[PairBatch]:
+        return evaluation_pair_batches(data.val, specials, config.batch_tokens, rows)
+
+    def work(batch: PairBatch) -> Work:
+        (rows, source_length), target_length = batch.source.shape, batch.targets.shape[1]
+        flops = transformer_flops(config.model, rows, source_length, target_length)
+        return Work(int(batch.mask.sum()), flops)
+
+    return Task(
+        method=translation_method(config, specials),
+        data=data,
+        description=(
+            data.description,
+            f"batches of at most {config.batch_tokens:,} tokens a side, in "
+            f"{len(batches.shapes)} shapes; {batches.padding_share:.1%} of them padding",
+        ),
+        batches=batches,
+        validation=validation,
+        work=work,
+        num_shapes=len(batches.shapes),
+        row_multiple=rows,
+    )
+
+
+def translation_method(config: TranslationConfig, specials: Specials) -> Method:
+    """A Transformer, smoothed cross-entropy of the target, Adam with the schedule of 2017."""
+    return Method(
+        config=config,
+        model=Transformer,
+        objective=translation(config.loss, config.label_smoothing, specials.padding),
+        eval_objective=translation_nats,
+        learning_rate=noam(config.optimizer, config.model.width),
+        optimizer=adam(config.optimizer, config.model.width),
+    )
+
+
+def check_lengths(data: PreparedPairs, context_length: int) -> None:
+    """Refuse pairs that are longer than the model's positions reach."""
+    longest = max(int(pairs.lengths.max()) for pairs in (data.train, data.val))
+    if longest > context_length:
+        raise UserError(
+            f"the longest pair has {longest} tokens, more than model.context-length "
+            f"{context_length}: choose --model.context-length {longest} or more, or leave such "
+            "pairs out"
+        )
