@@ -5,6 +5,7 @@ to every parameter. Options (activation, placement of the norms, bias) are field
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -179,6 +180,26 @@ def prove_block(case: Case) -> Comparison:
     return compare_twins(case, twins, inputs, "layer", f"{case.config.norm_placement}_block")
 
 
+def prove_decoder_block(case: Case) -> Comparison:
+    """The decoder block, its tokens and its memory each under the masks of the case."""
+    x, memory = _hidden(case), case.normal("memory", case.batch, case.memory, case.config.width)
+    twins = Twins(blocks.DecoderBlock, torch_blocks.DecoderBlock, tables.DECODER_BLOCK)
+    kinds = tuple(kind for kind in case.masks if kind not in ("causal", "segments"))
+
+    def inputs(case: Case) -> tuple[list, list]:
+        ours, theirs = both_masks(case, case.length, case.length)
+        across = dataclasses.replace(case, masks=kinds)
+        our_memory, their_memory = both_masks(across, case.length, case.memory)
+        key, keep = _dropout(case)
+        return (
+            [case.to_jax(x), case.to_jax(memory), ours, our_memory, key],
+            [case.to_torch(x), case.to_torch(memory), theirs, their_memory, keep],
+        )
+
+    layer = f"{case.config.norm_placement}_decoder_block"
+    return compare_twins(case, twins, inputs, "layer", layer)
+
+
 def _hidden(case: Case) -> np.ndarray:
     return case.normal("x", case.batch, case.length, case.config.width)
 
@@ -212,13 +233,14 @@ def _attending(
     return inputs
 
 
+def _option(case: Case, masks: tuple = (), **fields: Any) -> Case:
+    config = dataclasses.replace(case.config, **fields)
+    return dataclasses.replace(case, config=config, masks=masks)
+
+
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every layer and option, each with the case it is proven on."""
-
-    def option(**fields: Any) -> Case:
-        kept = {name: fields.pop(name) for name in ("masks",) if name in fields}
-        return dataclasses.replace(case, config=dataclasses.replace(case.config, **fields), **kept)
-
+    option = functools.partial(_option, case)
     none, dropped = option(dropout_rate=0.0), option(dropout_rate=0.2)
     mask_kinds: list[tuple] = [(), ("causal",), ("padding",), ("segments", "causal"), ("nothing",)]
     masked = [option(masks=kinds, dropout_rate=0.0) for kinds in mask_kinds]
@@ -242,4 +264,16 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
             for placement in ("pre", "post")
             for kinds, rate in ((("causal",), 0.0), (("padding",), 0.0), (("causal",), 0.2))
         ),
+    ]
+
+
+def decoder_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The decoder block, which GPT has none of, under masks of all kinds and with dropout."""
+    kinds: list[tuple] = [(), ("causal",)]
+    kinds += [("causal", kind) for kind in ("padding", "segments", "nothing")]
+    rates = [*((masks, 0.0) for masks in kinds), (("causal", "padding"), 0.2)]
+    return [
+        (prove_decoder_block, _option(case, masks, norm_placement=placement, dropout_rate=rate))
+        for placement in ("pre", "post")
+        for masks, rate in rates
     ]

@@ -21,6 +21,7 @@ from jaxformer.parity import (
     layers,
     resume,
     training,
+    transformer,
 )
 from jaxformer.parity.bfloat16 import prove_pooled
 from jaxformer.parity.bugs import Finding, hunt
@@ -33,10 +34,14 @@ Subject = Callable[[Case], list[tuple[Proof, Case]]]
 
 MODELS: Mapping[str, tuple[Subject, ...]] = {
     "gpt": (layers.proofs, gpt.proofs, training.proofs, decoding.proofs, resume.proofs),
+    "transformer": (layers.decoder_proofs, transformer.proofs),
 }
-"""What is proven of each model: its layers, the whole, and all that is done with it."""
+"""What is proven of each model: its layers, the whole, and all that is done with it.
 
-BFLOAT16_SUBJECTS = (layers.proofs, gpt.proofs)
+Layers that several models are made of are proven under the first of them.
+"""
+
+BFLOAT16_SUBJECTS = (layers.proofs, gpt.proofs, layers.decoder_proofs, transformer.proofs)
 """Subjects with a float64 truth to judge bfloat16 by; the path of an optimizer has none."""
 
 BUGS = (*bugs_model.BUGS, *bugs_training.BUGS, *bugs_decoding.BUGS)
