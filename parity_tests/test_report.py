@@ -3,12 +3,14 @@
 import io
 import json
 import math
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
 from jaxformer.cli import parity as command
 from jaxformer.cli.main import main
+from jaxformer.errors import UserError
 from jaxformer.parity import layers, report
 from jaxformer.parity.compare import Row
 from jaxformer.parity.divergence import Comparison
@@ -124,7 +126,6 @@ def test_bfloat16_is_proven_where_there_is_a_truth(short, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--model", "bert"], "there is no bert model to prove yet: choose"),
         (["--model", "llama"], "--model: 'llama' is none of"),
         (["--dtype", "float16"], "--dtype: 'float16' is none of"),
         (["--json", "nowhere/p.json"], "nowhere is not a directory: create it first"),
@@ -139,6 +140,13 @@ def test_bad_input_is_one_line_and_status_2(argv, says, capsys, monkeypatch, tmp
     assert says in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_every_model_that_can_be_asked_for_is_there_and_no_other():
+    asked = get_args(command.ParityArguments.__annotations__["model"])
+    assert asked == (*report.MODELS, "all")
+    with pytest.raises(UserError, match="no llama model to prove yet: choose gpt, transformer"):
+        report.run("llama", ["float64"], print)
 
 
 def test_without_pytorch_it_says_how_to_install_it(monkeypatch, capsys):

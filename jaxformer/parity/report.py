@@ -13,6 +13,8 @@ from rich.table import Table
 
 from jaxformer.errors import UserError
 from jaxformer.parity import (
+    bert,
+    bugs_bert,
     bugs_decoding,
     bugs_model,
     bugs_training,
@@ -35,16 +37,23 @@ Subject = Callable[[Case], list[tuple[Proof, Case]]]
 MODELS: Mapping[str, tuple[Subject, ...]] = {
     "gpt": (layers.proofs, gpt.proofs, training.proofs, decoding.proofs, resume.proofs),
     "transformer": (layers.decoder_proofs, transformer.proofs),
+    "bert": (bert.proofs,),
 }
 """What is proven of each model: its layers, the whole, and all that is done with it.
 
 Layers that several models are made of are proven under the first of them.
 """
 
-BFLOAT16_SUBJECTS = (layers.proofs, gpt.proofs, layers.decoder_proofs, transformer.proofs)
+BFLOAT16_SUBJECTS = (
+    layers.proofs,
+    gpt.proofs,
+    layers.decoder_proofs,
+    transformer.proofs,
+    bert.proofs,
+)
 """Subjects with a float64 truth to judge bfloat16 by; the path of an optimizer has none."""
 
-BUGS = (*bugs_model.BUGS, *bugs_training.BUGS, *bugs_decoding.BUGS)
+BUGS = (*bugs_model.BUGS, *bugs_training.BUGS, *bugs_decoding.BUGS, *bugs_bert.BUGS)
 
 WIDER = dataclasses.replace(TINY, vocab_size=32, context_length=12, width=32, mlp_width=64)
 """For bfloat16: errors of more numbers are less a matter of chance."""
