@@ -14,16 +14,19 @@ from rich.table import Table
 from jaxformer.errors import UserError
 from jaxformer.parity import (
     bert,
+    bert_training,
     bugs_bert,
     bugs_decoding,
     bugs_model,
     bugs_training,
+    bugs_translation,
     decoding,
     gpt,
     layers,
     resume,
     training,
     transformer,
+    translation_training,
 )
 from jaxformer.parity.bfloat16 import prove_pooled
 from jaxformer.parity.bugs import Finding, hunt
@@ -36,8 +39,8 @@ Subject = Callable[[Case], list[tuple[Proof, Case]]]
 
 MODELS: Mapping[str, tuple[Subject, ...]] = {
     "gpt": (layers.proofs, gpt.proofs, training.proofs, decoding.proofs, resume.proofs),
-    "transformer": (layers.decoder_proofs, transformer.proofs),
-    "bert": (bert.proofs,),
+    "transformer": (layers.decoder_proofs, transformer.proofs, translation_training.proofs),
+    "bert": (bert.proofs, bert_training.proofs),
 }
 """What is proven of each model: its layers, the whole, and all that is done with it.
 
@@ -53,7 +56,13 @@ BFLOAT16_SUBJECTS = (
 )
 """Subjects with a float64 truth to judge bfloat16 by; the path of an optimizer has none."""
 
-BUGS = (*bugs_model.BUGS, *bugs_training.BUGS, *bugs_decoding.BUGS, *bugs_bert.BUGS)
+BUGS = (
+    *bugs_model.BUGS,
+    *bugs_training.BUGS,
+    *bugs_decoding.BUGS,
+    *bugs_bert.BUGS,
+    *bugs_translation.BUGS,
+)
 
 WIDER = dataclasses.replace(TINY, vocab_size=32, context_length=12, width=32, mlp_width=64)
 """For bfloat16: errors of more numbers are less a matter of chance."""

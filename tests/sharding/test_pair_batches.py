@@ -1,0 +1,90 @@
+"""The Transformer on pairs of texts: any mesh gives what one device gives, in slices or not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.batch import PairBatch
+from jaxformer.config import TRANSFORMER_PRESETS, MeshConfig, NoamConfig
+from jaxformer.models.pure import abstract_model, init_params
+from jaxformer.models.transformer import Transformer
+from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.sharding.rules import state_shardings
+from jaxformer.training.objectives import translation
+from jaxformer.training.optimizer import adam
+from jaxformer.training.step import init_state, make_train_step
+
+CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
+STEPS = 8
+MESHES = {
+    "data 8": MeshConfig(data=8),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "tensor 2 x data 4": MeshConfig(data=4, tensor=2),
+}
+
+
+def pairs(step: int) -> PairBatch:
+    """16 pairs, source and target of lengths 1 to 9 and 1 to 7; 0 is padding, 1 start, 2 end."""
+    rng = np.random.default_rng(step)
+    source = rng.integers(3, 64, (16, 9), dtype=np.int32)
+    target = rng.integers(3, 64, (16, 7), dtype=np.int32)
+    valid = np.arange(9) < rng.integers(1, 10, (16, 1))
+    ends = rng.integers(0, 7, (16, 1))
+    mask = np.arange(7) <= ends
+    target[np.arange(7) == ends] = 2
+    inputs = np.concatenate([np.ones((16, 1), np.int32), target[:, :-1]], axis=1)
+    return PairBatch(
+        np.where(valid, source, 0),
+        valid,
+        np.where(mask, inputs, 0),
+        np.where(mask, target, 0),
+        mask,
+    )
+
+
+def run(mesh_config: MeshConfig, devices=None, accumulation: int = 1):
+    """Losses and final parameters."""
+    mesh = make_mesh(mesh_config, devices)
+    graph, _ = abstract_model(Transformer, CONFIG)
+    rule = adam(NoamConfig(warmup_steps=20), CONFIG.width)
+    objective = translation("kl", 0.1, 0)
+    state = init_state(init_params(Transformer, CONFIG, jax.random.key(0)), rule)
+    places = state_shardings(state, mesh)
+    step = jax.jit(
+        make_train_step(graph, objective, rule, jax.random.key(1), accumulation),
+        in_shardings=(places, batch_sharding(mesh)),
+        out_shardings=(places, None),
+    )
+    state = jax.device_put(state, places)
+    losses = []
+    for i in range(STEPS):
+        state, metrics = step(state, jax.device_put(pairs(i), batch_sharding(mesh)))
+        losses.append(float(metrics.loss))
+    return np.array(losses), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_a_mesh_gives_the_losses_of_one_device(one_device, mesh):
+    losses, _ = run(mesh)
+    np.testing.assert_allclose(losses, one_device[0], rtol=0, atol=2e-6)
+
+
+def test_slices_on_a_mesh_give_the_losses_of_slices_on_one_device():
+    alone, _ = run(MeshConfig(), jax.devices()[:1], accumulation=2)
+    spread, _ = run(MeshConfig(data=4, fsdp=2), accumulation=2)
+    np.testing.assert_allclose(spread, alone, rtol=0, atol=2e-6)
+
+
+def test_the_loss_moves(one_device):
+    """Were every update 0, any mesh would be like any other."""
+    _, state = one_device
+    first = init_params(Transformer, CONFIG, jax.random.key(0))
+    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), state.params, first)
+    assert min(jax.tree.leaves(moved)) > 1e-4

@@ -1,0 +1,66 @@
+"""The average of parameters is numpy's, and holds two sets at most while it is formed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer.errors import UserError
+from jaxformer.training.average import average
+
+BOUNDS = {"float64": 1e-15, "float32": 5e-7, "bfloat16": 2**-8}
+"""Rounding of a mean of numbers around 1000: bfloat16 is rounded once, to eight bits."""
+
+
+def drawn(seed, dtype):
+    rng = np.random.default_rng(seed)
+    leaves = {"a": (3, 4), "b": (5,)}
+    return {"m": {k: jnp.asarray(1000 + rng.standard_normal(s), dtype) for k, s in leaves.items()}}
+
+
+@given(count=st.integers(1, 12), seed=st.integers(0, 99), dtype=st.sampled_from(list(BOUNDS)))
+def test_the_average_is_numpys(count, seed, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        sets = [drawn([seed, i], dtype) for i in range(count)]
+        found = average(iter(sets))
+        for name, leaf in found["m"].items():
+            assert leaf.dtype == dtype
+            expected = np.mean([np.asarray(x["m"][name], np.float64) for x in sets], axis=0)
+            np.testing.assert_allclose(np.asarray(leaf, np.float64), expected, rtol=BOUNDS[dtype])
+
+
+def test_many_narrow_numbers_are_not_summed_narrowly():
+    # A running sum in bfloat16 stays at 256; a running mean in it at 0.
+    sets = [{"w": jnp.full(2, i % 2, jnp.bfloat16)} for i in range(1000)]
+    np.testing.assert_array_equal(average(sets)["w"], [0.5, 0.5])
+
+
+def test_what_is_averaged_stays_as_it_was():
+    sets = [drawn(i, "float32") for i in range(3)]
+    before = jax.tree.map(np.array, sets)
+    average(sets)
+    jax.tree.map(np.testing.assert_array_equal, sets, before)
+
+
+def test_one_set_is_its_own_average():
+    params = drawn(0, "float32")
+    jax.tree.map(np.testing.assert_array_equal, average([params]), params)
+
+
+def test_two_sets_are_held_at_most():
+    shape, held = (7, 11, 13), []
+
+    def read():
+        for i in range(5):
+            held.append(sum(array.shape == shape for array in jax.live_arrays()))
+            yield {"w": jnp.full(shape, float(i))}
+
+    assert average(read())["w"][0, 0, 0] == 2
+    assert held == [0, 1, 1, 1, 1]  # the mean alone, while the next is read
+
+
+def test_nothing_has_no_average():
+    with pytest.raises(UserError, match="no parameters to average"):
+        average([])
