@@ -209,12 +209,14 @@ def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
 
 
 def allowed(
-    must_end_B: Bool[Array, " B"], specials: Specials, vocab_size: int
+    length: Int[Array, ""], max_length_B: Int[Array, " B"], specials: Specials, vocab_size: int
 ) -> Bool[Array, "B 1 V"]:
-    """Which tokens may follow: neither padding nor start, and none but the end if it must."""
+    """Which tokens may be a row's last at this length: never padding or start, at max_length only
+    the end."""
     tokens_V = jnp.arange(vocab_size)
-    never_V = (tokens_V == specials.padding) | (tokens_V == specials.start)
-    return jnp.where(must_end_B[:, None, None], tokens_V == specials.end, ~never_V)
+    text_V = (tokens_V != specials.padding) & (tokens_V != specials.start)
+    must_end_B = length >= max_length_B
+    return jnp.where(must_end_B[:, None, None], tokens_V == specials.end, text_V)
 
 
 def advance(
@@ -227,7 +229,7 @@ def advance(
     """Rank all continuations by one token: some finish, some live on."""
     B, W, V = logits_BWV.shape
     length = beams.step + 1
-    may_B1V = allowed(length >= max_length_B, specials, V)
+    may_B1V = allowed(length, max_length_B, specials, V)
     log_probs_BWV = jnp.where(may_B1V, log_probabilities(logits_BWV), -jnp.inf)
     total = beams.log_probs[:, :, None] + log_probs_BWV
     log_probs_BC, index_BC = jax.lax.top_k(total.reshape(B, W * V), 2 * W)
@@ -235,7 +237,7 @@ def advance(
     tokens = pick(beams.tokens, rows_BC).at[:, :, length].set(last_BC)
     ends_BC = last_BC == specials.end
 
-    ending_BC = jnp.where(ends_BC & (jnp.arange(2 * W) < W), log_probs_BC, -jnp.inf)
+    ending_BC = finishing(log_probs_BC, ends_BC)
     scores = [beams.finished_scores, normalised(ending_BC, length, alpha)]
     finished_scores, best_BW = jax.lax.top_k(jnp.concatenate(scores, axis=1), W)
     finished_tokens = jnp.concatenate([beams.finished_tokens, tokens], axis=1)
@@ -260,6 +262,14 @@ def normalised(
     """log p / ((5 + length) / 6)^alpha."""
     penalty = ((5.0 + length.astype(log_probs.dtype)) / 6.0) ** alpha
     return log_probs / penalty
+
+
+def finishing(
+    log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]
+) -> Float[Array, "B C"]:
+    """log p of those of the best W continuations that end; -inf of the others."""
+    C = ends_BC.shape[1]
+    return jnp.where(ends_BC & (jnp.arange(C) < C // 2), log_probs_BC, -jnp.inf)
 
 
 def going_on(log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]) -> Float[Array, "B C"]:

@@ -1,0 +1,142 @@
+"""Proofs of beam search: every hypothesis and score of a batch against the twin's, one by one.
+
+The twin knows no batch, no padding, no cache and no compilation, so each of them is proven too;
+`translate_uncached` parts the cache from the rest. Drawn weights are changed in two places: with
+biases small and the row of the end token large, the end is now likely and now unlikely along a
+target, so that hypotheses of one beam end at different lengths.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+from jaxtyping import Array, PyTree
+
+from jaxformer.batch import Specials
+from jaxformer.config import BeamConfig
+from jaxformer.decoding import beam
+from jaxformer.models.pure import abstract_model, leaf_path
+from jaxformer.parity.cases import Case, draw_params
+from jaxformer.parity.compare import BOUNDS, Key, judge
+from jaxformer.parity.divergence import Comparison
+from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.transformer import TRANSFORMER_TWINS, transformer_case
+from jaxformer.parity.twins import Proof, twin_config
+from jaxformer.weights.convert import to_torch
+from torchref.decoding import beam as torch_beam
+
+GREEDY = BeamConfig(beam=1, length_penalty=0.0, extra_length=4)
+BEAMS = (
+    GREEDY,
+    *(
+        BeamConfig(beam=width, length_penalty=alpha, n_best=width, extra_length=4)
+        for width in (2, 5)
+        for alpha in (0.0, 0.6, 1.0)
+    ),
+)
+
+THREE = BeamConfig(beam=3, length_penalty=1.0, n_best=3, extra_length=4)
+
+
+class Model(NamedTuple):
+    """An encoder-decoder and its twin with the same weights."""
+
+    graph: Any
+    params: PyTree[Array]
+    twin: Any
+    specials: Specials
+
+
+def draw_model(case: Case) -> Model:
+    """Both sides in the type of the case; the last three tokens are the special ones."""
+    graph, shapes = abstract_model(TRANSFORMER_TWINS.build, case.model_config)
+    V = case.config.vocab_size
+    specials = Specials(padding=V - 3, start=V - 2, end=V - 1)
+    params = jax.tree_util.tree_map_with_path(_branching, draw_params(case, shapes))
+    twin = TRANSFORMER_TWINS.build_twin(twin_config(case.model_config)).to(case.torch_dtype)
+    tensors = to_torch(params, TRANSFORMER_TWINS.table)
+    twin.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    return Model(graph, params, twin, specials)
+
+
+def _branching(path: tuple, leaf: jax.Array) -> jax.Array:
+    """The end's row four times as large, biases a quarter; powers of two, so nothing is rounded."""
+    name = leaf_path(path)
+    if name.endswith("bias"):
+        return leaf / 4
+    if name == "embed/embedding":
+        return leaf.at[-1].mul(4)
+    return leaf.at[:, -1].mul(4) if name == "output/kernel" else leaf
+
+
+def draw_sources(case: Case) -> list[np.ndarray]:
+    """Sentences of different lengths, one a single token and one as long as the context."""
+    T = case.config.context_length
+    lengths = (3, 1, T, *case.rng("lengths").integers(1, T + 1, 3))
+    return [case.tokens(f"source {i}", length) for i, length in enumerate(lengths)]
+
+
+def prove_beams(case: Case) -> Comparison:
+    """Greedy and beams of several widths and length penalties."""
+    return _compare(case, BEAMS)
+
+
+def prove_beam(case: Case) -> Comparison:
+    """One beam of three."""
+    return _compare(case, [THREE])
+
+
+def prove_beam_uncached(case: Case) -> Comparison:
+    """The same without a cache."""
+    return _compare(case, [THREE], beam.translate_uncached)
+
+
+def _compare(
+    case: Case, beams: Sequence[BeamConfig], translate: Any = beam.translate
+) -> Comparison:
+    ours: dict[Key, Any] = {}
+    theirs: dict[Key, Any] = {}
+    sources = draw_sources(case)
+    with arithmetic(case.dtype), contextlib.nullcontext() if case.jit else jax.disable_jit():
+        model = draw_model(case)
+        for config in beams:
+            found = translate(
+                model.graph, model.params, case.model_config, sources, model.specials, config
+            )
+            name = f"beam {config.beam}, penalty {config.length_penalty}"
+            ours |= _values(name, case, found)
+            theirs |= _values(name, case, [_by_twin(model, case, s, config) for s in sources])
+    # In float32 a near tie may fall either way, and what follows it is another hypothesis.
+    judged = BOUNDS["tokens", case.dtype] is not None
+    bound = BOUNDS["model", case.dtype] if judged else None
+    return Comparison.of(judge(ours, theirs, bound, case.dtype, "transformer"))
+
+
+def _by_twin(model: Model, case: Case, source: np.ndarray, config: BeamConfig) -> list[Any]:
+    padding, start, end = dataclasses.astuple(model.specials)
+    settings = twin_config(case.model_config), source.tolist(), padding, start, end
+    return torch_beam.translate(model.twin, *settings, twin_config(config))
+
+
+def _values(name: str, case: Case, found: Sequence[Sequence[Any]]) -> dict[Key, Any]:
+    """All hypotheses as rows, the sentence's number first and -1 after the last token."""
+    rows = [(i, hypothesis) for i, sentence in enumerate(found) for hypothesis in sentence]
+    tokens = np.full((len(rows), 1 + case.config.context_length), -1)
+    for row, (i, hypothesis) in zip(tokens, rows, strict=True):
+        row[: 1 + len(hypothesis.tokens)] = [i, *hypothesis.tokens]
+    return {
+        Key("beam", "tokens", f"{name}: hypotheses"): tokens,
+        Key("beam", "output", f"{name}: scores"): np.array([h.score for _, h in rows]),
+        Key("beam", "output", f"{name}: log p"): np.array([h.log_prob for _, h in rows]),
+    }
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of beam search, each with the case it is run on; all are compiled."""
+    shared = transformer_case(dataclasses.replace(case, jit=True))
+    separate = transformer_case(shared, share_embeddings=False, norm_placement="pre")
+    return [(prove_beams, shared), (prove_beam, separate), (prove_beam_uncached, separate)]
