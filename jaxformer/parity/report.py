@@ -13,8 +13,10 @@ from rich.table import Table
 
 from jaxformer.errors import UserError
 from jaxformer.parity import (
+    beam,
     bert,
     bert_training,
+    bugs_beam,
     bugs_bert,
     bugs_decoding,
     bugs_model,
@@ -39,7 +41,12 @@ Subject = Callable[[Case], list[tuple[Proof, Case]]]
 
 MODELS: Mapping[str, tuple[Subject, ...]] = {
     "gpt": (layers.proofs, gpt.proofs, training.proofs, decoding.proofs, resume.proofs),
-    "transformer": (layers.decoder_proofs, transformer.proofs, translation_training.proofs),
+    "transformer": (
+        layers.decoder_proofs,
+        transformer.proofs,
+        translation_training.proofs,
+        beam.proofs,
+    ),
     "bert": (bert.proofs, bert_training.proofs),
 }
 """What is proven of each model: its layers, the whole, and all that is done with it.
@@ -62,6 +69,7 @@ BUGS = (
     *bugs_decoding.BUGS,
     *bugs_bert.BUGS,
     *bugs_translation.BUGS,
+    *bugs_beam.BUGS,
 )
 
 WIDER = dataclasses.replace(TINY, vocab_size=32, context_length=12, width=32, mlp_width=64)
