@@ -1,0 +1,48 @@
+"""The average of parameters: of the last checkpoints of a run (Vaswani et al. 2017, section 6.1).
+
+The mean of the last iterates of stochastic approximation is nearer to where they go than each of
+them (Polyak & Juditsky 1992).
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from jaxformer.errors import UserError
+
+
+def average(params_list: Iterable[PyTree[Array]]) -> PyTree[Array]:
+    """The mean of parameters of one structure, leaf by leaf, in the types they have.
+
+    Formed as mean += (params - mean) / k in float32 or wider. An iterator that reads one set when
+    it is asked for it never has more than two in memory, the mean among them.
+
+    Raises:
+        UserError: there is nothing to average.
+    """
+    sets = iter(params_list)
+    first = next(sets, None)
+    if first is None:
+        raise UserError("there are no parameters to average: name at least one checkpoint")
+    mean = jax.tree.map(_widened, first)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
+    del first  # before the next is read
+    counts = itertools.count(2)
+    for params in sets:
+        mean = _moved(mean, params, jnp.asarray(next(counts)))
+        del params
+    return jax.tree.map(lambda m, x: m.astype(x.dtype), mean, like)
+
+
+def _widened(x: Array) -> Array:
+    # A copy even of wide numbers: the mean is updated in place.
+    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _moved(mean: PyTree[Array], params: PyTree[Array], count: Int[Array, ""]) -> PyTree[Array]:
+    return jax.tree.map(lambda m, x: m + (x - m) / count, mean, params)
