@@ -62,7 +62,7 @@ class TextPairsConfig:
         require_positive("data.max-ratio", self.max_ratio)
 
 
-Language = Literal["da", "de", "en", "es", "fi", "fr", "id", "it", "nl", "pt", "ro", "tr"]
+Language = Literal["da", "de", "en", "es", "fi", "fr", "id", "it", "nl", "pt", "ro"]
 LARGEST_NUMBER = 9_999_999
 
 

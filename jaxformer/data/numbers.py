@@ -58,9 +58,9 @@ LANGUAGES: Mapping[str, DateWords] = {
     "nl": DateWords("{day} {month} {year}"),
     "pt": DateWords("{day} de {month} de {year}", first="primeiro"),
     "ro": DateWords("{day} {month} {year}", first="întâi"),
-    "tr": DateWords("{day} {month} {year}"),
 }
-"""The languages whose words were checked: no two numbers or dates are said alike."""
+"""The languages whose words were checked: no two numbers or dates are said alike. (In Turkish,
+which num2words writes without a space, some are.)"""
 
 
 def number_pairs(data: NumbersConfig) -> PairTexts:

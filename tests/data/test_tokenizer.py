@@ -25,6 +25,7 @@ from jaxformer.errors import UserError
 ALPHABET = "ab \n\t'sé\u00a0€漢😀\U0001f1e9\ufffd\x00"
 TEXTS = ["the cat sat on the mat\n", "naïve café 漢字 😀\n", "we're the cat's\n"]
 BPE = BPETokenizer.train(TEXTS * 3, 300)
+SENTENCES = BPETokenizer.train_on_sentences(TEXTS * 3, 300)
 SPACES = BPETokenizer.train(["a \n\n \n  b\n \n'a\n\n"] * 9, 300)
 KINDS = {"bytes": ByteTokenizer(), "characters": CharTokenizer.from_texts([ALPHABET]), "bpe": BPE}
 
@@ -60,7 +61,12 @@ def gappy_tokenizer() -> BPETokenizer:
     return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(rules)))
 
 
-STREAMED = {**KINDS, "fallback": fallback_tokenizer(), "gappy": gappy_tokenizer()}
+STREAMED = {
+    **KINDS,
+    "sentences": SENTENCES,
+    "fallback": fallback_tokenizer(),
+    "gappy": gappy_tokenizer(),
+}
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -119,6 +125,31 @@ def test_bpe_learns_frequent_pairs_only():
     assert BPETokenizer.train(["xyz"], 300).vocab_size == 256  # nothing occurs twice
     with pytest.raises(UserError, match="256 or more"):
         BPETokenizer.train(TEXTS, 255)
+
+
+@given(text=any_text)
+@few
+def test_any_sentence_comes_back(text):
+    assert SENTENCES.decode(SENTENCES.encode(text)) == text
+
+
+def test_a_sentence_begins_like_a_word_within():
+    whole = SENTENCES.encode("the cat").tolist()
+    assert whole[-len(SENTENCES.encode("cat")) :] == SENTENCES.encode("cat").tolist()
+    assert len(whole) < len("the cat")
+    assert BPE.encode("the cat").tolist()[-1:] != BPE.encode("cat").tolist()[-1:]
+    with pytest.raises(UserError, match="256 or more"):
+        BPETokenizer.train_on_sentences(TEXTS, 255)
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_each_of_many_texts_is_encoded_as_alone(kind, monkeypatch):
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
+    texts = ["a", "", "ab a", "b"]
+    each = list(STREAMED[kind].encode_each(texts))
+    assert [ids.tolist() for ids in each] == [STREAMED[kind].encode(t).tolist() for t in texts]
+    with pytest.raises(UserError, match=r"ud800.* at position 1"):
+        list(STREAMED[kind].encode_each(["a", "a\ud800"]))
 
 
 def test_bpe_training_is_the_same_in_every_process():
