@@ -43,13 +43,14 @@ def batch_of(rows: list[tuple[list[int], list[int]]], M: int = 5, L: int = 6) ->
 ROWS = [([3, 4, 5], [6, 7]), ([8], [9, 10, 11, 12]), ([5, 4, 3, 8, 7], [])]
 
 
-@OBJECTIVES
-def test_rows_add_up_however_they_are_padded(model, objective):
-    summed = jax.jit(lambda batch: objective(model, batch, None))
-    total, count = summed(batch_of(ROWS))
+def test_rows_add_up_however_they_are_padded(model):
+    objectives = (SMOOTHED, KL, translation_nats)
+    summed = jax.jit(lambda batch: [objective(model, batch, None) for objective in objectives])
+    whole = summed(batch_of(ROWS))
     parts = [summed(batch_of([row], len(row[0]), len(row[1]) + 1)) for row in ROWS]
-    np.testing.assert_allclose(total, sum(part for part, _ in parts), rtol=2e-6)
-    assert count == sum(number for _, number in parts) == 3 + 5 + 1
+    for (total, count), *rows in zip(whole, *parts, strict=True):
+        np.testing.assert_allclose(total, sum(loss for loss, _ in rows), rtol=2e-6)
+        assert count == sum(number for _, number in rows) == 3 + 5 + 1
 
 
 @OBJECTIVES
