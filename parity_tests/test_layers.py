@@ -21,6 +21,7 @@ PROOFS = [
     layers.prove_cross_attention,
     layers.prove_mlp,
     layers.prove_block,
+    layers.prove_decoder_block,
 ]
 MASKS = [(), ("causal",), ("padding",), ("segments",), ("nothing",), ("causal", "padding")]
 
@@ -83,7 +84,14 @@ def test_dropout_is_its_twin(dtype):
 
 
 @pytest.mark.parametrize(
-    "proof", [layers.prove_attention, layers.prove_mlp, layers.prove_block, layers.prove_layer_norm]
+    "proof",
+    [
+        layers.prove_attention,
+        layers.prove_mlp,
+        layers.prove_block,
+        layers.prove_decoder_block,
+        layers.prove_layer_norm,
+    ],
 )
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch(proof):
     case = Case(layers_config(width=32, mlp_width=64), "bfloat16", batch=4, length=8)
