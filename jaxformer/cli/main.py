@@ -15,8 +15,10 @@ from jaxformer.errors import UserError
 COMMANDS: Mapping[str, str] = {
     "parity": "prove every layer, gradient, update and token equal to PyTorch; print the errors",
     "sample": "write text with a trained GPT",
+    "translate": "translate standard input with a trained Transformer",
     "evaluate": "measure a trained model on its validation text",
     "plot": "draw the curves of a run",
+    "attention": "draw who attends to whom in every layer and head",
 }
 """Name and summary of each command; `jaxformer/cli/NAME.py` is its module."""
 

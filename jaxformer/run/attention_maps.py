@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -44,7 +46,7 @@ def attention_weights(model: nnx.Module, *args: Any) -> Weights:
     is given.
     """
     captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-    _, outputs = captured(*args)
+    _, outputs = captured(*jax.tree.map(jnp.asarray, args))
     found = {}
     for path, outcome in nnx.to_flat_state(outputs):
         if path[-1] == "with_weights":

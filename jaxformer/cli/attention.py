@@ -1,0 +1,127 @@
+"""`jaxformer attention RUN --text ...`: a picture of every layer's and head's attention weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.errors import UserError
+
+if TYPE_CHECKING:  # jax starts slowly: `--help` does without
+    import numpy as np
+
+    from jaxformer.data.tokenizer import Tokenizer
+    from jaxformer.run.attention_maps import Stack
+    from jaxformer.run.load import Run
+
+DESCRIPTION = (
+    "Draw who attends to whom in every layer and head. Of a GPT, the text attends to itself; of a "
+    "translation model, the source to itself, the target to itself, and the target to the source. "
+    "Prints the picture's path."
+)
+LONGEST = 128
+"""Tokens of a side that a picture can still show."""
+SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionArguments:
+    """What `jaxformer attention` is asked."""
+
+    run: RunPath
+    """Directory of the run."""
+    text: str
+    """Text to read; of a translation model, the source."""
+    target: str | None = None
+    """Translation to read it with; by default the model's own, by greedy decoding."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The picture, a PNG; by default attention.png in the run's directory."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw the picture; the exit status is 0.
+
+    Raises:
+        UserError: a run that cannot be used, or a text that its model cannot read.
+    """
+    arguments = parse(AttentionArguments, argv, "jaxformer attention", DESCRIPTION)
+    from jaxformer.config import GPTConfig
+    from jaxformer.run.attention_maps import draw_attention
+    from jaxformer.run.load import load_run
+
+    run = load_run(arguments.run)
+    if isinstance(run.config.model, GPTConfig):
+        if arguments.target is not None:
+            raise UserError(
+                f"{arguments.run} is a GPT run, which has no target: leave out --target"
+            )
+        stacks = gpt_stacks(run, arguments.text)
+    else:
+        stacks = translation_stacks(run, arguments.text, arguments.target)
+    path = arguments.output or arguments.run / "attention.png"
+    draw_attention(stacks, path, f"{arguments.run.resolve().name}, step {run.step}")
+    print(path)
+    return 0
+
+
+def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
+    """The attention of a text to itself."""
+    from jaxformer.models.pure import bind
+    from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
+
+    tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "text")
+    weights = attention_weights(bind(run.graph, run.params), tokens[None])
+    words = labels(run.tokenizer, tokens)
+    return [Stack("text attends to text", layers_of(weights, "blocks/*/attention"), words, words)]
+
+
+def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack]":
+    """The three attentions of a source and a target."""
+    import numpy as np
+
+    from jaxformer.config import BeamConfig
+    from jaxformer.decoding.beam import translate
+    from jaxformer.models.pure import bind
+    from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
+
+    model, specials = run.config.model, run.specials
+    source = readable(run.tokenizer.encode(text), model.context_length, "text")
+    if target is None:
+        greedy = BeamConfig(beam=1, length_penalty=0.0)
+        [[best]] = translate(run.graph, run.params, model, [source], specials, greedy)
+        produced = np.asarray(best.tokens, np.int32)
+    else:
+        produced = run.tokenizer.encode(target)
+    read = np.concatenate([[specials.start], produced]).astype(np.int32)
+    read = readable(read, model.context_length, "target")
+    weights = attention_weights(bind(run.graph, run.params), source[None], read[None])
+    sources, targets = labels(run.tokenizer, source), labels(run.tokenizer, read)
+    return [
+        Stack(title, layers_of(weights, kind), queries, keys)
+        for title, kind, queries, keys in (
+            ("encoder: source to source", "encoder/blocks/*/attention", sources, sources),
+            ("decoder: target to target", "decoder/blocks/*/self_attention", targets, targets),
+            ("decoder: target to source", "decoder/blocks/*/cross_attention", targets, sources),
+        )
+    ]
+
+
+def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarray":
+    """The tokens, unless there are none or more than the model or a picture takes."""
+    longest = min(LONGEST, context_length)
+    if not 0 < len(tokens) <= longest:
+        raise UserError(
+            f"--{name} has {len(tokens)} tokens, the picture holds 1 to {longest}: give another one"
+        )
+    return tokens
+
+
+def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
+    """Each token's text, blanks made visible; tokens that stand for no text are signs."""
+    return [
+        tokenizer.decode([token]).translate(SHOWN) if token < tokenizer.vocab_size else "<s>"
+        for token in tokens.tolist()
+    ]
