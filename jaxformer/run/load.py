@@ -1,6 +1,7 @@
 """A trained run opened for use: its configuration, its tokenizer and its parameters."""
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from jaxtyping import Array, PyTree
 
 from jaxformer import checkpoint
 from jaxformer.batch import Specials
+from jaxformer.checkpoint import Checkpoint
+from jaxformer.config import require_positive
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import specials_of
 from jaxformer.errors import UserError
@@ -18,7 +21,8 @@ from jaxformer.run import directory
 from jaxformer.run.config_io import RunConfig, config_from_json, kind_of, load_config
 from jaxformer.run.kinds import make_method, num_tokens, writing_command
 from jaxformer.run.task import Method
-from jaxformer.training.step import init_state
+from jaxformer.training.average import average as average_of
+from jaxformer.training.step import TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +49,29 @@ class Run:
         return specials_of(self.tokenizer)
 
 
-def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | None = None) -> Run:
+def load_run(
+    run_dir: Path,
+    kind: type[RunConfig] | None = None,
+    *,
+    step: int | None = None,
+    average: int = 1,
+) -> Run:
     """Open a run at the given step, or else at its newest checkpoint that verifies.
 
-    `kind` is what the caller works on, if it works on one only.
+    Args:
+        run_dir: the run's directory.
+        kind: what the caller works on, if it works on one only.
+        step: of the checkpoint.
+        average: how many checkpoints to average, that one and those before it that verify
+            (Vaswani et al. 2017, section 6.1).
 
-    Newer checkpoints that do not verify are named on standard error, one line each.
+    Checkpoints that do not verify are named on standard error, one line each.
 
     Raises:
-        UserError: the directory is missing, holds no run or one of another kind, or no checkpoint
-            that can be used.
+        UserError: the directory is missing, holds no run or one of another kind, no checkpoint
+            that can be used, or fewer than are to be averaged.
     """
+    require_positive("average", average)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
@@ -72,11 +88,42 @@ def load_run(run_dir: Path, kind: type[RunConfig] | None = None, *, step: int | 
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
     method = make_method(config, tokenizer)
-    graph, params = abstract_model(method.model, config.model)
-    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), params)
-    state, found = checkpoint.restore(run_dir / directory.CHECKPOINTS, expected, step)
+    graph, shapes = abstract_model(method.model, config.model)
+    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), shapes)
+    read = _read_one if average == 1 else functools.partial(_read_average, count=average)
+    params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
-    return Run(method, tokenizer, graph, state.params, found.step, found.metadata["data"])
+    return Run(method, tokenizer, graph, params, found.step, found.metadata["data"])
+
+
+def _read_one(
+    checkpoints: Path, expected: TrainState, step: int | None
+) -> tuple[PyTree[Array], Checkpoint]:
+    """The parameters of a checkpoint, and what it holds beside its arrays."""
+    state, found = checkpoint.restore(checkpoints, expected, step)
+    return state.params, found
+
+
+def _read_average(
+    checkpoints: Path, expected: TrainState, step: int | None, count: int
+) -> tuple[PyTree[Array], Checkpoint]:
+    """The mean of a checkpoint's parameters and those of the newest before it that verify."""
+    newest = checkpoint.read_metadata(checkpoints, step)
+    steps, skipped = [newest.step], list(newest.skipped)
+    older = [other for other in checkpoint.steps(checkpoints) if other < newest.step]
+    while older and len(steps) < count:
+        try:
+            steps.append(checkpoint.read_metadata(checkpoints, older.pop()).step)
+        except UserError as fault:
+            skipped.append(str(fault))
+    if len(steps) < count:
+        faults = f" ({'; '.join(skipped)})" if skipped else ""
+        raise UserError(
+            f"{checkpoints} has {len(steps)} checkpoints to average, not {count}{faults}: average "
+            f"at most {len(steps)}, or train with --checkpoint.keep {count}"
+        )
+    params = average_of(_read_one(checkpoints, expected, each)[0] for each in steps)
+    return params, dataclasses.replace(newest, skipped=tuple(skipped))

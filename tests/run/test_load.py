@@ -1,6 +1,7 @@
 """Opening a run: the saved parameters come back; what cannot be opened is refused in one line."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -27,7 +28,7 @@ def save_run(path, config, tokenizer, steps=(1,)):
     """A run with a checkpoint at each step, its parameters drawn from the step's number."""
     directory.fill_run_dir(config, path, tokenizer)
     optimizer = adamw(config.optimizer, config.steps)
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=3) as writer:
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=4) as writer:
         for step in steps:
             params = init_params(GPT, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
@@ -59,13 +60,72 @@ def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
     jax.tree.map(np.testing.assert_array_equal, run.params, expected)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(run_dir, capsys):
-    files = (run_dir / directory.CHECKPOINTS / "2").rglob("*")
+def cut_short(run_dir, step):
+    files = (run_dir / directory.CHECKPOINTS / str(step)).rglob("*")
     victim = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(run_dir, capsys):
+    cut_short(run_dir, 2)
     assert load_run(run_dir).step == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "checkpoint 2" in line
+
+
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory):
+    """A run of four checkpoints, not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    save_run(path, LanguageConfig(model=MODEL), ByteTokenizer(), steps=(1, 2, 3, 4))
+    return path
+
+
+def mean_of(*steps):
+    """numpy's mean, in float64, of the parameters of these steps."""
+    sets = [init_params(GPT, MODEL, jax.random.key(step)) for step in steps]
+    return jax.tree.map(lambda *leaves: np.mean(np.asarray(leaves, np.float64), axis=0), *sets)
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "steps"), [(None, 3, (4, 3, 2)), (3, 2, (3, 2)), (None, 1, (4,))]
+)
+def test_the_newest_checkpoints_are_averaged(of_four, step, count, steps):
+    run = load_run(of_four, step=step, average=count)
+    assert run.step == steps[0]
+    assert run.data_fingerprint == f"text of step {steps[0]}"
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, run.params, mean_of(*steps))
+
+
+def test_damaged_checkpoints_are_not_averaged_but_named(of_four, tmp_path, capsys):
+    run_dir = shutil.copytree(of_four, tmp_path / "run")
+    cut_short(run_dir, 4)
+    cut_short(run_dir, 2)
+    run = load_run(run_dir, average=2)
+    assert run.step == 3
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, run.params, mean_of(3, 1))
+    first, second = capsys.readouterr().err.splitlines()
+    assert "checkpoint 4" in first
+    assert "checkpoint 2" in second
+    with pytest.raises(UserError, match="has 2 checkpoints to average, not 3") as refusal:
+        load_run(run_dir, average=3)
+    assert "checkpoint 2 cannot be used" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"average": 5}, "has 4 checkpoints to average, not 5"),
+        ({"average": 3, "step": 2}, "has 2 checkpoints to average, not 3"),
+        ({"average": 0}, "average 0 is not positive"),
+        ({"average": 2, "step": 7}, "7"),
+    ],
+)
+def test_an_average_of_what_is_not_there_is_refused(of_four, options, message):
+    with pytest.raises(UserError, match=message):
+        load_run(of_four, **options)
 
 
 def without_checkpoints(path):
