@@ -1,6 +1,7 @@
 """Source sentences on their way into a batch: what is refused, how they are padded.
 
-Batch and length are padded to powers of two, so that few shapes are ever compiled.
+Batch and length are padded to powers of two, lengths to 8 or more, so that few shapes are ever
+compiled.
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ from jaxformer.batch import Specials
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import UserError
 
+LEAST = 8  # shorter sources gain nothing by a shape of their own
+
 
 def padded(
     sources: list[np.ndarray], config: TransformerConfig, specials: Specials, extra_length: int
@@ -20,7 +23,7 @@ def padded(
     """Sources in a batch of powers of two, which tokens are some, each sentence's max_length (0 for
     rows that pad the batch), and the longest there can be in such a batch."""
     T = config.context_length
-    B, M = bucket(len(sources)), min(bucket(max(map(len, sources))), T)
+    B, M = bucket(len(sources)), min(bucket(max(LEAST, *map(len, sources))), T)
     source_BM = np.full((B, M), specials.padding, np.int32)
     valid_BM, max_length_B = np.zeros((B, M), bool), np.zeros(B, np.int32)
     for row, source in enumerate(sources):

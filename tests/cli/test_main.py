@@ -46,13 +46,19 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), "no command given; choose one of parity, sample, evaluate, plot"),
+        ((), "no command given; choose one of parity, sample, translate, evaluate, plot"),
         (
             ("plto",),
             "unknown command 'plto'; perhaps you meant plot; choose one of parity, sample,",
         ),
-        (("zzz",), "unknown command 'zzz'; choose one of parity, sample, evaluate, plot"),
-        (("--flag",), "unknown command '--flag'; choose one of parity, sample, evaluate, plot"),
+        (
+            ("zzz",),
+            "unknown command 'zzz'; choose one of parity, sample, translate, evaluate, plot",
+        ),
+        (
+            ("--flag",),
+            "unknown command '--flag'; choose one of parity, sample, translate, evaluate, plot",
+        ),
     ],
 )
 def test_unknown_commands_end_with_one_line(argv, line, capsys):

@@ -1,0 +1,141 @@
+"""`jaxformer translate RUN`: standard input translated line by line, in order."""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.config import BeamConfig, TranslationConfig, require_positive
+from jaxformer.errors import UserError
+
+if TYPE_CHECKING:  # jax starts slowly: `--help` does without
+    import numpy as np
+
+    from jaxformer.decoding.beam import Hypothesis
+    from jaxformer.run.load import Run
+
+DESCRIPTION = (
+    "Translate each line of standard input by beam search with the run's newest checkpoint and "
+    "print one line for it, in order, as batches are done. With --n-best above 1 a line has so "
+    "many: its number, score and text, parted by tabs. A line that cannot be translated is told "
+    "on standard error by its number and printed as an empty one; the exit status is then 2."
+)
+BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
+BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslateArguments:
+    """What `jaxformer translate` is asked."""
+
+    run: RunPath
+    """Directory of the run."""
+    search: Annotated[BeamConfig, tyro.conf.arg(name="")]
+    average: int = 1
+    """Translate with the mean of the parameters of so many newest checkpoints."""
+    batch: int = 64
+    """Lines that are translated together; lines of like length share a batch."""
+
+    def __post_init__(self) -> None:
+        require_positive("average", self.average)
+        require_positive("batch", self.batch)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the translations; the exit status is 2 if a line had none, else 0.
+
+    Raises:
+        UserError: a run that cannot be used.
+    """
+    arguments = parse(TranslateArguments, argv, "jaxformer translate", DESCRIPTION)
+    from jaxformer.run.load import load_run
+
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give it text, one sentence a line")
+    run = load_run(arguments.run, TranslationConfig, average=arguments.average)
+    # A person at a terminal waits for each line; a file is read ahead.
+    ahead = 1 if sys.stdin.isatty() else BATCHES_AT_ONCE * arguments.batch
+    failed = False
+    lines = enumerate(sys.stdin.buffer, start=1)
+    while chunk := dict(itertools.islice(lines, ahead)):
+        sources: dict[int, np.ndarray] = {}
+        for number, line in chunk.items():
+            try:
+                if text := read(line, number):
+                    sources[number] = encode(run, text)
+            except UserError as error:
+                failed = True
+                print(f"line {number}: {error}", file=sys.stderr, flush=True)
+        empty = ((number, "") for number in chunk if number not in sources)
+        blocks = itertools.chain(empty, translations(run, arguments, sources))
+        for block in in_order(blocks, first=min(chunk)):
+            print(block, flush=True)
+    return 2 if failed else 0
+
+
+def read(line: bytes, number: int) -> str:
+    """The text of a line without the white space around it, as training data are read."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"byte {error.start + 1} is not UTF-8 text: convert the input to UTF-8"
+        ) from None
+    return (text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text).strip()
+
+
+def encode(run: "Run", text: str) -> "np.ndarray":
+    """Tokens of a text; UserError if the model cannot take them."""
+    from jaxformer.decoding.sources import checked
+
+    assert isinstance(run.config, TranslationConfig)
+    return checked([run.tokenizer.encode(text)], run.config.model, run.specials)[0]
+
+
+def translations(
+    run: "Run", arguments: TranslateArguments, sources: "dict[int, np.ndarray]"
+) -> Iterator[tuple[int, str]]:
+    """What is printed for each line that has a source, by its number, as batches are done."""
+    from jaxformer.decoding.beam import translate_all
+
+    if not sources:
+        return
+    assert isinstance(run.config, TranslationConfig)
+    numbers = list(sources)
+    found = translate_all(
+        run.graph,
+        run.params,
+        run.config.model,
+        list(sources.values()),
+        run.specials,
+        arguments.search,
+        arguments.batch,
+    )
+    for index, hypotheses in found:
+        texts = [text_of(run, hypothesis) for hypothesis in hypotheses]
+        if arguments.search.n_best > 1:
+            texts = [
+                f"{numbers[index]}\t{hypothesis.score:.6f}\t{text}"
+                for hypothesis, text in zip(hypotheses, texts, strict=True)
+            ]
+        yield numbers[index], "\n".join(texts)
+
+
+def text_of(run: "Run", hypothesis: "Hypothesis") -> str:
+    """Text of a translation on one line, without tokens that only a padded vocabulary has."""
+    tokens = hypothesis.tokens[hypothesis.tokens < run.tokenizer.vocab_size]
+    return " ".join(run.tokenizer.decode(tokens).splitlines()).strip()
+
+
+def in_order(blocks: Iterable[tuple[int, str]], first: int) -> Iterator[str]:
+    """The numbered blocks from `first` on, each as soon as all before it have come."""
+    early: dict[int, str] = {}
+    for number, block in blocks:
+        early[number] = block
+        while first in early:
+            yield early.pop(first)
+            first += 1

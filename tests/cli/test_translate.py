@@ -1,0 +1,291 @@
+"""`jaxformer translate`: one line for each, in order; what has no translation is told by number."""
+
+import io
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.checkpoint import CheckpointWriter
+from jaxformer.cli import translate as command
+from jaxformer.cli.main import main
+from jaxformer.config import (
+    BeamConfig,
+    CopyTranslationConfig,
+    GPTConfig,
+    LanguageConfig,
+    TransformerConfig,
+)
+from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.decoding.beam import translate
+from jaxformer.models.pure import init_params
+from jaxformer.run import directory
+from jaxformer.run.config_io import config_to_json
+from jaxformer.run.kinds import make_method
+from jaxformer.run.load import load_run
+from jaxformer.training.step import init_state
+
+LETTERS = "\t\nabcdefgh"
+SIZES = {"width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1, "init_std": 0.5}
+MODEL = TransformerConfig(vocab_size=len(LETTERS) + 3, context_length=12, **SIZES)
+
+
+def save_run(path, config, tokenizer, steps=(1,)):
+    """A run of random models."""
+    directory.fill_run_dir(config, path, tokenizer)
+    method = make_method(config, tokenizer)
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=9) as writer:
+        for step in steps:
+            params = init_params(method.model, config.model, jax.random.key(step))
+            metadata = {"data": "text", "config": config_to_json(config)}
+            writer.save(step, init_state(params, method.optimizer), metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two checkpoints whose tokens are the letters a to h, the newline and the tab."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return save_run(path, CopyTranslationConfig(model=MODEL), CharTokenizer(LETTERS), (1, 2))
+
+
+class Terminal(io.BytesIO):
+    """What a person types."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def translated(run, capsys, monkeypatch):
+    """What the command prints for an input, to both streams, and its exit status."""
+
+    def translated(text, *words, run=run, isatty=False):
+        content = Terminal() if isatty else io.BytesIO()
+        content.write(text if isinstance(text, bytes) else text.encode())
+        content.seek(0)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
+        status = 0
+        try:
+            main(["translate", str(run), *words])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return out, err, status
+
+    return translated
+
+
+def by_hand(run_dir, lines, beam, **options):
+    """The hypotheses of each line, translated alone."""
+    run = load_run(run_dir, **options)
+
+    def found(line):
+        source = run.tokenizer.encode(line)
+        return translate(run.graph, run.params, run.config.model, [source], run.specials, beam)[0]
+
+    return run, [found(line) for line in lines]
+
+
+def on_one_line(run, hypothesis):
+    return " ".join(run.tokenizer.decode(hypothesis.tokens).splitlines()).strip()
+
+
+SENTENCES = ["abc", "hgfedcba", "a", "bb", "cdefabcdefgh", "fa", "dead", "beef"]
+INPUT = "".join(f"{line}\n" for line in SENTENCES)
+
+
+def test_each_line_is_translated_in_its_place_as_it_is_alone(run, translated):
+    loaded, found = by_hand(run, SENTENCES, BeamConfig())
+    expected = "".join(f"{on_one_line(loaded, first)}\n" for first, *_ in found)
+    assert translated(INPUT) == (expected, "", 0)
+    assert len(set(expected.splitlines())) > 2
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+@pytest.mark.parametrize("batch", ["1", "3", "64"])
+def test_lines_do_not_depend_on_how_they_are_batched(translated, monkeypatch, batch, ahead):
+    together = translated(INPUT)
+    monkeypatch.setattr(command, "BATCHES_AT_ONCE", ahead)
+    assert translated(INPUT, "--batch", batch) == together
+
+
+def test_n_best_lines_hold_number_score_and_text(run, translated):
+    beam = BeamConfig(beam=3, length_penalty=1.0, n_best=3)
+    loaded, found = by_hand(run, SENTENCES, beam)
+    out, err, status = translated(INPUT, "--beam", "3", "--length-penalty", "1", "--n-best", "3")
+    assert (err, status) == ("", 0)
+    rows = [line.split("\t", 2) for line in out.split("\n")[:-1]]
+    assert [(int(row[0]), row[2]) for row in rows] == [
+        (number, on_one_line(loaded, hypothesis))
+        for number, hypotheses in enumerate(found, start=1)
+        for hypothesis in hypotheses
+    ]
+    scores = [hypothesis.score for hypotheses in found for hypothesis in hypotheses]
+    np.testing.assert_allclose([float(row[1]) for row in rows], scores, rtol=1e-4)
+
+
+def test_flags_of_the_search_reach_it(run, translated):
+    loaded, found = by_hand(run, SENTENCES, BeamConfig(beam=1, length_penalty=0, extra_length=2))
+    out, _, _ = translated(INPUT, "--beam", "1", "--length-penalty", "0", "--extra-length", "2")
+    assert out == "".join(f"{on_one_line(loaded, first)}\n" for first, *_ in found)
+    assert out != translated(INPUT, "--beam", "4", "--extra-length", "2")[0]
+
+
+def test_the_mean_of_checkpoints_translates(run, translated):
+    loaded, found = by_hand(run, SENTENCES, BeamConfig(), average=2)
+    out, err, status = translated(INPUT, "--average", "2")
+    assert (err, status) == ("", 0)
+    assert out == "".join(f"{on_one_line(loaded, first)}\n" for first, *_ in found)
+    assert out != translated(INPUT)[0]
+
+
+def test_lines_without_a_translation_are_told_by_number_and_the_rest_goes_on(translated):
+    good, _, _ = translated("abc\nfa\n")
+    first, last = good.splitlines()
+    out, err, status = translated(b"abc\nxyz\n" + 13 * b"a" + b"\nab\xff\n\n  \r\nfa")
+    assert out.split("\n") == [first, "", "", "", "", "", last, ""]
+    unknown, long, encoding = err.splitlines()
+    assert unknown.startswith("line 2: unknown character 'x'")
+    assert long == (
+        "line 3: the source of 13 tokens is longer than the model's context of 12: shorten it"
+    )
+    assert encoding == "line 4: byte 3 is not UTF-8 text: convert the input to UTF-8"
+    assert status == 2
+
+
+def test_with_n_best_a_line_without_a_translation_is_empty_too(translated):
+    out, err, status = translated("abc\nxyz\n\nfa\n", "--n-best", "2")
+    numbers = [line.partition("\t")[0] for line in out.split("\n")]
+    assert numbers == ["1", "1", "", "", "4", "4", ""]
+    assert err.startswith("line 2: ")
+    assert status == 2
+
+
+def test_numbers_of_lines_go_on_beyond_what_is_read_ahead(translated, monkeypatch):
+    monkeypatch.setattr(command, "BATCHES_AT_ONCE", 1)
+    _, err, status = translated(4 * "abc\n" + "x\n", "--batch", "2")
+    assert (err[:8], status) == ("line 5: ", 2)
+
+
+@pytest.mark.parametrize("same", ["abc", "abc\r\n", "  abc \n", "\ufeffabc\n"])
+def test_what_surrounds_a_sentence_is_not_part_of_it(translated, same):
+    assert translated(same) == translated("abc\n")
+
+
+def test_no_input_prints_nothing(translated):
+    assert translated("") == ("", "", 0)
+
+
+def test_a_translation_is_one_line_whatever_it_holds(run):
+    loaded = load_run(run)
+    tab, newline, a, b = loaded.tokenizer.encode("\t\nab")
+    known = np.array([a, newline, b, tab, a, newline])
+    assert (
+        command.text_of(
+            loaded,
+            by_hand(run, ["a"], BeamConfig())[1][0][0]._replace(
+                tokens=np.append(known, loaded.specials.end + 1)
+            ),
+        )
+        == "a b\ta"
+    )
+
+
+def test_blocks_come_in_order_as_soon_as_they_can():
+    seen = []
+
+    def blocks():
+        for number in (3, 1, 2, 5, 4):
+            seen.append(number)
+            yield number, f"block {number}"
+
+    shown = [(block, len(seen)) for block in command.in_order(blocks(), first=1)]
+    assert shown == [
+        ("block 1", 2),
+        ("block 2", 3),
+        ("block 3", 3),
+        ("block 4", 5),
+        ("block 5", 5),
+    ]
+
+
+def test_batches_are_shown_before_the_input_has_ended(run):
+    program = f"""
+import jaxformer.cli.translate as command
+command.BATCHES_AT_ONCE = 1
+command.main([{str(run)!r}, "--batch", "2"])
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True, env=os.environ
+    ) as process:
+        process.stdin.write("abc\nfa\n")
+        process.stdin.flush()
+        early = [process.stdout.readline(), process.stdout.readline()]
+        process.stdin.write("dead\n")
+        process.stdin.close()
+        late = process.stdout.read()
+    assert all(early)
+    assert late.endswith("\n")
+    assert process.returncode == 0
+
+
+def test_a_person_at_a_terminal_is_answered_line_by_line(translated, monkeypatch):
+    asked = []
+    within = command.translations
+
+    def counted(run, arguments, sources):
+        asked.append(len(sources))
+        return within(run, arguments, sources)
+
+    monkeypatch.setattr(command, "translations", counted)
+    translated("abc\nfa\n\n", isatty=True)
+    assert asked == [1, 1, 0]
+
+
+def refused(translated, *words, **options):
+    """The one line with which the command refuses; nothing else was printed."""
+    out, err, status = translated("abc\n", *words, **options)
+    assert (out, status) == ("", 2)
+    (line,) = err.splitlines()
+    return line
+
+
+def test_a_run_of_a_gpt_is_refused(translated, tmp_path):
+    model = GPTConfig(vocab_size=256, context_length=8, **SIZES)
+    path = save_run(tmp_path / "gpt", LanguageConfig(model=model), ByteTokenizer())
+    line = refused(translated, run=path)
+    assert "jaxformer sample" in line
+    assert str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--beam", "0"), "beam 0 is not positive"),
+        (("--n-best", "5"), "n-best 5 is more than the beam 4"),
+        (("--length-penalty", "-1"), "length-penalty -1.0 is out of range"),
+        (("--batch", "0"), "batch 0 is not positive"),
+        (("--average", "0"), "average 0 is not positive"),
+        (("--average", "3"), "has 2 checkpoints to average, not 3"),
+        (("--beem", "3"), "unknown argument"),
+    ],
+)
+def test_bad_words_are_refused(translated, words, part):
+    assert part in refused(translated, *words)
+
+
+def test_a_directory_that_is_no_run_is_refused(translated, tmp_path):
+    assert "is not a directory" in refused(translated, run=tmp_path / "none")
+
+
+def test_a_closed_standard_input_is_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["translate", str(run)])
+    assert stop.value.code == 2
+    assert "standard input is closed" in capsys.readouterr().err
