@@ -50,6 +50,11 @@ class Outcome:
     data: Any
     """The prepared data of the run."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the whole schedule is done."""
+        return self.step >= self.config.steps
+
 
 def train(config: RunConfig, options: RunOptions) -> Outcome:
     """Train a model into `options.run_dir`, or go on with the run that is there.

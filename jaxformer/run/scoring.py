@@ -27,6 +27,14 @@ class Scores:
     translations: tuple[str, ...]
     """The best translation of each source, in the order of the pairs."""
 
+    def exact_match_line(self) -> str:
+        """Exact matches in words."""
+        return f"exact match {self.exact_match:.2%} of {len(self.translations):,} held-out pairs"
+
+    def bleu_line(self) -> str:
+        """BLEU in words, with what it takes to compare it."""
+        return f"BLEU {self.bleu:.2f} ({self.signature})"
+
 
 def score(run: Run, pairs: Sequence[Pair], beam: BeamConfig) -> Scores:
     """Translate the sources by beam search and compare the best with the targets."""

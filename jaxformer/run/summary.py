@@ -1,9 +1,16 @@
 """The last words of a training run: what it reached and what to do with it."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxformer.run.directory import CURVES
+from jaxformer import checkpoint
+from jaxformer.config import BeamConfig, LanguageConfig
+from jaxformer.data.pairs import Pair
+from jaxformer.run.directory import CHECKPOINTS, CURVES
+from jaxformer.run.kinds import writing_command
+from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
+from jaxformer.run.scoring import Scores, score
 
 
 def summarise(outcome: Outcome, run_dir: Path) -> str:
@@ -11,19 +18,43 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
     lines = []
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
-        bits = bits_per_byte(outcome)
         lines.append(
             f"validation loss {evaluation.loss:.4f} nats a token · perplexity "
-            f"{evaluation.perplexity:.2f} · {bits:.3f} bits a byte · "
+            f"{evaluation.perplexity:.2f} · {bits_per_byte(outcome):.3f} bits a byte · "
             f"{evaluation.num_tokens:,} tokens"
         )
-    if outcome.step < outcome.config.steps:
+    if not outcome.finished:
         lines.append(f"stopped at step {outcome.step} of {outcome.config.steps}; --resume goes on")
-    lines.append(f"curves in {run_dir / CURVES}; sample with: jaxformer sample {run_dir}")
+    next_command = f"{writing_command(outcome.config)} {run_dir}"
+    verb = "sample" if isinstance(outcome.config, LanguageConfig) else "translate"
+    lines.append(f"curves in {run_dir / CURVES}; {verb} with: {next_command}")
     return "\n".join(lines)
 
 
 def bits_per_byte(outcome: Outcome) -> float:
-    """The last validation loss in bits a byte of validation text."""
+    """The last validation loss in bits a byte of validation text; of translations, of targets."""
     assert outcome.evaluation is not None
-    return outcome.evaluation.bits_per_byte(len(outcome.data.val) / outcome.data.val_bytes)
+    evaluation, data = outcome.evaluation, outcome.data
+    if isinstance(outcome.config, LanguageConfig):
+        return evaluation.bits_per_byte(len(data.val) / data.val_bytes)
+    return evaluation.bits_per_byte(evaluation.num_tokens / data.val_bytes)
+
+
+def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: int = 1) -> Scores:
+    """The scores of the held-out pairs by the run's newest checkpoint, or a mean of the newest."""
+    return score(load_run(run_dir, average=average), outcome.data.val_texts, beam)
+
+
+def num_checkpoints(run_dir: Path) -> int:
+    """Checkpoints that the run has kept."""
+    return len(checkpoint.steps(run_dir / CHECKPOINTS))
+
+
+def examples(pairs: Sequence[Pair], scores: Scores, count: int) -> Iterator[str]:
+    """The first few translations, and the first few that are wrong beside what was asked for."""
+    found = list(zip(pairs, scores.translations, strict=True))
+    for (source, _), translation in found[:count]:
+        yield f"{source} → {translation}"
+    wrong = [item for item in found if item[0].target.strip() != item[1].strip()]
+    for (source, target), translation in wrong[:count]:
+        yield f"{source} → {translation} (not {target})"

@@ -1,4 +1,7 @@
-"""`jaxformer evaluate`: the loop's own last validation, found again from the run directory."""
+"""`jaxformer evaluate`: the loop's own last validation, found again from the run directory.
+
+Of a translation run, BLEU and exact matches of what `jaxformer translate` would print.
+"""
 
 import json
 import math
@@ -6,8 +9,22 @@ import math
 import pytest
 
 from jaxformer.cli.main import main
-from jaxformer.config import DataConfig, GPTConfig, LanguageConfig, MeshConfig, RunOptions
+from jaxformer.config import (
+    BeamConfig,
+    CheckpointConfig,
+    CopyConfig,
+    CopyTranslationConfig,
+    DataConfig,
+    GPTConfig,
+    LanguageConfig,
+    MeshConfig,
+    RunOptions,
+    TransformerConfig,
+)
+from jaxformer.data.pairs import Pair
+from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
+from jaxformer.run.scoring import decode, score
 
 TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
 
@@ -59,3 +76,121 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
             main(["evaluate", str(tmp_path / name)])
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def copy_run(tmp_path_factory):
+    """A translation run of two checkpoints, not to be changed."""
+    root = tmp_path_factory.mktemp("copy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXFORMER_CACHE", str(root / "cache"))
+        model = TransformerConfig(
+            vocab_size=0, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1
+        )
+        config = CopyTranslationConfig(
+            model=model,
+            data=CopyConfig(num_symbols=3, max_length=4, num_pairs=60, num_val_pairs=8),
+            checkpoint=CheckpointConfig(every=2),
+            mesh=MeshConfig(data=8),
+            steps=4,
+            batch_tokens=64,
+        )
+        yield root / "run", train(config, RunOptions(run_dir=root / "run"))
+
+
+def test_a_translation_run_is_scored_too(copy_run, tmp_path, capsys):
+    run_dir, outcome = copy_run
+    words = ["evaluate", str(run_dir), "--json", str(tmp_path / "figures.json"), "--beam", "2"]
+    main([*words, "--length-penalty", "1"])
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures["step"] == 4
+    assert figures["pairs"] == 8
+    assert figures["tokens"] == outcome.evaluation.num_tokens
+    assert figures["loss"] == pytest.approx(outcome.evaluation.loss, rel=1e-6)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    scores = score(load_run(run_dir), outcome.data.val_texts, BeamConfig(beam=2, length_penalty=1))
+    for name in ("bleu", "signature", "exact_match"):
+        assert figures[name] == getattr(scores, name)
+    assert (figures["beam"], figures["length_penalty"]) == (2, 1.0)
+    said = capsys.readouterr().out
+    assert scores.signature in said
+    assert "of 8 held-out pairs" in said
+
+
+def test_the_mean_of_checkpoints_is_scored(copy_run, tmp_path):
+    figures = []
+    for average in ("1", "2"):
+        file = tmp_path / f"{average}.json"
+        main(["evaluate", str(copy_run[0]), "--average", average, "--json", str(file)])
+        figures.append(json.loads(file.read_text(encoding="utf-8")))
+    assert figures[0]["loss"] != figures[1]["loss"]
+
+
+def test_of_training_pairs_the_loss_is_measured(copy_run, capsys):
+    main(["evaluate", str(copy_run[0]), "--split", "train"])
+    said = capsys.readouterr().out
+    assert "train loss" in said
+    assert "BLEU" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--split", "train", "--beam", "2"], "leave out --beam"),
+        (["--average", "9"], "2 checkpoints to average, not 9"),
+        (["--average", "0"], "average 0"),
+        (["--beam", "0"], "beam 0"),
+    ],
+)
+def test_what_a_translation_run_cannot_do_is_refused(copy_run, capsys, words, named):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(copy_run[0]), *words])
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert named in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_gpt_is_not_asked_to_translate(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "run"), "--beam", "2", "--length-penalty", "1"])
+    assert stop.value.code == 2
+    assert "leave out --beam and --length-penalty" in capsys.readouterr().err
+
+
+def test_each_kind_of_run_names_its_command(run, copy_run, tmp_path, capsys):
+    for command, run_dir, other in (
+        ("sample", copy_run[0], "jaxformer translate"),
+        ("translate", tmp_path / "run", "jaxformer sample"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([command, str(run_dir)])
+        assert stop.value.code == 2
+        complaint = capsys.readouterr().err
+        assert f"use {other}" in complaint
+        assert complaint.count("\n") == 1
+
+
+def test_a_translation_run_is_plotted(copy_run, capsys):
+    (copy_run[0] / "curves.png").unlink(missing_ok=True)
+    main(["plot", str(copy_run[0])])
+    assert (copy_run[0] / "curves.png").is_file()
+
+
+def test_translations_keep_the_order_of_their_sources(copy_run):
+    run = load_run(copy_run[0])
+    sources = ["abca", "a", "", "bc"]
+    together = decode(run, sources, BeamConfig(beam=2))
+    assert together.pop(2) == sources.pop(2) == ""
+    assert together == [decode(run, [text], BeamConfig(beam=2))[0] for text in sources]
+
+
+def test_scores_are_those_of_the_translations(copy_run, monkeypatch):
+    known = {"a": "one two three four", "b": "five six seven eight"}
+    monkeypatch.setattr(
+        "jaxformer.run.scoring.decode", lambda run, sources, beam: [known[s] for s in sources]
+    )
+    pairs = [Pair("a", "one two three four "), Pair("b", "nine ten eleven twelve")]
+    assert score(None, pairs[:1], BeamConfig()).bleu == pytest.approx(100)
+    assert score(None, pairs, BeamConfig()).exact_match == 0.5
+    assert score(None, pairs, BeamConfig()).bleu < 60
