@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.batch import PairBatch, Specials
@@ -28,6 +28,8 @@ sizes = {
     "row_multiple": st.integers(1, 6),
     "seed": st.integers(0, 2**32 - 1),
 }
+
+few = settings(deadline=None, max_examples=60)
 
 
 def pairs_of(lengths):
@@ -72,6 +74,7 @@ def assert_equal(batch, other):
 
 
 @given(**sizes)
+@few
 def test_an_epoch_takes_every_pair_once_whole(lengths, batch_tokens, row_multiple, seed):
     batches = PairBatches(pairs_of(lengths), SPECIALS, batch_tokens, row_multiple, seed)
     for epoch in range(2):
@@ -79,6 +82,7 @@ def test_an_epoch_takes_every_pair_once_whole(lengths, batch_tokens, row_multipl
 
 
 @given(**sizes)
+@few
 def test_an_evaluation_takes_every_pair_once_from_short_to_long(
     lengths, batch_tokens, row_multiple, seed
 ):
@@ -94,6 +98,7 @@ def test_an_evaluation_takes_every_pair_once_from_short_to_long(
 
 
 @given(**sizes)
+@few
 def test_shapes_types_masks_and_budget(lengths, batch_tokens, row_multiple, seed):
     batches = PairBatches(pairs_of(lengths), SPECIALS, batch_tokens, row_multiple, seed)
     epoch = epoch_of(batches)
@@ -127,6 +132,7 @@ def test_shapes_types_masks_and_budget(lengths, batch_tokens, row_multiple, seed
 
 
 @given(**sizes)
+@few
 def test_the_padding_share_is_what_an_epoch_measures(lengths, batch_tokens, row_multiple, seed):
     batches = PairBatches(pairs_of(lengths), SPECIALS, batch_tokens, row_multiple, seed)
     for epoch in range(2):
@@ -136,6 +142,7 @@ def test_the_padding_share_is_what_an_epoch_measures(lengths, batch_tokens, row_
 
 
 @given(**sizes, step=st.integers(0, 10**6))
+@few
 def test_a_batch_depends_on_seed_and_step_alone(lengths, batch_tokens, row_multiple, seed, step):
     pairs = pairs_of(lengths)
     walked = PairBatches(pairs, SPECIALS, batch_tokens, row_multiple, seed)

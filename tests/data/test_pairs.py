@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.data.pairs import Sequences, TokenPairs
 
 ids = st.lists(st.integers(0, 2**16 - 1), max_size=6)
+
+few = settings(deadline=None, max_examples=40)
 
 
 def sequences(lists, dtype="<u2"):
@@ -15,6 +17,7 @@ def sequences(lists, dtype="<u2"):
 
 
 @given(lists=st.lists(ids, max_size=9), data=st.data())
+@few
 def test_sequences_are_lists_of_lists(lists, data):
     laid = sequences(lists)
     assert len(laid) == len(lists)
@@ -27,6 +30,7 @@ def test_sequences_are_lists_of_lists(lists, data):
 
 
 @given(lists=st.lists(ids, min_size=1, max_size=9), spare=st.integers(0, 3))
+@few
 def test_padded_rows_end_with_the_fill(lists, spare):
     shape = len(lists) + spare, max(map(len, lists)) + spare
     padded = sequences(lists).padded(shape, fill=70_000)

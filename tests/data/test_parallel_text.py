@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import TextPairsConfig
@@ -13,6 +13,8 @@ from jaxformer.data.parallel_text import PairTexts, read_text_pairs
 from jaxformer.errors import UserError
 
 PAIRS = [Pair(f"sentence {i}", f"Satz {i}") for i in range(200)]
+
+few = settings(deadline=None, max_examples=60)
 
 
 def config(folder, pairs, **changes):
@@ -80,6 +82,7 @@ def test_white_space_around_a_line_and_a_byte_order_mark_are_dropped(tmp_path):
     st.lists(st.builds(Pair, st.sampled_from("ab"), st.sampled_from("ab")), max_size=4),
     st.integers(0, 4),
 )
+@few
 def test_the_hash_tells_pairs_order_and_sides_apart(pairs, cut):
     def sha256(train, val):
         return PairTexts("x", tuple(train), tuple(val), Cleaning(0)).sha256()

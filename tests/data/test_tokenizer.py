@@ -128,6 +128,8 @@ def test_bpe_learns_frequent_pairs_only():
 
 
 @given(text=any_text)
+@example(text=" a")
+@example(text="  ")
 @few
 def test_any_sentence_comes_back(text):
     assert SENTENCES.decode(SENTENCES.encode(text)) == text
