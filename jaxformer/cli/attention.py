@@ -82,12 +82,13 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
     """The three attentions of a source and a target."""
     import numpy as np
 
-    from jaxformer.config import BeamConfig
+    from jaxformer.config import BeamConfig, TransformerConfig
     from jaxformer.decoding.beam import translate
     from jaxformer.models.pure import bind
     from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
 
     model, specials = run.config.model, run.specials
+    assert isinstance(model, TransformerConfig)
     source = readable(run.tokenizer.encode(text), model.context_length, "text")
     if target is None:
         greedy = BeamConfig(beam=1, length_penalty=0.0)

@@ -165,10 +165,14 @@ class TranslationConfig(TrainConfig):
     """Share of the target's probability that is spread over other tokens (section 5.4)."""
     batch_tokens: int = 4096
     """Source tokens, and as many target tokens, that a step holds at most, padding included."""
+    batch_size: int | None = None
+    """Pairs in a step, whatever their length, instead of as many as `batch-tokens` allow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("batch-tokens", self.batch_tokens)
+        if self.batch_size is not None:
+            require_positive("batch-size", self.batch_size)
         require_one_of("loss", self.loss, LossKind)
         require_share("label-smoothing", self.label_smoothing)
 

@@ -42,7 +42,7 @@ class PairBatches:
     Every epoch takes each pair once. Its order within the buckets and that of its batches are keyed
     by (seed, epoch). `batch_tokens` bounds the places of a side, padding included; the rows are a
     multiple of `row_multiple` (devices that share a batch times accumulation slices), which alone
-    may exceed the bound, being the least.
+    may exceed the bound, being the least. A `batch_size` gives all batches so many rows instead.
 
     Raises UserError if there are no pairs.
     """
@@ -54,9 +54,10 @@ class PairBatches:
         batch_tokens: int,
         row_multiple: int = 1,
         seed: int = 0,
+        batch_size: int | None = None,
     ):
         self._pairs, self._specials, self._seed = pairs, specials, seed
-        self._buckets, shapes = _bucketed(pairs, batch_tokens, row_multiple)
+        self._buckets, shapes = _bucketed(pairs, batch_tokens, row_multiple, batch_size)
         self._shapes = shapes
         plan = _laid_out(self._buckets, shapes)
         self.batches_per_epoch = len(plan)
@@ -83,19 +84,25 @@ class PairBatches:
         return [plan[i] for i in _shuffled(philox, len(plan))]
 
 
-def evaluation_rows(pairs: TokenPairs, batch_tokens: int, row_multiple: int = 1) -> list[Rows]:
+def evaluation_rows(
+    pairs: TokenPairs, batch_tokens: int, row_multiple: int = 1, batch_size: int | None = None
+) -> list[Rows]:
     """Batches in which every pair occurs exactly once, from short to long, shaped as in training.
 
     Raises UserError if there are no pairs.
     """
-    return _laid_out(*_bucketed(pairs, batch_tokens, row_multiple))
+    return _laid_out(*_bucketed(pairs, batch_tokens, row_multiple, batch_size))
 
 
 def evaluation_pair_batches(
-    pairs: TokenPairs, specials: Specials, batch_tokens: int, row_multiple: int = 1
+    pairs: TokenPairs,
+    specials: Specials,
+    batch_tokens: int,
+    row_multiple: int = 1,
+    batch_size: int | None = None,
 ) -> Iterator[PairBatch]:
     """The batches of `evaluation_rows`."""
-    plan = evaluation_rows(pairs, batch_tokens, row_multiple)
+    plan = evaluation_rows(pairs, batch_tokens, row_multiple, batch_size)
     return (pair_batch(pairs, rows, specials) for rows in plan)
 
 
@@ -135,7 +142,7 @@ def bucket_lengths(longest: int) -> list[int]:
 
 
 def _bucketed(
-    pairs: TokenPairs, batch_tokens: int, row_multiple: int
+    pairs: TokenPairs, batch_tokens: int, row_multiple: int, batch_size: int | None
 ) -> tuple[list[Int[np.ndarray, " members"]], list[tuple[int, int]]]:
     """Numbers of the pairs of each bucket, and the shapes of its batches."""
     if not len(pairs):
@@ -143,7 +150,8 @@ def _bucketed(
     lengths = bucket_lengths(int(pairs.lengths.max()))
     bucket_of_pair = np.searchsorted(lengths, pairs.lengths)
     buckets = [np.flatnonzero(bucket_of_pair == i) for i in range(len(lengths))]
-    rows = [batch_tokens // length // row_multiple * row_multiple for length in lengths]
+    allowed = [batch_size or batch_tokens // length for length in lengths]
+    rows = [number // row_multiple * row_multiple for number in allowed]
     return buckets, [(max(B, row_multiple), L) for B, L in zip(rows, lengths, strict=True)]
 
 

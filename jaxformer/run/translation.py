@@ -14,7 +14,7 @@ from jaxformer.models.transformer import Transformer
 from jaxformer.run.flops import transformer_flops
 from jaxformer.run.settle import settle
 from jaxformer.run.task import Method, Task, Work
-from jaxformer.sharding.mesh import batch_ways
+from jaxformer.sharding.mesh import batch_ways, check_batch_size
 from jaxformer.training.objectives import translation, translation_nats
 from jaxformer.training.optimizer import adam
 from jaxformer.training.schedule import noam
@@ -33,11 +33,22 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     specials = data.specials
     config = settle(config, specials.end + 1)
     check_lengths(data, config.model.context_length)
-    rows = math.lcm(ROWS, batch_ways(mesh) * config.accumulation)
-    batches = PairBatches(data.train, specials, config.batch_tokens, rows, config.seed)
+    rows = batch_ways(mesh) * config.accumulation
+    if config.batch_size is None:
+        rows = math.lcm(ROWS, rows)
+    else:
+        check_batch_size(config.batch_size, config.accumulation, mesh)
+    size = f"at most {config.batch_tokens:,} tokens a side"
+    if config.batch_size is not None:
+        size = f"{config.batch_size:,} pairs"
+    batches = PairBatches(
+        data.train, specials, config.batch_tokens, rows, config.seed, config.batch_size
+    )
 
     def validation() -> Iterator[PairBatch]:
-        return evaluation_pair_batches(data.val, specials, config.batch_tokens, rows)
+        return evaluation_pair_batches(
+            data.val, specials, config.batch_tokens, rows, config.batch_size
+        )
 
     def work(batch: PairBatch) -> Work:
         (rows, source_length), target_length = batch.source.shape, batch.targets.shape[1]
@@ -49,14 +60,14 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
         data=data,
         description=(
             data.description,
-            f"batches of at most {config.batch_tokens:,} tokens a side, in "
-            f"{len(batches.shapes)} shapes; {batches.padding_share:.1%} of them padding",
+            f"batches of {size}, in {len(batches.shapes)} shapes; "
+            f"{batches.padding_share:.1%} of them padding",
         ),
         batches=batches,
         validation=validation,
         work=work,
         num_shapes=len(batches.shapes),
-        row_multiple=rows,
+        row_multiple=rows if config.batch_size is None else None,
     )
 
 

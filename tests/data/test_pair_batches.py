@@ -206,3 +206,14 @@ def test_no_pairs_are_refused():
         PairBatches(pairs_of([]), SPECIALS, 64)
     with pytest.raises(UserError, match="there are no pairs"):
         evaluation_pair_batches(pairs_of([]), SPECIALS, 64)
+
+
+@given(lengths=lengths, batch_size=st.integers(1, 7), seed=sizes["seed"])
+@few
+def test_a_batch_size_gives_every_batch_so_many_rows(lengths, batch_size, seed):
+    pairs = pairs_of(lengths)
+    batches = epoch_of(PairBatches(pairs, SPECIALS, 64, seed=seed, batch_size=batch_size))
+    assert {batch.mask.shape[0] for batch in batches} == {batch_size}
+    assert sorted(contents(batches)) == sorted(expected(lengths))
+    evaluated = evaluation_pair_batches(pairs, SPECIALS, 64, batch_size=batch_size)
+    assert {batch.mask.shape[0] for batch in evaluated} == {batch_size}
