@@ -213,7 +213,7 @@ BUGS = [
         PAIRS,
     ),
     Bug(
-        "padding of the source attended to",
+        "padding of the source learned from",
         "translation",
         translation_given(
             lambda batch: batch._replace(source_valid=jnp.ones_like(batch.source_valid))
