@@ -147,3 +147,47 @@ BERT_HUGGING_FACE = (
 
 Its `cls.predictions.decoder` is the token embedding and the bias again and is left out.
 """
+
+_MARIAN_ATTENTION = (
+    ("query", "q_proj"),
+    ("key", "k_proj"),
+    ("value", "v_proj"),
+    ("out", "out_proj"),
+)
+_MARIAN_LINEARS = (
+    *(
+        (f"{stack}/blocks/*/{ours}/{part}", f"model.{stack}.layers.*.{theirs}.{their_part}")
+        for stack, ours, theirs in (
+            ("encoder", "attention", "self_attn"),
+            ("decoder", "self_attention", "self_attn"),
+            ("decoder", "cross_attention", "encoder_attn"),
+        )
+        for part, their_part in _MARIAN_ATTENTION
+    ),
+    *(
+        (f"{stack}/blocks/*/mlp/{ours}", f"model.{stack}.layers.*.{theirs}")
+        for stack in ("encoder", "decoder")
+        for ours, theirs in (("up", "fc1"), ("down", "fc2"))
+    ),
+)
+_MARIAN_NORMS = (
+    ("encoder/blocks/*/attention_norm", "model.encoder.layers.*.self_attn_layer_norm"),
+    ("encoder/blocks/*/mlp_norm", "model.encoder.layers.*.final_layer_norm"),
+    ("decoder/blocks/*/self_attention_norm", "model.decoder.layers.*.self_attn_layer_norm"),
+    ("decoder/blocks/*/cross_attention_norm", "model.decoder.layers.*.encoder_attn_layer_norm"),
+    ("decoder/blocks/*/mlp_norm", "model.decoder.layers.*.final_layer_norm"),
+)
+MARIAN_HUGGING_FACE = (
+    Row("embed/embedding", "model.shared.weight"),
+    *(
+        Row(f"{ours}/{row.jax}", f"{theirs}.{row.torch}", row.axes)
+        for rows, pairs in ((LINEAR, _MARIAN_LINEARS), (LAYER_NORM, _MARIAN_NORMS))
+        for ours, theirs in pairs
+        for row in rows
+    ),
+)
+"""Transformer of shared embeddings and post-norm, and transformers' MarianMTModel.
+
+Its sinusoids stand in halves, all sines before all cosines, so its width is in another order than
+ours: leaves that face the residual stream still have to be put into it.
+"""
