@@ -109,14 +109,15 @@ def _compare(
             )
             name = f"beam {config.beam}, penalty {config.length_penalty}"
             ours |= _values(name, case, found)
-            theirs |= _values(name, case, [_by_twin(model, case, s, config) for s in sources])
+            theirs |= _values(name, case, [by_twin(model, case, s, config) for s in sources])
     # In float32 a near tie may fall either way, and what follows it is another hypothesis.
     judged = BOUNDS["tokens", case.dtype] is not None
     bound = BOUNDS["model", case.dtype] if judged else None
     return Comparison.of(judge(ours, theirs, bound, case.dtype, "transformer"))
 
 
-def _by_twin(model: Model, case: Case, source: np.ndarray, config: BeamConfig) -> list[Any]:
+def by_twin(model: Model, case: Case, source: np.ndarray, config: BeamConfig) -> list[Any]:
+    """The twin's hypotheses of one source."""
     padding, start, end = dataclasses.astuple(model.specials)
     settings = twin_config(case.model_config), source.tolist(), padding, start, end
     return torch_beam.translate(model.twin, *settings, twin_config(config))
