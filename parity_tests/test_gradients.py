@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxformer.layers.attention import MultiHeadAttention, attention
-from jaxformer.layers.blocks import EncoderBlock
+from jaxformer.layers.blocks import DecoderBlock, EncoderBlock
 from jaxformer.layers.dropout import dropout, fold_path, keep_mask, step_key
 from jaxformer.layers.linear import affine
 from jaxformer.layers.masks import causal_mask, padding_mask
@@ -20,8 +20,10 @@ from jaxformer.layers.mlp import MLP
 from jaxformer.layers.norms import layer_norm
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.models.pure import abstract_model, bind
+from jaxformer.models.transformer import Transformer
 from jaxformer.parity.cases import TINY, Case, draw_params
 from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.transformer import transformer_case
 from jaxformer.training.loss import cross_entropy
 
 CASE = Case(dataclasses.replace(TINY, activation="gelu"))
@@ -66,6 +68,29 @@ def test_derivative_of_layer_norm():
 def test_derivative_of_modules(build):
     function, params = module(build)
     check(function, (params, normal("x", 2, 3, TINY.width)), ["rev"])
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_derivative_of_the_decoder_block(placement):
+    config = dataclasses.replace(CASE.config, norm_placement=placement)
+    graph, shapes = abstract_model(DecoderBlock, dataclasses.replace(config, dtype="float64"))
+    params = draw_params(CASE, shapes)
+    memory_mask = padding_mask(jnp.array([[True, True, True, False], [True, False, False, False]]))
+
+    def function(params, x, memory):
+        return bind(graph, params)(x, memory, causal_mask(3), memory_mask)
+
+    inputs = normal("x", 2, 3, TINY.width), normal("memory", 2, 4, TINY.width)
+    check(function, (params, *inputs), ["rev"])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_derivative_of_the_transformer(share):
+    case = transformer_case(CASE, activation="gelu", num_layers=1, share_embeddings=share)
+    graph, shapes = abstract_model(Transformer, case.model_config)
+    source, target = (jnp.asarray(case.tokens(name, 2, 3)) for name in ("source", "target"))
+    valid = jnp.array([[True, True, True], [True, False, False]])
+    check(lambda p: bind(graph, p)(source, target, valid), (draw_params(case, shapes),), ["rev"])
 
 
 def test_derivative_of_the_loss():

@@ -1,16 +1,19 @@
 """Conversion by table: from_torch inverts to_torch, and every mismatch is reported at once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.config import BERT_PRESETS, GPT_PRESETS
+from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, flat_params, init_params
+from jaxformer.models.transformer import Transformer
 from jaxformer.weights import tables
 from jaxformer.weights.convert import from_torch, to_torch
 from jaxformer.weights.tables import Row
@@ -41,6 +44,22 @@ def test_every_number_is_in_exactly_one_tensor(params, table):
 def test_berts_tables_go_there_and_back_and_hold_every_number(table):
     config = BERT_PRESETS["toy"]
     params = init_params(Bert, config, jax.random.key(0))
+    tensors = to_torch(params, table)
+    assert sum(array.size for array in tensors.values()) == config.num_parameters()
+    jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, table, params), params)
+
+
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [
+        (tables.TRANSFORMER, {}),
+        (tables.TRANSFORMER, {"share_embeddings": False, "norm_placement": "pre"}),
+        (tables.MARIAN_HUGGING_FACE, {}),
+    ],
+)
+def test_the_transformers_tables_go_there_and_back_and_hold_every_number(table, options):
+    config = dataclasses.replace(TRANSFORMER_PRESETS["toy"], **options)
+    params = init_params(Transformer, config, jax.random.key(0))
     tensors = to_torch(params, table)
     assert sum(array.size for array in tensors.values()) == config.num_parameters()
     jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, table, params), params)
