@@ -1,5 +1,6 @@
 """Recipes as a user runs them: presets as published, refusals in one line, help at once."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -7,18 +8,31 @@ import sys
 
 import pytest
 
-from train import gpt_char, gpt_stdlib
+from train import gpt_char, transformer_base, transformer_copy
 
-RECIPES = {"gpt_char": gpt_char, "gpt_stdlib": gpt_stdlib}
 TINY = [
     *("--model.width", "8", "--model.num-heads", "2", "--model.mlp-width", "8"),
     *("--model.num-layers", "1", "--model.context-length", "8", "--batch-size", "8"),
     *("--steps", "3", "--data.vocab-size", "300"),
 ]
+TINY_TRANSFORMER = [
+    *("--model.width", "8", "--model.num-heads", "2", "--model.mlp-width", "8"),
+    *("--model.num-layers", "1", "--steps", "3"),
+    *("--batch-tokens", "128", "--checkpoint.every", "2"),
+]
 FLAGS = {
     *("--preset", "--run-dir", "--steps", "--stop-after", "--batch-size", "--seed", "--resume"),
-    *("--checkpoint.every", "--mesh.data", "--mesh.fsdp", "--mesh.tensor", "--data.path"),
+    *("--checkpoint.every", "--mesh.data", "--mesh.fsdp", "--mesh.tensor"),
 }
+OWN_FLAGS = {
+    "gpt_char": {"--data.path"},
+    "gpt_stdlib": {"--data.path"},
+    "transformer_base": {"--batch-tokens", "--data.source", "--data.target", "--data.val-source"},
+    "transformer_copy": {"--batch-tokens", "--data.max-length"},
+    "transformer_numbers": {"--batch-tokens", "--data.target-language"},
+    "transformer_text": {"--batch-tokens", "--data.source", "--data.target", "--data.val-source"},
+}
+"""What each recipe's own kind of data needs; a name here is a recipe."""
 
 
 def run(module: str, *words: str) -> subprocess.CompletedProcess:
@@ -47,7 +61,7 @@ def test_char_presets_are_the_published_settings():
     assert "One setting is not the published one" in gpt_char.__doc__
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OWN_FLAGS)
 def test_help_shows_the_command_and_loads_nothing_heavy(name):
     script = (
         "import sys\n"
@@ -61,7 +75,74 @@ def test_help_shows_the_command_and_loads_nothing_heavy(name):
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert f"python -m train.{name}" in shown.stdout
-    assert set(re.findall(r"--[a-z.-]+", shown.stdout)) >= FLAGS
+    assert set(re.findall(r"--[a-z.-]+", shown.stdout)) >= FLAGS | OWN_FLAGS[name]
+
+
+def test_base_presets_are_the_published_settings():
+    base, big = transformer_base.PRESETS["base"], transformer_base.PRESETS["big"]
+    sizes = [(c.model.num_layers, c.model.width, c.model.mlp_width) for c in (base, big)]
+    assert sizes == [(6, 512, 2048), (6, 1024, 4096)]
+    assert [(c.model.num_heads, c.model.dropout_rate) for c in (base, big)] == [(8, 0.1), (16, 0.3)]
+    assert [(c.steps, c.checkpoint.keep) for c in (base, big)] == [(100_000, 5), (300_000, 20)]
+    for config in (base, big):
+        optimizer = config.optimizer
+        assert (optimizer.factor, optimizer.warmup_steps, optimizer.clip_norm) == (1.0, 4000, None)
+        assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.98, 1e-9)
+        assert (config.label_smoothing, config.loss) == (0.1, "cross_entropy")
+        assert (config.batch_tokens, config.data.vocab_size) == (25_000, 37_000)
+        assert config.model.norm_placement == "post"
+        assert config.model.share_embeddings
+
+
+def test_copy_presets_differ_in_the_task_alone():
+    copy, reverse = transformer_copy.PRESETS["copy"], transformer_copy.PRESETS["reverse"]
+    assert not copy.data.reverse
+    data = dataclasses.replace(reverse.data, reverse=False)
+    assert dataclasses.replace(reverse, data=data) == copy
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        (
+            "transformer_copy",
+            "--preset reverse --data.num-pairs 200 --data.num-val-pairs 10",
+            "of 10 held-out pairs",
+        ),
+        (
+            "transformer_numbers",
+            "--data.num-pairs 200 --data.num-val-pairs 10 --data.vocab-size 300 "
+            "--data.target-language fr",
+            "of 10 held-out pairs",
+        ),
+        (
+            "transformer_text",
+            "--data.source {source} --data.target {target} --data.vocab-size 300 "
+            "--data.val-fraction 0.1",
+            "BLEU",
+        ),
+        (
+            "transformer_base",
+            "--data.source {source} --data.target {target} --data.vocab-size 300 "
+            "--data.val-source {target} --data.val-target {source}",
+            "mean of the last 2 checkpoints: BLEU",
+        ),
+    ],
+)
+def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words, said):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    source, target = tmp_path / "source.txt", tmp_path / "target.txt"
+    source.write_text("".join(f"the number {i}\n" for i in range(60)), encoding="utf-8")
+    target.write_text("".join(f"die Zahl {i}\n" for i in range(60)), encoding="utf-8")
+    filled = words.format(source=source, target=target).split()
+    done = run(name, "--run-dir", str(tmp_path / "run"), *TINY_TRANSFORMER, *filled)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "jaxformer translate" in done.stdout
+    again = run(name, "--run-dir", str(tmp_path / "run"), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "nothing is left to do" in again.stdout
+    assert said in again.stdout
 
 
 def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkeypatch):
@@ -80,6 +161,23 @@ def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    ("name", "words", "named"),
+    [
+        ("transformer_copy", "--batch-size 9 --accumulation 2", "batch-size 9"),
+        ("transformer_copy", "--data.max-length 80", "more than model.context-length"),
+        ("transformer_numbers", "--data.target-language xx", "xx"),
+        ("transformer_text", "", "--data.source"),
+        ("transformer_text", "--data.source {text}", "--data.target"),
+        ("transformer_text", "--data.source {text} --data.target missing.txt", "missing.txt"),
+        ("transformer_base", "--preset small", "--preset small"),
+        ("transformer_base", "--data.source {text} --data.target {empty}", "empty.txt"),
+    ],
+)
+def test_bad_input_of_a_transformer_ends_with_one_line(tmp_path, monkeypatch, name, words, named):
+    refused(tmp_path, monkeypatch, name, words, named)
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         ("", "--data.path"),
@@ -95,11 +193,16 @@ def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkey
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, named):
+    refused(tmp_path, monkeypatch, "gpt_char", words, named)
+
+
+def refused(tmp_path, monkeypatch, name, words, named):
+    """One line on standard error that names the fault, exit status 2, nothing written."""
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "empty.txt").touch()
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 40)
     filled = words.format(empty=tmp_path / "empty.txt", text=tmp_path / "text.txt").split()
-    done = run("gpt_char", "--run-dir", str(tmp_path / "run"), *filled)
+    done = run(name, "--run-dir", str(tmp_path / "run"), *filled)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert named in done.stderr
