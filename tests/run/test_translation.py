@@ -134,19 +134,20 @@ def test_the_speed_is_that_of_the_targets_of_each_batch(tmp_path):
 
 
 def test_eight_devices_equal_one(tmp_path):
-    one = losses_on_one_device()
+    config = dataclasses.replace(CONFIG, steps=10)
+    one = losses_on_one_device(config)
     for name, mesh in (("data", MeshConfig(data=8)), ("mixed", MeshConfig(fsdp=2, tensor=2))):
-        train(dataclasses.replace(CONFIG, mesh=mesh), RunOptions(run_dir=tmp_path / name))
+        train(dataclasses.replace(config, mesh=mesh), RunOptions(run_dir=tmp_path / name))
         ours = [row[2] for row in losses(tmp_path / name) if row[1] == "train"]
         np.testing.assert_allclose(ours, one, atol=2e-6, rtol=0)
 
 
-def losses_on_one_device() -> np.ndarray:
+def losses_on_one_device(config: CopyTranslationConfig) -> np.ndarray:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    task = translation_task(CONFIG, mesh)
+    task = translation_task(config, mesh)
     program = build(task.method, mesh)
     state, found = program.fresh_state(), []
-    for step in range(CONFIG.steps):
+    for step in range(config.steps):
         batch = jax.device_put(task.batches[step], program.rows)
         state, metrics = program.train_step(state, batch)
         found.append(float(metrics.loss))
