@@ -12,10 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(300))
-TINY = (
-    "--model.width 8 --model.num-heads 2 --model.mlp-width 8 --model.num-layers 1 "
-    "--model.context-length 32 --batch-size 8 --data.vocab-size 300 --steps 4"
-)
+SIZES = "--model.width 8 --model.num-heads 2 --model.mlp-width 8 --model.num-layers 1 --steps 4 "
+TINY = SIZES + "--batch-size 8 --model.context-length 32 --data.vocab-size 300"
+TINY_PAIRS = SIZES + "--batch-size 64 --data.num-pairs 300 --data.num-val-pairs 20"
 
 
 def blocks(language: str) -> list[str]:
@@ -34,11 +33,12 @@ def small(command: str) -> list[str]:
         for flag in ("--steps", "--stop-after"):
             if flag in words:
                 words[words.index(flag) + 1] = {"--steps": "4", "--stop-after": "2"}[flag]
-        tiny = shlex.split(TINY)
+        of_pairs = words[2].startswith("train.transformer")
+        tiny = shlex.split(TINY_PAIRS if of_pairs else TINY)
         given = {word for word in words if word.startswith("--")}
         pairs = zip(tiny[::2], tiny[1::2], strict=True)
         words += [word for pair in pairs if pair[0] not in given for word in pair]
-        if "--data.path" not in words:
+        if "--data.path" not in words and not of_pairs:
             words += ["--data.path", "my_texts/"]
     executables = {"python": [sys.executable], "jaxformer": [sys.executable, "-m", "jaxformer"]}
     return executables[words[0]] + words[1:]
@@ -79,8 +79,15 @@ def test_every_command_runs(tmp_path):
     for command in [demo, *commands()]:
         if command.startswith(("make", ". ")):
             continue
+        echoed, _, command = command.rpartition(" | ")
+        text = " ".join(shlex.split(echoed)[1:]) + "\n"
         done = subprocess.run(
-            small(command), cwd=tmp_path, env=environment, capture_output=True, text=True
+            small(command),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            input=text,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stderr == "", command
