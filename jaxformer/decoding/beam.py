@@ -331,11 +331,10 @@ def translate_uncached(
     """What `translate` means, without a cache: whole targets through the model at every step."""
     rows = checked(sources, config, specials)
     source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
-    longest_B = jnp.asarray(max_length_B)
-    beams = first_beams([], beam.beam, length, specials, longest_B, config.dtype)
+    beams = first_beams([], beam.beam, length, specials, max_length_B, config.dtype)
     while lives(beams):
         logits_BWV = logits_at(graph, params, source_BM, valid_BM, beams.tokens, beams.step)
-        beams = advance(beams, logits_BWV, specials, longest_B, beam.length_penalty)
+        beams = advance(beams, logits_BWV, specials, max_length_B, beam.length_penalty)
     return collected(beams, len(rows), specials, beam)
 
 

@@ -7,8 +7,9 @@ compiled.
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxformer.batch import Specials
 from jaxformer.config import TransformerConfig
@@ -19,7 +20,7 @@ LEAST = 8  # shorter sources gain nothing by a shape of their own
 
 def padded(
     sources: list[np.ndarray], config: TransformerConfig, specials: Specials, extra_length: int
-) -> tuple[Int[np.ndarray, "B M"], Bool[np.ndarray, "B M"], Int[np.ndarray, " B"], int]:
+) -> tuple[Int[Array, "B M"], Bool[Array, "B M"], Int[Array, " B"], int]:
     """Sources in a batch of powers of two, which tokens are some, each sentence's max_length (0 for
     rows that pad the batch), and the longest there can be in such a batch."""
     T = config.context_length
@@ -30,7 +31,8 @@ def padded(
         source_BM[row, : len(source)] = source
         valid_BM[row, : len(source)] = True
         max_length_B[row] = min(len(source) + extra_length, T)
-    return source_BM, valid_BM, max_length_B, min(M + extra_length, T)
+    longest = min(M + extra_length, T)
+    return jnp.asarray(source_BM), jnp.asarray(valid_BM), jnp.asarray(max_length_B), longest
 
 
 def bucket(number: int) -> int:
