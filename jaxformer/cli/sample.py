@@ -54,7 +54,7 @@ class TextStream:
     """The text of one row from its tokens, up to the stop string; the prompt's is never cut."""
 
     def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]):
-        from jaxformer.data.tokenizer import StreamDecoder
+        from jaxformer.data.stream import StreamDecoder
 
         self._vocab_size = tokenizer.vocab_size
         self._decoder = StreamDecoder(tokenizer)

@@ -116,7 +116,7 @@ def translations(
         arguments.batch,
     )
     for index, hypotheses in found:
-        texts = [text_of(run, hypothesis) for hypothesis in hypotheses]
+        texts = [one_line(run, hypothesis) for hypothesis in hypotheses]
         if arguments.search.n_best > 1:
             texts = [
                 f"{numbers[index]}\t{hypothesis.score:.6f}\t{text}"
@@ -125,10 +125,9 @@ def translations(
         yield numbers[index], "\n".join(texts)
 
 
-def text_of(run: "Run", hypothesis: "Hypothesis") -> str:
-    """Text of a translation on one line, without tokens that only a padded vocabulary has."""
-    tokens = hypothesis.tokens[hypothesis.tokens < run.tokenizer.vocab_size]
-    return " ".join(run.tokenizer.decode(tokens).splitlines()).strip()
+def one_line(run: "Run", hypothesis: "Hypothesis") -> str:
+    """Text of a translation, on one line whatever the model has put into it."""
+    return " ".join(run.text_of(hypothesis.tokens).splitlines()).strip()
 
 
 def in_order(blocks: Iterable[tuple[int, str]], first: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
 
@@ -47,6 +48,10 @@ class Run:
     def specials(self) -> Specials:
         """The tokens of a translation run that stand for no text."""
         return specials_of(self.tokenizer)
+
+    def text_of(self, tokens: np.ndarray) -> str:
+        """Text of a translation's tokens, without those that only a padded vocabulary has."""
+        return self.tokenizer.decode(tokens[tokens < self.tokenizer.vocab_size])
 
 
 def load_run(

@@ -67,8 +67,7 @@ def decode(run: Run, sources: Sequence[str], beam: BeamConfig) -> list[str]:
         run.graph, run.params, run.config.model, list(rows.values()), run.specials, beam
     )
     for done, (index, (first, *_)) in enumerate(best, start=1):
-        known = first.tokens[first.tokens < run.tokenizer.vocab_size]  # a padded V has more
-        translations[places[index]] = run.tokenizer.decode(known)
+        translations[places[index]] = run.text_of(first.tokens)
         show(done)
     return translations
 

@@ -185,7 +185,7 @@ def test_a_translation_is_one_line_whatever_it_holds(run):
     tab, newline, a, b = loaded.tokenizer.encode("\t\nab")
     known = np.array([a, newline, b, tab, a, newline])
     assert (
-        command.text_of(
+        command.one_line(
             loaded,
             by_hand(run, ["a"], BeamConfig())[1][0][0]._replace(
                 tokens=np.append(known, loaded.specials.end + 1)

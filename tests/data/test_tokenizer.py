@@ -15,58 +15,25 @@ from jaxformer.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
-    StreamDecoder,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
 )
 from jaxformer.errors import UserError
+from tests.tokenizers_of_all_kinds import (
+    ALL_KINDS,
+    ALPHABET,
+    BPE,
+    KINDS,
+    SENTENCES,
+    TEXTS,
+    fallback_tokenizer,
+)
 
-ALPHABET = "ab \n\t'sé\u00a0€漢😀\U0001f1e9\ufffd\x00"
-TEXTS = ["the cat sat on the mat\n", "naïve café 漢字 😀\n", "we're the cat's\n"]
-BPE = BPETokenizer.train(TEXTS * 3, 300)
-SENTENCES = BPETokenizer.train_on_sentences(TEXTS * 3, 300)
 SPACES = BPETokenizer.train(["a \n\n \n  b\n \n'a\n\n"] * 9, 300)
-KINDS = {"bytes": ByteTokenizer(), "characters": CharTokenizer.from_texts([ALPHABET]), "bpe": BPE}
 
 any_text = st.text(max_size=60) | st.text(alphabet=ALPHABET, max_size=60)
 few = settings(deadline=None, max_examples=60)
-
-
-def fallback_tokenizer() -> BPETokenizer:
-    """Sentence-piece rules as in Llama: a word sign, bytes for what is unknown."""
-    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
-    model = tokenizers.models.BPE(
-        {token: i for i, token in enumerate(tokens)}, [("▁", "a")], byte_fallback=True
-    )
-    library = tokenizers.Tokenizer(model)
-    library.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
-    )
-    library.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("▁", " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return BPETokenizer(library)
-
-
-def gappy_tokenizer() -> BPETokenizer:
-    """Bytes whose ids are multiples of eight; those between mean nothing."""
-    rules = json.loads(BPETokenizer.train([""], 256).to_json())
-    rules["model"]["vocab"] = {token: 8 * i for token, i in rules["model"]["vocab"].items()}
-    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(rules)))
-
-
-STREAMED = {
-    **KINDS,
-    "sentences": SENTENCES,
-    "fallback": fallback_tokenizer(),
-    "gappy": gappy_tokenizer(),
-}
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -144,14 +111,14 @@ def test_a_sentence_begins_like_a_word_within():
         BPETokenizer.train_on_sentences(TEXTS, 255)
 
 
-@pytest.mark.parametrize("kind", STREAMED)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_each_of_many_texts_is_encoded_as_alone(kind, monkeypatch):
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
     texts = ["a", "", "ab a", "b"]
-    each = list(STREAMED[kind].encode_each(texts))
-    assert [ids.tolist() for ids in each] == [STREAMED[kind].encode(t).tolist() for t in texts]
+    each = list(ALL_KINDS[kind].encode_each(texts))
+    assert [ids.tolist() for ids in each] == [ALL_KINDS[kind].encode(t).tolist() for t in texts]
     with pytest.raises(UserError, match=r"ud800.* at position 1"):
-        list(STREAMED[kind].encode_each(["a", "a\ud800"]))
+        list(ALL_KINDS[kind].encode_each(["a", "a\ud800"]))
 
 
 def test_bpe_training_is_the_same_in_every_process():
@@ -283,70 +250,6 @@ def test_the_kinds_a_config_may_ask_for(tmp_path):
     assert make_tokenizer(path, (), 0).fingerprint == BPE.fingerprint
     with pytest.raises(UserError, match="choose bytes, characters, bpe or the path"):
         make_tokenizer("byte", (), 0)
-
-
-def stream(tokenizer, ids):
-    decoder = StreamDecoder(tokenizer)
-    return [decoder.feed(i) for i in ids] + [decoder.flush()]
-
-
-def test_unused_ids_have_no_text():
-    tokenizer = STREAMED["gappy"]
-    assert tokenizer.vocab_size == 8 * 255 + 1
-    (letter,) = tokenizer.encode("a")
-    assert tokenizer.decode([letter, letter + 1, letter]) == "aa"
-
-
-@given(data=st.data())
-@settings(deadline=None, max_examples=200)
-def test_a_stream_with_many_unused_ids_decodes_like_the_whole(data):
-    tokenizer = STREAMED["gappy"]
-    units = st.sampled_from([*tokenizer.encode("😀").tolist(), *[1] * 12])
-    ids = data.draw(st.lists(units, min_size=30, max_size=90))
-    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("kind", STREAMED)
-@given(data=st.data())
-@settings(deadline=None, max_examples=150)
-def test_a_stream_of_any_ids_decodes_like_the_whole(kind, data):
-    tokenizer = STREAMED[kind]
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=120))
-    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("kind", ["bytes", "bpe", "fallback"])
-@given(text=st.text(alphabet="a漢😀", max_size=40), cut=st.integers(0, 4), stray=st.integers(0, 3))
-@settings(deadline=None, max_examples=100)
-def test_a_stream_may_begin_and_end_inside_a_character(kind, text, cut, stray):
-    tokenizer = STREAMED[kind]
-    ids = tokenizer.encode("😀" * 12 + text)[stray:]
-    ids = ids[: len(ids) - cut]
-    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-def test_a_stream_emits_a_character_when_its_last_byte_comes():
-    assert stream(ByteTokenizer(), "a€b".encode()) == ["a", "", "", "€", "b", ""]
-    assert stream(ByteTokenizer(), b"a\xe2\x82") == ["a", "", "", "\ufffd"]
-
-
-def test_a_flushed_decoder_starts_anew():
-    decoder = StreamDecoder(ByteTokenizer())
-    assert decoder.feed(0xE2) + decoder.flush() + decoder.feed(0x61) == "\ufffda"
-
-
-@pytest.mark.parametrize("ids", [[0x61], list("😀".encode()), [0x80], [0xF0]])
-def test_a_long_stream_decodes_short_tails(ids, monkeypatch):
-    decoded = []
-    whole = ByteTokenizer.decode
-
-    def decode(self, window):
-        decoded.append(len(window))
-        return whole(self, window)
-
-    monkeypatch.setattr(ByteTokenizer, "decode", decode)
-    stream(ByteTokenizer(), ids * 500)
-    assert max(decoded) <= 2 * StreamDecoder.KEEP + 1
 
 
 def test_bytes_and_characters_are_json_objects_that_name_their_kind():
