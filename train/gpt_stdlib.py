@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     from jaxformer.run.summary import bits_per_byte, summarise
 
     outcome = train(config, options)
-    if outcome.evaluation is not None and outcome.step == config.steps:
+    if outcome.evaluation is not None and outcome.finished:
         corpus = read_corpus(config.data)
         print(compare(bits_per_byte(outcome), corpus.text("train"), corpus.text("val")))
     print(summarise(outcome, options.run_dir))

@@ -27,13 +27,15 @@ PROG = "python -m train.transformer_text"
 
 PRESETS = {
     "small": TextTranslationConfig(
-        model=dataclasses.replace(TRANSFORMER_PRESETS["small"], vocab_size=0),
-        data=TextPairsConfig(vocab_size=8000),
-        optimizer=NoamConfig(factor=1.0, warmup_steps=1000),
-        checkpoint=CheckpointConfig(every=500),
+        model=dataclasses.replace(
+            TRANSFORMER_PRESETS["small"], vocab_size=0, mlp_width=512, dropout_rate=0.2
+        ),
+        data=TextPairsConfig(vocab_size=6000),
+        optimizer=NoamConfig(factor=0.5, warmup_steps=800),
+        checkpoint=CheckpointConfig(every=250, keep=5),
         batch_tokens=2048,
-        steps=5000,
-        eval_every=500,
+        steps=4500,
+        eval_every=250,
     ),
     "base": TextTranslationConfig(
         model=dataclasses.replace(TRANSFORMER_PRESETS["base"], vocab_size=0),
@@ -55,13 +57,14 @@ def main(argv: list[str]) -> int:
             "no pairs to learn from: name two files with --data.source FILE --data.target FILE"
         )
     from jaxformer.run.loop import train
-    from jaxformer.run.summary import examples, score_held_out, summarise
+    from jaxformer.run.summary import examples, num_checkpoints, score_held_out, summarise
 
     outcome = train(config, options)
     if outcome.finished:
-        scores = score_held_out(outcome, options.run_dir, BeamConfig())
+        average = min(config.checkpoint.keep, num_checkpoints(options.run_dir))
+        scores = score_held_out(outcome, options.run_dir, BeamConfig(), average)
         print(*examples(outcome.data.val_texts, scores, 3), sep="\n")
-        print(scores.bleu_line())
+        print(f"mean of the last {average} checkpoints: {scores.bleu_line()}")
     print(summarise(outcome, options.run_dir))
     return outcome.exit_status
 

@@ -72,7 +72,7 @@ def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
     from jaxformer.models.pure import bind
     from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
 
-    tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "text")
+    tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "--text")
     weights = attention_weights(bind(run.graph, run.params), tokens[None])
     words = labels(run.tokenizer, tokens)
     return [Stack("text attends to text", layers_of(weights, "blocks/*/attention"), words, words)]
@@ -89,15 +89,17 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)
-    source = readable(run.tokenizer.encode(text), model.context_length, "text")
+    source = readable(run.tokenizer.encode(text), model.context_length, "--text")
+    name = "--target"
     if target is None:
+        name = "the model's own translation, without --target,"
         greedy = BeamConfig(beam=1, length_penalty=0.0)
         [[best]] = translate(run.graph, run.params, model, [source], specials, greedy)
         produced = np.asarray(best.tokens, np.int32)
     else:
         produced = run.tokenizer.encode(target)
     read = np.concatenate([[specials.start], produced]).astype(np.int32)
-    read = readable(read, model.context_length, "target")
+    read = readable(read, model.context_length, name)
     weights = attention_weights(bind(run.graph, run.params), source[None], read[None])
     sources, targets = labels(run.tokenizer, source), labels(run.tokenizer, read)
     return [
@@ -115,14 +117,19 @@ def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarra
     longest = min(LONGEST, context_length)
     if not 0 < len(tokens) <= longest:
         raise UserError(
-            f"--{name} has {len(tokens)} tokens, the picture holds 1 to {longest}: give another one"
+            f"{name} has {len(tokens)} tokens, the picture holds 1 to {longest}: give another one"
         )
     return tokens
 
 
 def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
     """Each token's text, blanks made visible; tokens that stand for no text are signs."""
+    known = [token for token in tokens.tolist() if token < tokenizer.vocab_size]
+    # Behind another token: some tokenizers drop the blank before a text's first word.
+    before = tokenizer.decode(known[:1])
     return [
-        tokenizer.decode([token]).translate(SHOWN) if token < tokenizer.vocab_size else "<s>"
+        tokenizer.decode([known[0], token])[len(before) :].translate(SHOWN)
+        if token < tokenizer.vocab_size
+        else "<s>"
         for token in tokens.tolist()
     ]

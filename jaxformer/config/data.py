@@ -118,6 +118,10 @@ class CopyConfig:
     def __post_init__(self) -> None:
         for name in ("num_symbols", "max_length", "num_pairs", "num_val_pairs"):
             require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
+        if self.max_length > 1000:
+            raise UserError(
+                f"data.max-length {self.max_length} is too long a string: choose at most 1000"
+            )
         if self.num_symbols > NUM_LETTERS:
             raise UserError(
                 f"data.num-symbols {self.num_symbols} is too large: "

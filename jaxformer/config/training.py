@@ -164,7 +164,8 @@ class TranslationConfig(TrainConfig):
     label_smoothing: float = 0.1
     """Share of the target's probability that is spread over other tokens (section 5.4)."""
     batch_tokens: int = 4096
-    """Source tokens, and as many target tokens, that a step holds at most, padding included."""
+    """Source tokens, and as many target tokens, that a step holds at most, padding included; but
+    never fewer than 8 pairs."""
     batch_size: int | None = None
     """Pairs in a step, whatever their length, instead of as many as `batch-tokens` allow."""
 

@@ -16,15 +16,15 @@ from jaxformer.data.pairs import Pair
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
-    """Training pairs before cleaning, and how many of them were dropped for what."""
+    """Pairs before cleaning, and how many of them were dropped for what."""
 
     num_pairs: int
     empty: int = 0
     """A side has no text."""
-    repeated: int = 0
-    """The very pair, both sides equal, came before."""
     held_out: int = 0
     """The very pair is among the validation pairs."""
+    repeated: int = 0
+    """The very pair, both sides equal, came before."""
     too_long: int = 0
     """A side has too many tokens."""
     unequal: int = 0
@@ -37,13 +37,13 @@ class Cleaning:
     def __str__(self) -> str:
         counts = {
             "empty": self.empty,
-            "repeated": self.repeated,
             "also in validation": self.held_out,
+            "repeated": self.repeated,
             "too long": self.too_long,
             "too unequal": self.unequal,
         }
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
-        return f"{self.num_dropped:,} of {self.num_pairs:,} training pairs dropped" + (
+        return f"{self.num_dropped:,} of {self.num_pairs:,} pairs dropped" + (
             f" ({reasons})" if reasons else ""
         )
 

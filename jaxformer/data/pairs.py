@@ -103,7 +103,3 @@ class TokenPairs:
     def take(self, rows: Int[np.ndarray, " B"]) -> "TokenPairs":
         """The pairs of the given numbers, copied, in that order."""
         return TokenPairs(self.sources.take(rows), self.targets.take(rows))
-
-    def fitting(self, context_length: int) -> Int[np.ndarray, " fit"]:
-        """Numbers of the pairs that a model with so many positions can take, in order."""
-        return np.flatnonzero(self.lengths <= context_length)

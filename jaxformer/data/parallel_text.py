@@ -61,7 +61,7 @@ def read_text_pairs(data: TextPairsConfig) -> PairTexts:
         val = [pair for pair, held_out in zip(pairs, is_held_out, strict=True) if held_out]
         train = [pair for pair, held_out in zip(pairs, is_held_out, strict=True) if not held_out]
     for side, chosen in (("training", train), ("validation", val)):
-        if not chosen:
+        if not any(all(pair) for pair in chosen):
             raise UserError(
                 f"data.source {data.source} leaves no {side} pairs: give more lines, another "
                 "data.val-fraction, or data.val-source and data.val-target"

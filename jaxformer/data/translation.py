@@ -44,7 +44,7 @@ from jaxformer.data.tokenizer import (
 from jaxformer.errors import UserError
 
 PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
-FORMAT = 1  # of a preparation; raise it when the same settings would give other files
+FORMAT = 2  # of a preparation; raise it when the same settings would give other files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PreparedPairs:
     """The same of the validation targets: bits per byte = nats per token / ln 2 * tokens / bytes,
     an end token counted with every target."""
     cleaning: Cleaning
-    """What was dropped from the training pairs; from the validation pairs nothing is."""
+    """What was dropped; from validation files that were given nothing is."""
     fingerprint: str
     """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
     description: str
@@ -143,15 +143,21 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     directory.mkdir()
     save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
     tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
-    train, cleaning = _cleaned(_encoded(texts.train, tokenizer), texts.cleaning, _limits(data))
-    if not len(train):
+    train, val = (_encoded(pairs, tokenizer) for pairs in (texts.train, texts.val))
+    train, cleaning, _ = _cleaned(train, texts.cleaning, _limits(data))
+    val_dropped: list[int] = []
+    if not _has_val_files(data):
+        val, cleaning, val_dropped = _cleaned(val, cleaning, _limits(data))
+    if not (len(train) and len(val)):
         raise UserError(
-            f"{texts.name}: {cleaning}, so none is left: raise data.max-tokens or data.max-ratio"
+            f"{texts.name}: {cleaning}, so none is left to learn from or to validate on: raise "
+            "data.max-tokens or data.max-ratio"
         )
-    for side, pairs in (("train", train), ("val", _encoded(texts.val, tokenizer))):
+    for side, pairs in (("train", train), ("val", val)):
         pairs.sources.save(directory / f"{side}.source")
         pairs.targets.save(directory / f"{side}.target")
-    manifest.write(directory, {"cleaning": dataclasses.asdict(cleaning)})
+    content = {"cleaning": dataclasses.asdict(cleaning), "val_dropped": val_dropped}
+    manifest.write(directory, content)
 
 
 def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
@@ -164,12 +170,20 @@ def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
 
 def _cleaned(
     pairs: TokenPairs, cleaning: Cleaning, limits: tuple[float, float]
-) -> tuple[TokenPairs, Cleaning]:
+) -> tuple[TokenPairs, Cleaning, list[int]]:
+    """The pairs within the limits, the counts with those that are not, and the numbers of these."""
     too_long, unequal = length_faults(pairs.sources.lengths, pairs.targets.lengths, *limits)
     cleaning = dataclasses.replace(
-        cleaning, too_long=int(too_long.sum()), unequal=int(unequal.sum())
+        cleaning,
+        too_long=cleaning.too_long + int(too_long.sum()),
+        unequal=cleaning.unequal + int(unequal.sum()),
     )
-    return pairs.take(np.flatnonzero(~too_long & ~unequal)), cleaning
+    dropped = too_long | unequal
+    return pairs.take(np.flatnonzero(~dropped)), cleaning, np.flatnonzero(dropped).tolist()
+
+
+def _has_val_files(data: PairsConfig) -> bool:
+    return isinstance(data, TextPairsConfig) and data.val_source is not None
 
 
 def _open(
@@ -177,9 +191,11 @@ def _open(
 ) -> PreparedPairs | None:
     """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
-        cleaning = Cleaning(**manifest.verify(directory)["cleaning"])
+        content = manifest.verify(directory)
     except manifest.DamagedError:
         return None
+    cleaning, dropped = Cleaning(**content["cleaning"]), set(content["val_dropped"])
+    val_texts = tuple(pair for i, pair in enumerate(texts.val) if i not in dropped)
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     train, val = (
         TokenPairs(
@@ -193,9 +209,9 @@ def _open(
         tokenizer=tokenizer,
         train=train,
         val=val,
-        val_texts=texts.val,
+        val_texts=val_texts,
         num_bytes=texts.num_bytes(),
-        val_bytes=sum(len(pair.target.encode()) for pair in texts.val),
+        val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         cleaning=cleaning,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(

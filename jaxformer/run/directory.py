@@ -79,7 +79,11 @@ def locked(directory: Path) -> Iterator[None]:
 def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on from a checkpoint of other data or other random keys."""
     for name, advice in (
-        ("data", "the text or its tokenizer has changed: restore it, or start a new run"),
+        (
+            "data",
+            "the text or its tokenizer has changed (made-up numbers do with num2words and babel): "
+            "restore it, or start a new run",
+        ),
         ("rows", "the batches would be others: use a mesh of as many devices"),
         ("keys", "random keys are made differently here: use the jax version it was started with"),
     ):

@@ -118,7 +118,10 @@ def _read_average(
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
     newest = checkpoint.read_metadata(checkpoints, step)
     steps, skipped = [newest.step], list(newest.skipped)
+    # Beyond the newest that are kept there may be the best of old, which is far from them.
+    made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
     older = [other for other in checkpoint.steps(checkpoints) if other < newest.step]
+    older = older[len(older) - min(len(older), made_with.checkpoint.keep - 1) :]
     while older and len(steps) < count:
         try:
             steps.append(checkpoint.read_metadata(checkpoints, older.pop()).step)

@@ -52,8 +52,8 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether the whole schedule is done."""
-        return self.step >= self.config.steps
+        """Whether the whole schedule is done, and nobody asked for an early end."""
+        return self.step >= self.config.steps and self.exit_status == 0
 
 
 def train(config: RunConfig, options: RunOptions) -> Outcome:

@@ -18,8 +18,8 @@ from jaxformer.errors import UserError
 def average(params_list: Iterable[PyTree[Array]]) -> PyTree[Array]:
     """The mean of parameters of one structure, leaf by leaf, in the types they have.
 
-    Formed as mean += (params - mean) / k in float32 or wider. An iterator that reads one set when
-    it is asked for it never has more than two in memory, the mean among them.
+    Formed as mean += (params - mean) / k in float32 or wider. Of an iterator that reads one set
+    when it is asked for it, no more than one is held beside the mean.
 
     Raises:
         UserError: there is nothing to average.

@@ -20,6 +20,7 @@ from jaxformer.run.config_io import config_to_json
 from jaxformer.run.kinds import make_method
 from jaxformer.run.load import load_run
 from jaxformer.training.step import init_state
+from tests.tokenizers_of_all_kinds import SENTENCES
 
 SIZES = {"context_length": 16, "width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1}
 ALPHABET = " abcdefgh"
@@ -86,6 +87,13 @@ def test_the_decoder_reads_the_start_and_then_the_target(translation):
         (1, 2, 6, 6),
         (1, 2, 6, 3),
     ]
+
+
+def test_a_label_shows_the_blank_before_a_word_wherever_the_word_stands():
+    tokens = SENTENCES.encode("the cat the cat\n")
+    words = attention.labels(SENTENCES, tokens)
+    assert "".join(words) == "␣the␣cat␣the␣cat⏎"
+    assert words[: len(words) // 2] == words[len(words) // 2 : -1]
 
 
 def test_refuses_in_one_line(gpt, translation, capsys, tmp_path):

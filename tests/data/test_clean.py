@@ -50,10 +50,10 @@ def test_a_side_without_tokens_is_unequal_to_any_other():
 
 
 def test_the_line_names_only_what_happened():
-    assert str(Cleaning(1200)) == "0 of 1,200 training pairs dropped"
+    assert str(Cleaning(1200)) == "0 of 1,200 pairs dropped"
     line = str(Cleaning(1200, empty=1, repeated=2, held_out=3, too_long=4, unequal=5))
     assert line == (
-        "15 of 1,200 training pairs dropped "
-        "(1 empty, 2 repeated, 3 also in validation, 4 too long, 5 too unequal)"
+        "15 of 1,200 pairs dropped "
+        "(1 empty, 3 also in validation, 2 repeated, 4 too long, 5 too unequal)"
     )
     assert "empty" not in str(Cleaning(5, repeated=2))

@@ -54,10 +54,8 @@ def test_saved_and_loaded_they_are_the_same(lists, tmp_path):
 def test_pairs_take_places_for_the_start_token_too():
     pairs = TokenPairs(sequences([[1, 2, 3], [4], []]), sequences([[5], [6, 7, 8], []]))
     assert len(pairs) == 3
-    assert (pairs.source(1).tolist(), pairs.target(1).tolist()) == ([4], [6, 7, 8])
     assert pairs.lengths.tolist() == [3, 4, 1]
-    assert pairs.fitting(3).tolist() == [0, 2]
     taken = pairs.take(np.array([1]))
-    assert (taken.source(0).tolist(), taken.target(0).tolist()) == ([4], [6, 7, 8])
+    assert (taken.sources[0].tolist(), taken.targets[0].tolist()) == ([4], [6, 7, 8])
     with pytest.raises(IndexError):
-        pairs.source(-1)
+        pairs.sources[-1]

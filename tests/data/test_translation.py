@@ -36,7 +36,7 @@ def text_pairs(folder, pairs=PAIRS, **changes):
 def decoded(prepared, side):
     pairs, tokenizer = getattr(prepared, side), prepared.tokenizer
     return tuple(
-        Pair(tokenizer.decode(pairs.source(i)), tokenizer.decode(pairs.target(i)))
+        Pair(tokenizer.decode(pairs.sources[i]), tokenizer.decode(pairs.targets[i]))
         for i in range(len(pairs))
     )
 
@@ -137,7 +137,9 @@ def test_only_training_pairs_are_dropped_and_it_is_said(tmp_path, cache):
 
 
 def test_nothing_left_to_learn_from_is_refused(tmp_path, cache):
-    with pytest.raises(UserError, match=r"none is left: raise data\.max-tokens") as caught:
+    with pytest.raises(
+        UserError, match=r"none is left to learn from or to validate on: raise data\.max-tokens"
+    ) as caught:
         prepare_pairs(text_pairs(tmp_path, max_tokens=1), cache)
     assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
@@ -194,3 +196,16 @@ def test_the_manifest_holds_what_was_dropped(tmp_path, cache):
     [directory] = cache.iterdir()
     line = (directory / "manifest.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["cleaning"]["repeated"] == len(PAIRS)
+
+
+def test_pairs_set_aside_are_cleaned_by_length_and_given_ones_are_not(tmp_path, cache):
+    data = text_pairs(tmp_path, val_fraction=0.3)
+    longest = max(prepare_pairs(data, cache).val.lengths)
+    shorter = prepare_pairs(dataclasses.replace(data, max_tokens=int(longest) - 2), cache)
+    assert 0 < len(shorter.val) == len(shorter.val_texts) < len(prepare_pairs(data, cache).val)
+    assert shorter.val.sources.lengths.max() <= longest - 2
+    assert decoded(shorter, "val") == shorter.val_texts
+    long = tmp_path / "long.txt"
+    long.write_text("cat " * 50 + "\n")
+    given = dataclasses.replace(data, val_source=long, val_target=long, max_tokens=20)
+    assert len(prepare_pairs(given, cache).val) == 1

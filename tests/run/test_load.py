@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer.checkpoint import CheckpointWriter
-from jaxformer.config import GPTConfig, LanguageConfig
+from jaxformer.config import CheckpointConfig, GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
@@ -25,14 +25,17 @@ MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_wi
 
 
 def save_run(path, config, tokenizer, steps=(1,)):
-    """A run with a checkpoint at each step, its parameters drawn from the step's number."""
+    """A run with a checkpoint at each step, its parameters drawn from the step's number.
+
+    The validation loss is the step's number too: the first checkpoint is the best and stays.
+    """
     directory.fill_run_dir(config, path, tokenizer)
     optimizer = adamw(config.optimizer, config.steps)
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=4) as writer:
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer:
         for step in steps:
             params = init_params(GPT, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
-            writer.save(step, init_state(params, optimizer), metadata)
+            writer.save(step, init_state(params, optimizer), metadata, val_loss=step)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run_dir, capsys):
 def of_four(tmp_path_factory):
     """A run of four checkpoints, not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    save_run(path, LanguageConfig(model=MODEL), ByteTokenizer(), steps=(1, 2, 3, 4))
+    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=4))
+    save_run(path, config, ByteTokenizer(), steps=(1, 2, 3, 4))
     return path
 
 
@@ -177,3 +181,13 @@ def test_a_tokenizer_smaller_than_the_model_is_fine(tmp_path):
     model = dataclasses.replace(MODEL, vocab_size=10)
     save_run(tmp_path / "run", LanguageConfig(model=model), CharTokenizer("abc"))
     assert load_run(tmp_path / "run").tokenizer.vocab_size == 3
+
+
+def test_the_best_of_old_is_not_one_of_the_newest(tmp_path):
+    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=2))
+    save_run(tmp_path / "run", config, ByteTokenizer(), steps=(1, 2, 3, 4))
+    kept = (tmp_path / "run" / directory.CHECKPOINTS).glob("[0-9]*")
+    assert sorted(path.name for path in kept) == ["1", "3", "4"]
+    assert load_run(tmp_path / "run", average=2).step == 4
+    with pytest.raises(UserError, match="has 2 checkpoints to average, not 3"):
+        load_run(tmp_path / "run", average=3)
