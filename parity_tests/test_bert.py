@@ -17,7 +17,8 @@ MASKS = [(), ("padding",), ("segments",), ("padding", "segments"), ("nothing", "
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> Case:
+def cases(draw: st.DrawFn) -> Case:
+    """Every option, in float64: the worst drawn case is still far from its bound."""
     config = BertConfig(
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
@@ -34,13 +35,12 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
         attention_dropout=draw(st.booleans()),
         dropout_rate=draw(st.sampled_from([0.1, 0.3])),
     )
-    dtype = draw(st.sampled_from(dtypes))
     return Case(
         config,
-        dtype,
+        "float64",
         seed=draw(st.integers(0, 2**32 - 1)),
-        batch=draw(st.integers(1, 3)) if dtype == "float64" else 4,
-        length=draw(st.sampled_from([1, 5])),
+        batch=draw(st.integers(1, 3)),
+        length=draw(st.sampled_from([1, 2, 5])),
         masks=draw(st.sampled_from(MASKS)),
     )
 
@@ -48,18 +48,10 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
 PROOFS = pytest.mark.parametrize("proof", [bert.prove_bert, bert.prove_bert_dropout])
 
 
-@PROOFS
-@settings(max_examples=4)
-@given(case=cases())
-def test_bert_is_its_twin(proof, case):
-    found = proof(case)
-    assert found.ok, [row for row in found.rows if not row.ok]
-
-
-@pytest.mark.slow  # in float64, where the worst drawn case is still far from its bound
+@pytest.mark.slow  # the quick set has the report's own cases, in test_proofs.py
 @PROOFS
 @settings(max_examples=150)
-@given(case=cases(dtypes=("float64",)))
+@given(case=cases())
 def test_bert_is_its_twin_in_many_cases(proof, case):
     found = proof(dataclasses.replace(case, jit=False))
     assert found.ok, [row for row in found.rows if not row.ok]
@@ -67,7 +59,9 @@ def test_bert_is_its_twin_in_many_cases(proof, case):
 
 @pytest.fixture(scope="module")
 def rows():
-    return bert.prove_bert(bert.bert_case(Case(TINY, masks=("segments",), jit=False))).rows
+    found = bert.prove_bert(bert.bert_case(Case(TINY, masks=("segments",), jit=False)))
+    assert found.ok, [row for row in found.rows if not row.ok]
+    return found.rows
 
 
 def test_every_parameter_has_a_gradient_that_was_compared(rows):

@@ -35,7 +35,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
         dtype,
         seed=draw(st.integers(0, 2**32 - 1)),
         batch=draw(st.integers(1, 3)) if dtype == "float64" else 4,
-        length=draw(st.sampled_from([1, 5])),
+        length=draw(st.sampled_from([2, 5])),
         masks=draw(st.sampled_from([(), ("padding",), ("segments",), ("nothing",)])),
     )
 
@@ -61,14 +61,12 @@ def test_gpt_is_its_twin_in_many_cases(proof, case):
 
 
 def test_every_parameter_has_a_gradient_that_was_compared():
-    rows = gpt.prove_gpt(Case(TINY)).rows
+    found = gpt.prove_gpt(Case(TINY, jit=False))
+    assert found.ok, [row for row in found.rows if not row.ok]
+    rows = found.rows
     compared = {row.path for row in rows if row.quantity == "param_grad"}
     model = gpt.GPT_TWINS.model(Case(TINY, "float32"))
     assert len(compared) == len(jax.tree.leaves(model)) == 4 + 16 * TINY.num_layers
-
-
-def test_the_gradient_of_the_embedding_sum_was_compared():
-    rows = gpt.prove_gpt(Case(TINY)).rows
     assert "embed output" in {row.path for row in rows if row.quantity == "input_grad"}
 
 

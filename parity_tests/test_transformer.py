@@ -16,8 +16,8 @@ from jaxformer.parity.transformer import transformer_case
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> Case:
-    """Few sizes but every option: what costs time is compiling another shape."""
+def cases(draw: st.DrawFn) -> Case:
+    """Few sizes but every option, in float64: the worst drawn case is still far from its bound."""
     config = TransformerConfig(
         vocab_size=11,
         context_length=8,
@@ -36,9 +36,9 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
     )
     return Case(
         config,
-        draw(st.sampled_from(dtypes)),
+        "float64",
         seed=draw(st.integers(0, 2**32 - 1)),
-        length=draw(st.sampled_from([1, 5])),
+        length=draw(st.sampled_from([1, 2, 5])),
         memory=draw(st.sampled_from([3, 8])),
         masks=draw(st.sampled_from([(), ("padding",), ("nothing",), ("padding", "nothing")])),
         jit=False,
@@ -55,26 +55,12 @@ PROOFS = pytest.mark.parametrize(
 )
 
 
-@PROOFS
-@settings(max_examples=4)
-@given(case=cases())
-def test_transformer_is_its_twin(proof, case):
-    found = proof(case)
-    assert found.ok, [row for row in found.rows if not row.ok]
-
-
-@pytest.mark.slow  # in float64, where the worst drawn case is still far from its bound
+@pytest.mark.slow  # the quick set has the report's own cases, in test_proofs.py
 @PROOFS
 @settings(max_examples=100)
-@given(case=cases(dtypes=("float64",)))
+@given(case=cases())
 def test_transformer_is_its_twin_in_many_cases(proof, case):
     found = proof(case)
-    assert found.ok, [row for row in found.rows if not row.ok]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_compiled_it_is_its_twin_too(dtype):
-    found = transformer.prove_transformer(transformer_case(Case(TINY, dtype, jit=True)))
     assert found.ok, [row for row in found.rows if not row.ok]
 
 
@@ -83,18 +69,18 @@ def test_compiled_it_is_its_twin_too(dtype):
 def test_every_parameter_has_a_gradient_that_was_compared(share, placement):
     case = Case(TINY, masks=("padding",), jit=False)
     case = transformer_case(case, share_embeddings=share, norm_placement=placement)
-    rows = transformer.prove_transformer(case).rows
-    compared = {row.path for row in rows if row.quantity == "param_grad"}
+    found = transformer.prove_transformer(case)
+    assert found.ok, [row for row in found.rows if not row.ok]
+    compared = {row.path for row in found.rows if row.quantity == "param_grad"}
     model = transformer.TRANSFORMER_TWINS.model(dataclasses.replace(case, dtype="float32"))
     blocks = TINY.num_layers * (16 + 26)
     outside = (1 if share else 3) + (4 if placement == "pre" else 0)
     assert len(compared) == len(jax.tree.leaves(model)) == blocks + outside
-
-
-def test_the_gradients_of_both_embeddings_were_compared():
-    rows = transformer.prove_transformer(transformer_case(Case(TINY, jit=False))).rows
-    compared = {row.path for row in rows if row.quantity == "input_grad"}
-    assert {"embed output", "embed#2 output", "encoder", "decoder", "decoder[1]"} <= compared
+    inputs = {row.path for row in found.rows if row.quantity == "input_grad"}
+    embeddings = {"embed output", "embed#2 output"}
+    if not share:
+        embeddings = {"source_embed output", "target_embed output"}
+    assert embeddings | {"encoder", "decoder", "decoder[1]"} <= inputs
 
 
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch():

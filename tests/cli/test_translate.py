@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -225,10 +226,13 @@ command.main([{str(run)!r}, "--batch", "2"])
     ) as process:
         process.stdin.write("abc\nfa\n")
         process.stdin.flush()
+        overdue = threading.Timer(120, process.kill)  # else a line held back would wait for ever
+        overdue.start()
         early = [process.stdout.readline(), process.stdout.readline()]
         process.stdin.write("dead\n")
         process.stdin.close()
         late = process.stdout.read()
+        overdue.cancel()
     assert all(early)
     assert late.endswith("\n")
     assert process.returncode == 0
