@@ -3,10 +3,10 @@
     python -m train.transformer_numbers --run-dir runs/numbers
     python -m train.transformer_numbers --data.target-language fr --run-dir runs/french
 
-The pairs are made up with num2words and babel, nothing is downloaded. Three minutes on two cores. At
-the end the share of held-out numbers and dates is printed that come out right to the last letter:
-from English into German expect 100% of 2,000. None of them is learned from; some are printed with
-what the model makes of them.
+The pairs are made up with num2words and babel, nothing is downloaded. Three minutes on two cores.
+At the end the share of held-out numbers and dates is printed that come out right to the last
+letter: from English into German expect 100% of 2,000. None of them is learned from; some are
+printed with what the model makes of them.
 """
 
 import sys
