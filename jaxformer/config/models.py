@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxformer.config.checks import require_one_of, require_positive, require_share
 from jaxformer.errors import UserError
@@ -12,6 +12,17 @@ Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 DType = Literal["float32", "bfloat16", "float64"]
+
+
+class LayerParameters(NamedTuple):
+    """How many parameters one layer of each kind has."""
+
+    norm: int
+    """D, and its bias."""
+    attention: int
+    """4D², and their biases."""
+    mlp: int
+    """2DF, and their biases."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,15 @@ class BlockConfig:
         """Initial standard deviation of projections into the residual stream: std / sqrt(2N)."""
         return self.init_std / math.sqrt(2 * self.num_layers)
 
+    def layer_parameters(self) -> LayerParameters:
+        """Parameters of one layer of each kind, by formula."""
+        D, F, bias = self.width, self.mlp_width, int(self.use_bias)
+        return LayerParameters(
+            norm=D + bias * D,
+            attention=4 * (D * D + bias * D),
+            mlp=2 * D * F + bias * (F + D),
+        )
+
     def __post_init__(self) -> None:
         for name in ("width", "num_heads", "mlp_width", "num_layers", "norm_epsilon"):
             require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
@@ -77,6 +97,12 @@ class BlockConfig:
         require_share("model.dropout-rate", self.dropout_rate)
 
 
+def _require_texts(vocab_size: int, context_length: int) -> None:
+    require_positive("model.context-length", context_length)
+    if vocab_size < 0:
+        raise UserError(f"model.vocab-size {vocab_size} is negative: choose 0 for the tokenizer's")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTConfig(BlockConfig):
     """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
@@ -88,20 +114,12 @@ class GPTConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("model.context-length", self.context_length)
-        if self.vocab_size < 0:
-            raise UserError(
-                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
-            )
+        _require_texts(self.vocab_size, self.context_length)
 
     def num_parameters(self) -> int:
         """Parameters counted by formula: VD + TD + N(4D² + 2DF + biases and norms) + final norm."""
-        D, F = self.width, self.mlp_width
-        bias = int(self.use_bias)
-        norm = D + bias * D
-        attention = 4 * (D * D + bias * D)
-        mlp = D * F + bias * F + F * D + bias * D
-        embeddings = (self.vocab_size + self.context_length) * D
+        norm, attention, mlp = self.layer_parameters()
+        embeddings = (self.vocab_size + self.context_length) * self.width
         return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
 
 
@@ -147,14 +165,10 @@ class TransformerConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("model.context-length", self.context_length)
+        _require_texts(self.vocab_size, self.context_length)
         if self.width % 2:
             raise UserError(
                 f"model.width {self.width} is odd: sinusoidal positions need an even width"
-            )
-        if self.vocab_size < 0:
-            raise UserError(
-                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
             )
 
     def num_parameters(self) -> int:
@@ -163,14 +177,10 @@ class TransformerConfig(BlockConfig):
         VD once or three times, N(4D² + 2DF) of the encoder, N(8D² + 2DF) of the decoder, biases,
         two norms an encoder block and three a decoder block, and the pre-LN stacks' final norms.
         """
-        D, F, N = self.width, self.mlp_width, self.num_layers
-        bias = int(self.use_bias)
-        norm = D + bias * D
-        attention = 4 * (D * D + bias * D)
-        mlp = D * F + bias * F + F * D + bias * D
-        embeddings = self.vocab_size * D * (1 if self.share_embeddings else 3)
+        norm, attention, mlp = self.layer_parameters()
+        embeddings = self.vocab_size * self.width * (1 if self.share_embeddings else 3)
         final = 2 * norm if self.norm_placement == "pre" else 0
-        return embeddings + N * (3 * attention + 2 * mlp + 5 * norm) + final
+        return embeddings + self.num_layers * (3 * attention + 2 * mlp + 5 * norm) + final
 
 
 def _transformer(
@@ -243,13 +253,10 @@ class BertConfig(BlockConfig):
 
     def num_parameters(self) -> int:
         """(V + T + S)D and its norm, N blocks, and the head: D² and its norm, a bias a token."""
-        D, F = self.width, self.mlp_width
-        bias = int(self.use_bias)
-        norm = D + bias * D
-        attention = 4 * (D * D + bias * D)
-        mlp = D * F + bias * F + F * D + bias * D
+        norm, attention, mlp = self.layer_parameters()
+        D = self.width
         embeddings = (self.vocab_size + self.context_length + self.num_segments) * D + norm
-        head = D * D + bias * D + norm + self.vocab_size
+        head = D * D + int(self.use_bias) * D + norm + self.vocab_size
         return embeddings + self.num_layers * (attention + mlp + 2 * norm) + head
 
 

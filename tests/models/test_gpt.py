@@ -1,4 +1,4 @@
-"""GPT by itself: published sizes, initialisation, and what no gradient may cross."""
+"""GPT by itself: initialisation, and what no gradient may cross."""
 
 import dataclasses
 import math
@@ -14,34 +14,12 @@ from jaxformer.layers.dropout import fold_path, keep_mask, step_key
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
 
-PUBLISHED = {
-    "gpt2": 124_439_808,
-    "gpt2-medium": 354_823_168,
-    "gpt2-large": 774_030_080,
-    "gpt2-xl": 1_557_611_200,
-}
 TOY = GPT_PRESETS["toy"]
 
 
 @pytest.fixture(scope="module")
 def toy():
     return abstract_model(GPT, TOY)[0], init_params(GPT, TOY, jax.random.key(0))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_presets_have_their_published_parameter_counts(name):
-    _, shapes = abstract_model(GPT, GPT_PRESETS[name])
-    leaves = jax.tree.leaves(shapes)
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves), "nothing is allocated"
-    assert sum(leaf.size for leaf in leaves) == PUBLISHED[name]
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", GPT_PRESETS)
-def test_the_formula_counts_the_parameters(name, bias):
-    config = dataclasses.replace(GPT_PRESETS[name], use_bias=bias)
-    _, shapes = abstract_model(GPT, config)
-    assert config.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def test_weights_start_as_gpt2s():

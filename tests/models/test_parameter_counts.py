@@ -1,0 +1,64 @@
+"""The published sizes of every model, and the formulas that count them without building one."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
+from jaxformer.models.bert import Bert
+from jaxformer.models.gpt import GPT
+from jaxformer.models.pure import abstract_model
+from jaxformer.models.transformer import Transformer
+
+COUNTS = [
+    (GPT, GPT_PRESETS["gpt2"], 124_439_808),
+    (GPT, GPT_PRESETS["gpt2-medium"], 354_823_168),
+    (GPT, GPT_PRESETS["gpt2-large"], 774_030_080),
+    (GPT, GPT_PRESETS["gpt2-xl"], 1_557_611_200),
+    # The paper's table 3 says 65 and 213 million; it does not say of how many tokens exactly.
+    (Transformer, TRANSFORMER_PRESETS["small"], 7_577_600),
+    (Transformer, TRANSFORMER_PRESETS["base"], 63_082_496),
+    (Transformer, TRANSFORMER_PRESETS["big"], 214_245_376),
+    # Of BertForMaskedLM, its decoder tied; with the pooler, which is left out, 110M and 336M.
+    (Bert, BERT_PRESETS["bert-base"], 109_514_298),
+    (Bert, BERT_PRESETS["bert-large"], 335_174_458),
+]
+
+PRESETS = [
+    pytest.param(model, config, id=name)
+    for model, presets in (
+        (GPT, GPT_PRESETS),
+        (Transformer, TRANSFORMER_PRESETS),
+        (Bert, BERT_PRESETS),
+    )
+    for name, config in presets.items()
+]
+
+
+def num_parameters(model, config):
+    leaves = jax.tree.leaves(abstract_model(model, config)[1])
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves), "nothing is allocated"
+    return sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize(("model", "config", "count"), COUNTS)
+def test_presets_have_their_published_parameter_counts(model, config, count):
+    assert num_parameters(model, config) == count
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("model", "config"), PRESETS)
+def test_the_formula_counts_the_parameters(model, config, bias):
+    config = dataclasses.replace(config, use_bias=bias)
+    assert config.num_parameters() == num_parameters(model, config)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("name", TRANSFORMER_PRESETS)
+def test_the_formula_counts_transformers_of_every_form(name, placement, share):
+    config = dataclasses.replace(
+        TRANSFORMER_PRESETS[name], norm_placement=placement, share_embeddings=share
+    )
+    assert config.num_parameters() == num_parameters(Transformer, config)
