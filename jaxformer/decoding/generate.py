@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.config import GPTConfig, SamplingConfig
+from jaxformer.decoding.rows import bucket, checked_row
 from jaxformer.decoding.sampling import gumbel_noise, next_token
 from jaxformer.errors import UserError
 from jaxformer.layers.cache import KVCache, empty_cache
@@ -34,11 +35,6 @@ from jaxformer.models.pure import bind
 def slide(window: list[int], context_length: int) -> list[int]:
     """The window itself, or the newest half of one that has outgrown the context."""
     return window if len(window) <= context_length else window[-((context_length + 1) // 2) :]
-
-
-def bucket_length(length: int, context_length: int) -> int:
-    """The next power of two, at most the context."""
-    return min(1 << (length - 1).bit_length(), context_length)
 
 
 def generate(
@@ -201,7 +197,7 @@ def padded(
     windows: list[list[int]], context_length: int
 ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
     """Windows padded on the right to their bucket, their positions, the index of the last token."""
-    length = bucket_length(max(map(len, windows)), context_length)
+    length = min(bucket(max(map(len, windows))), context_length)
     tokens_BL = np.zeros((len(windows), length), np.int32)
     for row, window in enumerate(windows):
         tokens_BL[row, : len(window)] = window
@@ -227,26 +223,4 @@ def _checked(
         raise UserError(f"seed {seed} is out of range: choose one from 0 to 4294967295")
     if not len(prompts):
         raise UserError("there is no prompt: give at least one")
-    return [_checked_prompt(np.asarray(prompt), config) for prompt in prompts]
-
-
-def _checked_prompt(prompt: np.ndarray, config: GPTConfig) -> list[int]:
-    if prompt.size == 0:
-        raise UserError("the prompt is empty: begin with at least one token, such as a newline")
-    if prompt.ndim != 1 or not np.issubdtype(prompt.dtype, np.integer):
-        raise UserError(
-            f"a prompt is an array of shape {prompt.shape} and type {prompt.dtype}: "
-            "give each row a flat array of integer token ids"
-        )
-    if len(prompt) > config.context_length:
-        raise UserError(
-            f"the prompt of {len(prompt)} tokens is longer than the model's context of "
-            f"{config.context_length}: shorten it"
-        )
-    outside = prompt[(prompt < 0) | (prompt >= config.vocab_size)]
-    if outside.size:
-        raise UserError(
-            f"token {outside[0]} of the prompt is outside the model's vocabulary of "
-            f"{config.vocab_size}: encode the prompt with the model's own tokenizer"
-        )
-    return prompt.tolist()
+    return [checked_row(prompt, "prompt", config).tolist() for prompt in prompts]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxformer.batch import Specials
 from jaxformer.config import TransformerConfig
+from jaxformer.decoding.rows import bucket, checked_row
 from jaxformer.errors import UserError
 
 LEAST = 8  # shorter sources gain nothing by a shape of their own
@@ -35,11 +36,6 @@ def padded(
     return jnp.asarray(source_BM), jnp.asarray(valid_BM), jnp.asarray(max_length_B), longest
 
 
-def bucket(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
-
-
 def checked(
     sources: Sequence[Int[np.ndarray, "_"]], config: TransformerConfig, specials: Specials
 ) -> list[np.ndarray]:
@@ -52,26 +48,4 @@ def checked(
         )
     if not len(sources):
         raise UserError("there is no source: give at least one sentence")
-    return [_checked_source(np.asarray(source), config) for source in sources]
-
-
-def _checked_source(source: np.ndarray, config: TransformerConfig) -> np.ndarray:
-    if source.size == 0:
-        raise UserError("the source is empty: give a sentence of at least one token")
-    if source.ndim != 1 or not np.issubdtype(source.dtype, np.integer):
-        raise UserError(
-            f"a source is an array of shape {source.shape} and type {source.dtype}: "
-            "give each sentence a flat array of integer token ids"
-        )
-    if len(source) > config.context_length:
-        raise UserError(
-            f"the source of {len(source)} tokens is longer than the model's context of "
-            f"{config.context_length}: shorten it"
-        )
-    outside = source[(source < 0) | (source >= config.vocab_size)]
-    if outside.size:
-        raise UserError(
-            f"token {outside[0]} of the source is outside the model's vocabulary of "
-            f"{config.vocab_size}: encode it with the model's own tokenizer"
-        )
-    return source
+    return [checked_row(source, "source", config) for source in sources]

