@@ -1,10 +1,8 @@
 """`jaxformer attention RUN`: a picture of both kinds of run, refusals in one line."""
 
-import jax
 import numpy as np
 import pytest
 
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.cli import attention
 from jaxformer.cli.main import main
 from jaxformer.config import (
@@ -14,40 +12,29 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.data.tokenizer import CharTokenizer
-from jaxformer.models.pure import init_params
-from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
-from jaxformer.run.kinds import make_method
 from jaxformer.run.load import load_run
-from jaxformer.training.step import init_state
+from tests.runs import save_run
 from tests.tokenizers_of_all_kinds import SENTENCES
 
 SIZES = {"context_length": 16, "width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1}
 ALPHABET = " abcdefgh"
 
 
-def save_run(path, config):
-    tokenizer = CharTokenizer(ALPHABET)
-    method = make_method(config, tokenizer)
-    directory.fill_run_dir(config, path, tokenizer)
-    params = init_params(method.model, config.model, jax.random.key(0))
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=1) as writer:
-        metadata = {"data": "text", "config": config_to_json(config)}
-        writer.save(1, init_state(params, method.optimizer), metadata)
-    return path
-
-
 @pytest.fixture(scope="module")
 def gpt(tmp_path_factory):
     model = GPTConfig(vocab_size=len(ALPHABET), init_std=0.5, **SIZES)
-    return save_run(tmp_path_factory.mktemp("runs") / "gpt", LanguageConfig(model=model))
+    return save_run(
+        tmp_path_factory.mktemp("runs") / "gpt",
+        LanguageConfig(model=model),
+        CharTokenizer(ALPHABET),
+    )
 
 
 @pytest.fixture(scope="module")
 def translation(tmp_path_factory):
     model = TransformerConfig(vocab_size=len(ALPHABET) + 3, init_std=0.5, **SIZES)
     path = tmp_path_factory.mktemp("runs") / "translation"
-    return save_run(path, CopyTranslationConfig(model=model))
+    return save_run(path, CopyTranslationConfig(model=model), CharTokenizer(ALPHABET))
 
 
 def drawn(capsys, *words):

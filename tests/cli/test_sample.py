@@ -1,25 +1,21 @@
 """`jaxformer sample`: what is printed, what stops it, what is refused."""
 
-import jax
 import pytest
 
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.cli import sample
 from jaxformer.cli.main import main
 from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
-from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import init_params
-from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
-from jaxformer.training.optimizer import adamw
-from jaxformer.training.step import init_state
+from tests.runs import save_run
 
 
-def save_run(path, tokenizer, vocab_size):
-    """A run of a random model, its weights large enough that texts wander."""
+def wandering(path, tokenizer, unknown=0):
+    """A run of a random model, its weights large enough that texts wander.
+
+    `unknown` of its tokens are none of the tokenizer's.
+    """
     model = GPTConfig(
-        vocab_size=vocab_size,
+        vocab_size=tokenizer.vocab_size + unknown,
         context_length=16,
         width=8,
         num_heads=2,
@@ -27,20 +23,13 @@ def save_run(path, tokenizer, vocab_size):
         num_layers=1,
         init_std=0.5,
     )
-    config = LanguageConfig(model=model)
-    directory.fill_run_dir(config, path, tokenizer)
-    state = init_state(
-        init_params(GPT, model, jax.random.key(0)), adamw(config.optimizer, config.steps)
-    )
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=1) as writer:
-        writer.save(1, state, {"data": "text", "config": config_to_json(config)})
-    return path
+    return save_run(path, LanguageConfig(model=model), tokenizer)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose tokens are the characters a to h and the newline."""
-    return save_run(tmp_path_factory.mktemp("runs") / "run", CharTokenizer("\nabcdefgh"), 9)
+    return wandering(tmp_path_factory.mktemp("runs") / "run", CharTokenizer("\nabcdefgh"))
 
 
 @pytest.fixture
@@ -152,14 +141,14 @@ def test_each_sample_stops_for_itself(printed):
 
 
 def test_bytes_that_are_no_text_are_replaced_and_nothing_is_lost(tmp_path, printed):
-    run = save_run(tmp_path / "run", ByteTokenizer(), 256)
+    run = wandering(tmp_path / "run", ByteTokenizer())
     text = printed("--prompt", "é", run=run)
     assert text.startswith("é")
     assert "\ufffd" in text
 
 
 def test_tokens_that_only_the_model_knows_are_shown_as_unknown(tmp_path, printed):
-    run = save_run(tmp_path / "run", CharTokenizer("\nab"), 12)
+    run = wandering(tmp_path / "run", CharTokenizer("\nab"), unknown=9)
     text = printed("--temperature", "5", run=run).removesuffix("\n")
     assert len(text) == 24
     assert "\ufffd" in text
@@ -183,5 +172,5 @@ def test_bad_words_are_refused_in_one_line(run, tmp_path, capsys):
 
 
 def test_a_tokenizer_without_a_newline_needs_a_prompt(tmp_path, capsys):
-    run = save_run(tmp_path / "run", CharTokenizer("ab"), 2)
+    run = wandering(tmp_path / "run", CharTokenizer("ab"))
     assert "give a --prompt" in refused(capsys, run)

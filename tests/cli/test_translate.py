@@ -6,11 +6,9 @@ import subprocess
 import sys
 import threading
 
-import jax
 import numpy as np
 import pytest
 
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.cli import translate as command
 from jaxformer.cli.main import main
 from jaxformer.config import (
@@ -22,28 +20,12 @@ from jaxformer.config import (
 )
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
 from jaxformer.decoding.beam import translate
-from jaxformer.models.pure import init_params
-from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
-from jaxformer.run.kinds import make_method
 from jaxformer.run.load import load_run
-from jaxformer.training.step import init_state
+from tests.runs import save_run
 
 LETTERS = "\t\nabcdefgh"
 SIZES = {"width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1, "init_std": 0.5}
 MODEL = TransformerConfig(vocab_size=len(LETTERS) + 3, context_length=12, **SIZES)
-
-
-def save_run(path, config, tokenizer, steps=(1,)):
-    """A run of random models."""
-    directory.fill_run_dir(config, path, tokenizer)
-    method = make_method(config, tokenizer)
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=9) as writer:
-        for step in steps:
-            params = init_params(method.model, config.model, jax.random.key(step))
-            metadata = {"data": "text", "config": config_to_json(config)}
-            writer.save(step, init_state(params, method.optimizer), metadata)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -9,33 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.config import CheckpointConfig, GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import init_params
 from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
 from jaxformer.run.load import load_run
-from jaxformer.training.optimizer import adamw
-from jaxformer.training.step import init_state
+from tests.runs import save_run
 
 MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1)
-
-
-def save_run(path, config, tokenizer, steps=(1,)):
-    """A run with a checkpoint at each step, its parameters drawn from the step's number.
-
-    The validation loss is the step's number too: the first checkpoint is the best and stays.
-    """
-    directory.fill_run_dir(config, path, tokenizer)
-    optimizer = adamw(config.optimizer, config.steps)
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer:
-        for step in steps:
-            params = init_params(GPT, config.model, jax.random.key(step))
-            metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
-            writer.save(step, init_state(params, optimizer), metadata, val_loss=step)
 
 
 @pytest.fixture(scope="module")

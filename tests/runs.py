@@ -1,0 +1,32 @@
+"""Runs of random models, as a training would have left them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+from jaxformer.checkpoint import CheckpointWriter
+from jaxformer.config import TrainConfig
+from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.models.pure import init_params
+from jaxformer.run import directory
+from jaxformer.run.config_io import config_to_json
+from jaxformer.run.kinds import make_method
+from jaxformer.training.step import init_state
+
+
+def save_run(
+    path: Path, config: TrainConfig, tokenizer: Tokenizer, steps: Iterable[int] = (1,)
+) -> Path:
+    """A run with a checkpoint at each step, its parameters drawn from the step's number.
+
+    The validation loss is the step's number too: the first checkpoint is the best and stays.
+    """
+    directory.fill_run_dir(config, path, tokenizer)
+    method = make_method(config, tokenizer)
+    with CheckpointWriter(path / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer:
+        for step in steps:
+            params = init_params(method.model, config.model, jax.random.key(step))
+            metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
+            writer.save(step, init_state(params, method.optimizer), metadata, val_loss=step)
+    return path
