@@ -13,7 +13,14 @@ from jaxformer.parity.bfloat16 import prove_pooled
 from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.report import WIDER
 
-MASKS = [(), ("padding",), ("segments",), ("padding", "segments"), ("nothing", "segments")]
+MASKS = [
+    (),
+    ("padding",),
+    ("segments",),
+    ("padding", "segments"),
+    ("nothing", "segments"),
+    ("holes",),
+]
 
 
 @st.composite

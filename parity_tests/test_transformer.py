@@ -14,6 +14,8 @@ from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.report import WIDER
 from jaxformer.parity.transformer import transformer_case
 
+MASKS = ["padding", "source padding", "target padding", "holes", "nothing"]
+
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
@@ -40,7 +42,7 @@ def cases(draw: st.DrawFn) -> Case:
         seed=draw(st.integers(0, 2**32 - 1)),
         length=draw(st.sampled_from([1, 2, 5])),
         memory=draw(st.sampled_from([3, 8])),
-        masks=draw(st.sampled_from([(), ("padding",), ("nothing",), ("padding", "nothing")])),
+        masks=draw(st.sets(st.sampled_from(MASKS), max_size=3).map(tuple)),
         jit=False,
     )
 

@@ -85,7 +85,7 @@ def test_twenty_steps_of_bert_are_the_twins():
 
 def test_batches_of_the_proofs_have_padding_on_both_sides_and_slices_of_unequal_weight():
     case = transformer_case(SMALL)
-    tokens = translation_training.specials(case)
+    tokens = case.specials
     for index in range(3):
         batch = translation_training.pair_batch(case, index)
         assert not batch.source_valid.all()

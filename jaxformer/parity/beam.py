@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import torch
 from jaxtyping import Array, PyTree
 
 from jaxformer.batch import Specials
@@ -26,7 +25,6 @@ from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.transformer import TRANSFORMER_TWINS, transformer_case
 from jaxformer.parity.twins import Proof, twin_config
-from jaxformer.weights.convert import to_torch
 from torchref.decoding import beam as torch_beam
 
 GREEDY = BeamConfig(beam=1, length_penalty=0.0, extra_length=4)
@@ -54,13 +52,8 @@ class Model(NamedTuple):
 def draw_model(case: Case) -> Model:
     """Both sides in the type of the case; the last three tokens are the special ones."""
     graph, shapes = abstract_model(TRANSFORMER_TWINS.build, case.model_config)
-    V = case.config.vocab_size
-    specials = Specials(padding=V - 3, start=V - 2, end=V - 1)
     params = jax.tree_util.tree_map_with_path(_branching, draw_params(case, shapes))
-    twin = TRANSFORMER_TWINS.build_twin(twin_config(case.model_config)).to(case.torch_dtype)
-    tensors = to_torch(params, TRANSFORMER_TWINS.table)
-    twin.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-    return Model(graph, params, twin, specials)
+    return Model(graph, params, TRANSFORMER_TWINS.twin_with(case, params), case.specials)
 
 
 def _branching(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -108,12 +101,17 @@ def _compare(
                 model.graph, model.params, case.model_config, sources, model.specials, config
             )
             name = f"beam {config.beam}, penalty {config.length_penalty}"
-            ours |= _values(name, case, found)
-            theirs |= _values(name, case, [by_twin(model, case, s, config) for s in sources])
-    # In float32 a near tie may fall either way, and what follows it is another hypothesis.
-    judged = BOUNDS["tokens", case.dtype] is not None
-    bound = BOUNDS["model", case.dtype] if judged else None
-    return Comparison.of(judge(ours, theirs, bound, case.dtype, "transformer"))
+            expected = [by_twin(model, case, source, config) for source in sources]
+            key = Key("beam", "tokens", f"{name}: hypotheses")
+            ours[key], theirs[key] = _tokens(case, found), _tokens(case, expected)
+            our_numbers, their_numbers = _numbers(found, expected)
+            ours |= {Key("beam", "output", f"{name}: {n}"): v for n, v in our_numbers.items()}
+            theirs |= {Key("beam", "output", f"{name}: {n}"): v for n, v in their_numbers.items()}
+    rows = judge(ours, theirs, BOUNDS["model", case.dtype], case.dtype, "transformer")
+    if BOUNDS["tokens", case.dtype] is None:
+        # A near tie may fall either way, and what follows it is another hypothesis.
+        rows = [r._replace(bound=None, ok=True) if r.quantity == "tokens" else r for r in rows]
+    return Comparison.of(rows)
 
 
 def by_twin(model: Model, case: Case, source: np.ndarray, config: BeamConfig) -> list[Any]:
@@ -123,17 +121,27 @@ def by_twin(model: Model, case: Case, source: np.ndarray, config: BeamConfig) ->
     return torch_beam.translate(model.twin, *settings, twin_config(config))
 
 
-def _values(name: str, case: Case, found: Sequence[Sequence[Any]]) -> dict[Key, Any]:
+def _tokens(case: Case, found: Sequence[Sequence[Any]]) -> np.ndarray:
     """All hypotheses as rows, the sentence's number first and -1 after the last token."""
     rows = [(i, hypothesis) for i, sentence in enumerate(found) for hypothesis in sentence]
     tokens = np.full((len(rows), 1 + case.config.context_length), -1)
     for row, (i, hypothesis) in zip(tokens, rows, strict=True):
         row[: 1 + len(hypothesis.tokens)] = [i, *hypothesis.tokens]
-    return {
-        Key("beam", "tokens", f"{name}: hypotheses"): tokens,
-        Key("beam", "output", f"{name}: scores"): np.array([h.score for _, h in rows]),
-        Key("beam", "output", f"{name}: log p"): np.array([h.log_prob for _, h in rows]),
-    }
+    return tokens
+
+
+def _numbers(
+    found: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores and log p of every hypothesis that both sides found, in the order of `expected`."""
+    ours, theirs = (
+        {(i, *h.tokens): (h.score, h.log_prob) for i, row in enumerate(rows) for h in row}
+        for rows in (found, expected)
+    )
+    shared = [hypothesis for hypothesis in theirs if hypothesis in ours]
+    both = (np.array([side[h] for h in shared]).reshape(-1, 2) for side in (ours, theirs))
+    our_side, their_side = ({"scores": v[:, 0], "log p": v[:, 1]} for v in both)
+    return our_side, their_side
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:

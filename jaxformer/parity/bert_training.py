@@ -6,7 +6,7 @@ from jaxformer.batch import MaskedBatch
 from jaxformer.parity.bert import BERT_TWINS, bert_case
 from jaxformer.parity.cases import Case
 from jaxformer.parity.divergence import Comparison
-from jaxformer.parity.steps import Course, compare_objective, compare_steps, with_rate
+from jaxformer.parity.steps import Course, compare_objective, compare_steps
 from jaxformer.parity.training import OPTIMIZER
 from jaxformer.parity.twins import Proof, twin_config
 from jaxformer.training import objectives, optimizer
@@ -51,7 +51,7 @@ def prove_training(case: Case) -> Comparison:
 
     The key biases are left out: see `compare.TRUE_ZEROS`.
     """
-    case = with_rate(case, case.config.dropout_rate or 0.2)
+    case = case.dropping()
     return compare_steps(case, BERT_COURSE, "training", STEPS, "state")
 
 

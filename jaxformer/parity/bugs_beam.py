@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxformer.decoding import beam
@@ -51,11 +52,55 @@ def whole_rows(padded: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def forced_end_certain(log_probabilities: Callable[..., Any]) -> Callable[..., Any]:
+    """Whatever is most likely of all tokens counts as certain, as a forced token would."""
+    return lambda logits: (
+        log_probabilities(logits)
+        .at[..., -1]
+        .max(jnp.where(logits[..., -1] == logits.max(-1), 0.0, -jnp.inf))
+    )
+
+
+def other_sentence(reordered: Callable[..., Any]) -> Callable[..., Any]:
+    """The caches of the sentence before."""
+    return lambda caches, rows: reordered(
+        jax.tree.map(lambda cache: jnp.roll(cache, 1, axis=0), caches), rows
+    )
+
+
+def forgetting(advance: Callable[..., Any]) -> Callable[..., Any]:
+    """Of the hypotheses that were finished before this step only the best is kept."""
+
+    def made(beams: Any, *args: Any) -> Any:
+        best = beams.finished_scores.at[:, 1:].set(-jnp.inf)
+        return advance(beams._replace(finished_scores=best), *args)
+
+    return made
+
+
+def reviving(advance: Callable[..., Any]) -> Callable[..., Any]:
+    """Dead rows are as likely as the worst living row of the batch."""
+
+    def made(beams: Any, *args: Any) -> Any:
+        alive = beams.log_probs > -jnp.inf
+        worst = jnp.where(alive, beams.log_probs, 0.0).min()
+        return advance(beams._replace(log_probs=jnp.where(alive, beams.log_probs, worst)), *args)
+
+    return made
+
+
 PLANTS = {
     "score not normalised": planted("normalised", lambda f: lambda log_p, *_: log_p),
     "penalty by length without the end": planted(
         "normalised", lambda f: lambda log_p, length, alpha: f(log_p, length - 1, alpha)
     ),
+    "penalty by length with the start": planted(
+        "normalised", lambda f: lambda log_p, length, alpha: f(log_p, length + 1, alpha)
+    ),
+    "a likely end counted as certain": planted("log_probabilities", forced_end_certain),
+    "caches taken from another sentence": planted("reordered", other_sentence),
+    "earlier finished hypotheses forgotten": planted("advance", forgetting),
+    "dead rows live again": planted("advance", reviving),
     "finished beams still growing": planted("going_on", lambda f: lambda log_p, ends: log_p),
     "unlikely ends finish too": planted(
         "finishing", lambda f: lambda log_p, ends: jnp.where(ends, log_p, -jnp.inf)

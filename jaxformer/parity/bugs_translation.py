@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxformer.parity import bert_training
 from jaxformer.parity.bert import bert_case
@@ -90,6 +91,17 @@ def scheduled(rate: Callable[[Any, int, Any], Any]) -> Plant:
     """`noam` by another formula of the config, the width and the step, which counts from 1."""
     return patched(
         schedule, "noam", lambda _: lambda config, width: lambda s: rate(config, width, s + 1.0)
+    )
+
+
+WITHOUT_CORRECTION = patched(
+    optax.tree, "bias_correction", lambda _: lambda moment, decay, count: moment
+)
+
+
+def updates_scaled_by(factor: float) -> Plant:
+    return patched(
+        optimizer, "adam", lambda f: lambda *args: optax.chain(f(*args), optax.scale(factor))
     )
 
 
@@ -196,6 +208,8 @@ BUGS = [
     ),
     Bug("Adam with beta2 0.999", "adam", with_config(beta2=0.999), prove_adam),
     Bug("Adam with epsilon 1e-8", "adam", with_config(epsilon=1e-8), prove_adam),
+    Bug("Adam without bias correction", "adam", WITHOUT_CORRECTION, prove_adam),
+    Bug("Adam's update skipped", "adam", updates_scaled_by(0.0), prove_adam),
     Bug("Adam clipped where 2017 does not", "adam", with_config(clip_norm=1.0), prove_adam),
     Bug("Adam not clipped", "adam", with_config(clip_norm=None), prove_adam_clipped),
     Bug(

@@ -6,7 +6,8 @@ initial value: zero biases and unit scales would hide bugs.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import PyTree
 
+from jaxformer.batch import Specials
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.layers import masks
 from jaxformer.layers.dropout import fold_path, keep_mask
@@ -27,7 +29,9 @@ TINY = GPTConfig(vocab_size=13, context_length=8, width=16, num_heads=4, mlp_wid
 """What proofs are run on unless they draw their own."""
 
 ModelConfig = GPTConfig | TransformerConfig | BertConfig
-Mask = Literal["causal", "padding", "segments", "nothing"]
+Mask = Literal[
+    "causal", "padding", "source padding", "target padding", "holes", "segments", "nothing"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +50,34 @@ class Case:
     memory: int = 6
     """M, the length of the memory in cross-attention."""
     masks: tuple[Mask, ...] = ()
-    """Masks that are combined; `nothing` lets the last row of the batch attend to nothing."""
+    """Masks that are combined. `padding` follows the last token of each row, of both sides or of
+    one; `holes` stand between tokens; `nothing` lets the last row of the batch attend to nothing.
+    """
     jit: bool = True
     """Compile the JAX side; operation by operation is quicker where shapes repeat."""
     numbers: DType | None = None
     """Type that drawn numbers are rounded to; by default that of the case."""
+
+    def sized(self, kind: type[ModelConfig], **options: Any) -> "Case":
+        """The case with a model of its config's sizes; options are fields of its config."""
+        names = ("vocab_size", "context_length", "width", "num_heads", "mlp_width", "num_layers")
+        sizes: dict[str, Any] = {name: getattr(self.config, name) for name in names}
+        return dataclasses.replace(self, config=kind(**sizes | options))
+
+    def with_dropout(self, rate: float) -> "Case":
+        """The case with dropout at this rate."""
+        config = dataclasses.replace(self.config, dropout_rate=rate)
+        return dataclasses.replace(self, config=config)
+
+    def dropping(self) -> "Case":
+        """The case with dropout on."""
+        return self if self.config.dropout_rate else self.with_dropout(0.2)
+
+    @property
+    def specials(self) -> Specials:
+        """The last three tokens of the vocabulary."""
+        V = self.config.vocab_size
+        return Specials(padding=V - 3, start=V - 2, end=V - 1)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -140,6 +167,32 @@ def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, t
             ours.append(masks.padding_mask(jnp.asarray(rows)))
             theirs.append(torch_masks.padding_mask(torch.tensor(rows)))
     return masks.combine_masks(*ours), torch_masks.combine_masks(*theirs)
+
+
+def valid_tokens(case: Case, length: int, side: str = "") -> np.ndarray | None:
+    """True where each row of a side has a token, (B, length); None where every place has one."""
+    kinds = {kind.removeprefix(f"{side} ") for kind in case.masks}
+    if not kinds & {"padding", "holes", "nothing"}:
+        return None
+    valid, rng = np.ones((case.batch, length), bool), case.rng(f"{side} padding")
+    if "padding" in kinds:
+        valid &= np.arange(length) < rng.integers(1, length + 1, (case.batch, 1))
+    if "holes" in kinds:
+        valid &= rng.random((case.batch, length)) < 0.6
+    if "nothing" in kinds:
+        valid[-1] = False
+    return valid
+
+
+def both_inputs(
+    case: Case, arrays: Sequence[np.ndarray | None]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """A model's arguments on both sides: the arrays, then the dropout key and its masks."""
+    key = None if case.config.dropout_rate == 0.0 else dropout_key(case)
+    keep = None if key is None else keep_for(case, key)
+    ours = [None if array is None else case.to_jax(array) for array in arrays]
+    theirs = [None if array is None else case.to_torch(array) for array in arrays]
+    return (*ours, key), (*theirs, keep)
 
 
 def dropout_key(case: Case) -> jax.Array:

@@ -20,18 +20,12 @@ GPT_TWINS = Twins(GPT, torch_gpt.GPT, tables.GPT, "gpt")
 
 def prove_gpt(case: Case) -> Comparison:
     """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
-    return compare_twins(_with_rate(case, 0.0), GPT_TWINS, _inputs, "model")
+    return compare_twins(case.with_dropout(0.0), GPT_TWINS, _inputs, "model")
 
 
 def prove_gpt_dropout(case: Case) -> Comparison:
     """The same with dropout on and the same masks on both sides: quantity `dropout`."""
-    if case.config.dropout_rate == 0.0:
-        case = _with_rate(case, 0.2)
-    return compare_twins(case, GPT_TWINS, _inputs, "model", quantity="dropout")
-
-
-def _with_rate(case: Case, rate: float) -> Case:
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=rate))
+    return compare_twins(case.dropping(), GPT_TWINS, _inputs, "model", quantity="dropout")
 
 
 def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:

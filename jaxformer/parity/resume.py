@@ -15,7 +15,7 @@ from jaxformer.parity.cases import Case
 from jaxformer.parity.compare import Key, judge
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.steps import Course, begin, with_rate
+from jaxformer.parity.steps import Course, begin
 from jaxformer.parity.training import GPT_COURSE
 from jaxformer.parity.twins import Proof
 from jaxformer.training.step import TrainState
@@ -30,7 +30,7 @@ def prove_resume(case: Case) -> Comparison:
 
 def compare_resumed(case: Case, course: Course) -> Comparison:
     """`prove_resume` of any model that is trained."""
-    case = with_rate(case, case.config.dropout_rate or 0.2)
+    case = case.dropping()
     with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:
         train_step, first = begin(case, course, STEPS, accumulation=1)
 

@@ -1,6 +1,5 @@
 """Training steps of a model and of its twin, side by side: the engine of the proofs of training."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -186,11 +185,6 @@ def take_twin_steps(
 def in_torch(batch: Any) -> Any:
     """The twin's batch of the same name, field for field."""
     return getattr(torch_batch, type(batch).__name__)(*map(torch.tensor, batch))
-
-
-def with_rate(case: Case, rate: float) -> Case:
-    """The case with another rate of dropout."""
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=rate))
 
 
 def bound_of(scope: Scope, case: Case) -> float | None:

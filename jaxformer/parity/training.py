@@ -23,7 +23,6 @@ from jaxformer.parity.steps import (
     compare_steps,
     compare_updates,
     small_tree,
-    with_rate,
 )
 from jaxformer.parity.twins import Proof, compare_functions, twin_config
 from jaxformer.training import loss, objectives, optimizer, schedule
@@ -147,12 +146,12 @@ GPT_COURSE = Course(
 
 def prove_accumulation(case: Case) -> Comparison:
     """One step from two slices of unequal numbers of tokens is the whole batch's at once."""
-    return compare_steps(with_rate(case, 0.0), GPT_COURSE, "accumulation", 1, "model", slices=1)
+    return compare_steps(case.with_dropout(0.0), GPT_COURSE, "accumulation", 1, "model", slices=1)
 
 
 def prove_step(case: Case) -> Comparison:
     """Three steps of two slices each, dropout on."""
-    return compare_steps(_dropping(case), GPT_COURSE, "step", 3, "model")
+    return compare_steps(case.dropping(), GPT_COURSE, "step", 3, "model")
 
 
 def prove_training(case: Case) -> Comparison:
@@ -160,7 +159,7 @@ def prove_training(case: Case) -> Comparison:
 
     The key biases are left out: see `compare.TRUE_ZEROS`.
     """
-    return compare_steps(_dropping(case), GPT_COURSE, "training", STEPS, "state")
+    return compare_steps(case.dropping(), GPT_COURSE, "training", STEPS, "state")
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
@@ -171,7 +170,3 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_accumulation, dataclasses.replace(case, config=one_layer)),
         (prove_training, case),
     ]
-
-
-def _dropping(case: Case) -> Case:
-    return with_rate(case, case.config.dropout_rate or 0.2)

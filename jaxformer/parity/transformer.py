@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import torch
 
 from jaxformer.config import TransformerConfig
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.cases import Case, dropout_key, keep_for
+from jaxformer.parity.cases import Case, Mask, both_inputs, valid_tokens
 from jaxformer.parity.compare import BOUNDS, Key, judge
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.settings import arithmetic
@@ -31,26 +30,22 @@ TRANSFORMER_TWINS = Twins(
 
 def transformer_case(case: Case, **options: Any) -> Case:
     """The case with an encoder-decoder of its config's sizes; options are fields of the config."""
-    names = ("vocab_size", "context_length", "width", "num_heads", "mlp_width", "num_layers")
-    sizes = {name: getattr(case.config, name) for name in names}
-    return dataclasses.replace(case, config=TransformerConfig(**sizes | options))
+    return case.sized(TransformerConfig, **options)
 
 
 def prove_transformer(case: Case) -> Comparison:
     """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
-    return compare_twins(_with_rate(case, 0.0), TRANSFORMER_TWINS, _inputs, "model")
+    return compare_twins(case.with_dropout(0.0), TRANSFORMER_TWINS, _inputs, "model")
 
 
 def prove_transformer_dropout(case: Case) -> Comparison:
     """The same with dropout on and the same masks on both sides: quantity `dropout`."""
-    if case.config.dropout_rate == 0.0:
-        case = _with_rate(case, 0.2)
-    return compare_twins(case, TRANSFORMER_TWINS, _inputs, "model", quantity="dropout")
+    return compare_twins(case.dropping(), TRANSFORMER_TWINS, _inputs, "model", quantity="dropout")
 
 
 def prove_transformer_cache(case: Case) -> Comparison:
     """Logits of a target read in pieces of one and of more tokens, against PyTorch's, at once."""
-    case = _with_rate(case, 0.0)
+    case = case.with_dropout(0.0)
     L = case.length
     (source, target, valid, _, _), twin_inputs = _inputs(case)
     cuts = sorted({0, 1, L // 2, L - 1, L})
@@ -69,33 +64,11 @@ def prove_transformer_cache(case: Case) -> Comparison:
     return Comparison.of(judge({key: ours}, {key: theirs}, bound, case.dtype, "transformer"))
 
 
-def _with_rate(case: Case, rate: float) -> Case:
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=rate))
-
-
 def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
     lengths = {"source": case.memory, "target": case.length}
-    arrays = [
-        *(case.tokens(name, case.batch, length) for name, length in lengths.items()),
-        *(_valid(case, name, length) for name, length in lengths.items()),
-    ]
-    key = None if case.config.dropout_rate == 0.0 else dropout_key(case)
-    keep = None if key is None else keep_for(case, key)
-    ours = [None if array is None else case.to_jax(array) for array in arrays]
-    theirs = [None if array is None else case.to_torch(array) for array in arrays]
-    return (*ours, key), (*theirs, keep)
-
-
-def _valid(case: Case, name: str, length: int) -> np.ndarray | None:
-    """`padding` ends each row at a place of its own; `nothing` leaves the last row no token."""
-    if not case.masks:
-        return None
-    lengths = case.rng(f"{name} padding").integers(1, length + 1, (case.batch, 1))
-    valid = np.arange(length) < (lengths if "padding" in case.masks else length)
-    valid = np.broadcast_to(valid, (case.batch, length)).copy()
-    if "nothing" in case.masks:
-        valid[-1] = False
-    return valid
+    tokens = [case.tokens(side, case.batch, length) for side, length in lengths.items()]
+    valid = [valid_tokens(case, length, side) for side, length in lengths.items()]
+    return both_inputs(case, [*tokens, *valid])
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
@@ -107,13 +80,14 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
     narrow = case.dtype == "bfloat16"
     option = functools.partial(transformer_case, activation="gelu" if narrow else "relu")
     shared = option(case)
-    padded, empty = (dataclasses.replace(shared, masks=(m,)) for m in ("padding", "nothing"))
+    kinds: tuple[Mask, ...] = ("padding", "nothing", "source padding", "target padding", "holes")
+    masked = [dataclasses.replace(shared, masks=(kind,)) for kind in kinds]
+    padded = masked[0]
     pre = option(padded, norm_placement="pre")
     other = functools.partial(option, padded, norm_placement="pre", share_embeddings=False)
     found: list[tuple[Proof, Case]] = [
         (prove_transformer, dataclasses.replace(shared, jit=True)),
-        (prove_transformer, padded),
-        (prove_transformer, empty),
+        *((prove_transformer, each) for each in masked),
         (prove_transformer, option(padded, share_embeddings=False)),
         (prove_transformer, pre),
         (prove_transformer, other(use_bias=False)),
@@ -121,5 +95,5 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_transformer_dropout, other(attention_dropout=True)),
     ]
     if not narrow:  # decoding has no float64 truth to be judged by
-        found += [(prove_transformer_cache, each) for each in (shared, padded, empty, pre)]
+        found += [(prove_transformer_cache, each) for each in (shared, pre, *masked)]
     return found

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.batch import PairBatch, Specials
+from jaxformer.batch import PairBatch
 from jaxformer.config import LossKind, NoamConfig
 from jaxformer.parity.cases import Case
 from jaxformer.parity.compare import Key, as_numpy, judge
@@ -22,7 +22,6 @@ from jaxformer.parity.steps import (
     compare_objective,
     compare_steps,
     compare_updates,
-    with_rate,
 )
 from jaxformer.parity.training import STEPS, compare_losses
 from jaxformer.parity.transformer import TRANSFORMER_TWINS, transformer_case
@@ -36,12 +35,6 @@ from torchref.training import schedule as torch_schedule
 NOAM = NoamConfig(factor=0.2, warmup_steps=20)
 """Warms up within the proof; the factor keeps the path of a small model smooth."""
 SMOOTHING = 0.1
-
-
-def specials(case: Case) -> Specials:
-    """The last three tokens of the vocabulary."""
-    V = case.config.vocab_size
-    return Specials(padding=V - 3, start=V - 2, end=V - 1)
 
 
 def prove_smoothed_cross_entropy(case: Case) -> Comparison:
@@ -108,7 +101,7 @@ def _prove_adam(case: Case, config: NoamConfig) -> Comparison:
 
 def pair_batch(case: Case, index: int) -> PairBatch:
     """The batch of a training step; the targets of one slice are longer than those of the other."""
-    rng, tokens = np.random.default_rng([case.seed, index]), specials(case)
+    rng, tokens = np.random.default_rng([case.seed, index]), case.specials
     rows, M, L = 2 * case.batch, case.memory, case.length
     sizes = rng.integers(1, M + 1, (rows, 1))
     source_valid = np.arange(M) < sizes
@@ -126,7 +119,7 @@ def pair_batch(case: Case, index: int) -> PairBatch:
 
 def transformer_course(case: Case, kind: LossKind) -> Course:
     """How the Transformer of the case is trained, by either loss."""
-    padding, config, width = specials(case).padding, twin_config(NOAM), case.config.width
+    padding, config, width = case.specials.padding, twin_config(NOAM), case.config.width
     return Course(
         TRANSFORMER_TWINS,
         pair_batch,
@@ -161,12 +154,12 @@ def prove_translation_nats(case: Case) -> Comparison:
 def prove_accumulation(case: Case) -> Comparison:
     """One step from two slices of unequal numbers of tokens is the whole batch's at once."""
     course = transformer_course(case, "cross_entropy")
-    return compare_steps(with_rate(case, 0.0), course, "accumulation", 1, "model", slices=1)
+    return compare_steps(case.with_dropout(0.0), course, "accumulation", 1, "model", slices=1)
 
 
 def prove_step(case: Case) -> Comparison:
     """One step of two slices, by the KL divergence, dropout on."""
-    return compare_steps(_dropping(case), transformer_course(case, "kl"), "step", 1, "model")
+    return compare_steps(case.dropping(), transformer_course(case, "kl"), "step", 1, "model")
 
 
 def prove_training(case: Case) -> Comparison:
@@ -175,7 +168,7 @@ def prove_training(case: Case) -> Comparison:
     The key biases are left out: see `compare.TRUE_ZEROS`.
     """
     course = transformer_course(case, "cross_entropy")
-    return compare_steps(_dropping(case), course, "training", STEPS, "state")
+    return compare_steps(case.dropping(), course, "training", STEPS, "state")
 
 
 def prove_resume(case: Case) -> Comparison:
@@ -206,7 +199,3 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         *((proof, small) for proof in (prove_accumulation, prove_step, prove_resume)),
         (prove_training, whole),
     ]
-
-
-def _dropping(case: Case) -> Case:
-    return with_rate(case, case.config.dropout_rate or 0.2)

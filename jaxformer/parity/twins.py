@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
+from jaxtyping import Array, PyTree
 
 from jaxformer.models.pure import abstract_model, bind, flat_params
 from jaxformer.parity.cases import Case, draw_params
@@ -37,7 +38,11 @@ class Twins(NamedTuple):
     def twin(self, case: Case) -> torch.nn.Module:
         """The twin in the type of the case, with the same parameters."""
         _, shapes = abstract_model(self.build, case.model_config)
-        tensors = to_torch(draw_params(case, shapes), self.table)
+        return self.twin_with(case, draw_params(case, shapes))
+
+    def twin_with(self, case: Case, params: PyTree[Array]) -> torch.nn.Module:
+        """The twin in the type of the case, with these parameters."""
+        tensors = to_torch(params, self.table)
         twin = self.build_twin(twin_config(case.model_config)).to(case.torch_dtype)
         twin.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         return twin

@@ -15,6 +15,7 @@ from jaxformer.decoding.beam import translate, translate_all, translate_uncached
 from jaxformer.errors import UserError
 from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.models.transformer import Transformer
+from jaxformer.parity.compare import BOUNDS, measure
 
 CONFIG = TransformerConfig(
     vocab_size=14, context_length=16, width=16, num_heads=2, mlp_width=32, num_layers=1
@@ -49,11 +50,10 @@ def assert_same(found, expected):
         [h.tokens.tolist() for h in row] for row in expected
     ]
     for name in ("score", "log_prob"):
-        np.testing.assert_allclose(
-            [getattr(h, name) for row in found for h in row],
-            [getattr(h, name) for row in expected for h in row],
-            rtol=1e-4,
+        ours, theirs = (
+            np.array([getattr(h, name) for row in rows for h in row]) for rows in (found, expected)
         )
+        assert measure(ours, theirs) <= BOUNDS["model", "float32"]
 
 
 def test_beams_branch_and_end_at_different_lengths(model):
@@ -136,14 +136,15 @@ def log_probs(model):
 
 
 def test_scores_are_those_of_the_model_that_reads_the_whole_target(model, log_probs):
-    sources = sentences(2, 9, 5)
+    sources, found, expected = sentences(2, 9, 5), [], []
     for source, row in zip(sources, translate(*model, sources, SPECIALS, BEAM), strict=True):
         for hypothesis in row:
             target = [*hypothesis.tokens, SPECIALS.end]
             steps = log_probs(source, [SPECIALS.start, *hypothesis.tokens])
-            log_prob = sum(steps[range(len(target)), target])
-            assert hypothesis.log_prob == pytest.approx(log_prob, rel=1e-4)
-            assert hypothesis.score == pytest.approx(log_prob / ((5 + len(target)) / 6), rel=1e-4)
+            log_prob = float(sum(steps[range(len(target)), target]))
+            found.append([hypothesis.log_prob, hypothesis.score])
+            expected.append([log_prob, log_prob / ((5 + len(target)) / 6)])
+    assert measure(np.array(found), np.array(expected)) <= BOUNDS["model", "float32"]
 
 
 def test_no_hypothesis_is_longer_than_allowed_or_holds_a_special_token(model):
