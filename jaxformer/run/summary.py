@@ -51,10 +51,10 @@ def num_checkpoints(run_dir: Path) -> int:
 
 
 def examples(pairs: Sequence[Pair], scores: Scores, count: int) -> Iterator[str]:
-    """The first few translations, and the first few that are wrong beside what was asked for."""
+    """The first few translations, then the first few wrong ones of the rest; what was asked for
+    stands beside a wrong one."""
     found = list(zip(pairs, scores.translations, strict=True))
-    for (source, _), translation in found[:count]:
-        yield f"{source} → {translation}"
-    wrong = [item for item in found if item[0].target.strip() != item[1].strip()]
-    for (source, target), translation in wrong[:count]:
-        yield f"{source} → {translation} (not {target})"
+    wrong = [(pair, text) for pair, text in found[count:] if text.strip() != pair.target.strip()]
+    for (source, target), text in [*found[:count], *wrong[:count]]:
+        asked = "" if text.strip() == target.strip() else f" (not {target})"
+        yield f"{source} → {text}{asked}"

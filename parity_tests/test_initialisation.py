@@ -1,0 +1,59 @@
+"""The twins start as jaxformer's models do: each parameter from the same distribution."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
+from jaxformer.models.pure import flat_params, init_params
+from jaxformer.parity.bert import BERT_TWINS
+from jaxformer.parity.cases import Case
+from jaxformer.parity.gpt import GPT_TWINS
+from jaxformer.parity.transformer import TRANSFORMER_TWINS
+from jaxformer.parity.twins import twin_config
+
+SIZES = {
+    "vocab_size": 500,
+    "context_length": 64,
+    "width": 128,
+    "num_heads": 4,
+    "mlp_width": 512,
+    "num_layers": 2,
+}
+MODELS = [
+    pytest.param(GPT_TWINS, GPTConfig(**SIZES), id="gpt"),
+    pytest.param(GPT_TWINS, GPTConfig(**SIZES, initializer="xavier"), id="gpt-xavier"),
+    pytest.param(TRANSFORMER_TWINS, TransformerConfig(**SIZES, init_std=0.1), id="transformer"),
+    pytest.param(
+        TRANSFORMER_TWINS,
+        TransformerConfig(**SIZES, share_embeddings=False, norm_placement="pre"),
+        id="transformer-separate",
+    ),
+    pytest.param(BERT_TWINS, BertConfig(**SIZES), id="bert"),
+]
+
+
+@pytest.mark.parametrize(("twins", "config"), MODELS)
+def test_every_parameter_starts_from_the_same_distribution(twins, config):
+    ours = flat_params(init_params(twins.build, config, jax.random.key(0)))
+    torch.manual_seed(0)
+    twin = twins.build_twin(twin_config(config))
+    tensors = {name: parameter.detach() for name, parameter in twin.named_parameters()}
+    theirs = twins.in_jax_names(Case(dataclasses.replace(config), "float32"), tensors)
+    assert set(ours) == set(theirs)
+    for path, expected in theirs.items():
+        found = np.asarray(ours[path], np.float64)
+        if expected.std() == 0:  # all ones or all zeros
+            np.testing.assert_array_equal(found, expected, err_msg=path)
+            continue
+        # Five standard errors of the difference of two means, and of two standard deviations.
+        n, size = found.size, expected.std()
+        assert abs(found.mean() - expected.mean()) < 5 * size * math.sqrt(2 / n), path
+        assert abs(found.std() - size) < 5 * size * math.sqrt(1 / n), path
+        # A normal's fourth moment is 3, a uniform's 1.8.
+        kurtoses = [((x - x.mean()) ** 4).mean() / x.var() ** 2 for x in (found, expected)]
+        assert abs(kurtoses[0] - kurtoses[1]) < 5 * math.sqrt(2 * 24 / n), path

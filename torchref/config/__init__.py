@@ -1,0 +1,20 @@
+"""Every config that a model, an optimizer or a decoder needs, field for field jaxformer/config's.
+
+The dimension key:  B batch  L query length  M key length  D model width  H query heads
+K head width  F feed-forward width  N layers  V vocabulary
+"""
+
+from torchref.config.decoding import BeamConfig, SamplingConfig
+from torchref.config.models import BertConfig, BlockConfig, GPTConfig, TransformerConfig
+from torchref.config.training import NoamConfig, OptimizerConfig
+
+__all__ = [
+    "BeamConfig",
+    "BertConfig",
+    "BlockConfig",
+    "GPTConfig",
+    "NoamConfig",
+    "OptimizerConfig",
+    "SamplingConfig",
+    "TransformerConfig",
+]
