@@ -12,26 +12,24 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from jaxformer.config import GPTConfig
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind, flat_params
-from jaxformer.parity.compare import BOUNDS, TRUE_ZEROS, measure
+from jaxformer.models.pure import abstract_model, bind
+from jaxformer.parity.compare import BOUNDS, measure
 from jaxformer.parity.settings import arithmetic
 from jaxformer.training.loss import cross_entropy
-from jaxformer.weights.convert import from_torch, to_torch
+from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import GPT2_HUGGING_FACE
-
-CONFIGS = {
-    "two layers": GPTConfig(
-        vocab_size=50, context_length=12, width=16, num_heads=4, mlp_width=64, num_layers=2
-    ),
-    "wide, one head": GPTConfig(
-        vocab_size=33, context_length=9, width=24, num_heads=1, mlp_width=40, num_layers=1
-    ),
-}
+from parity_tests.huggingface import (
+    assert_equal_gradients,
+    assert_reads_in_both_directions,
+    draw_sizes,
+    shaken,
+    tensors,
+)
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+@pytest.fixture(params=range(3))
 def config(request) -> GPTConfig:
-    return request.param
+    return GPTConfig(**draw_sizes(request.param))
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -40,7 +38,7 @@ def pair(request, config):
     dtype = request.param
     with arithmetic(dtype):
         torch.manual_seed(0)
-        theirs = GPT2LMHeadModel(
+        model = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=config.vocab_size,
                 n_positions=config.context_length,
@@ -56,20 +54,9 @@ def pair(request, config):
                 eos_token_id=0,
             )
         ).to(getattr(torch, dtype))
-        with torch.no_grad():
-            for parameter in theirs.parameters():  # no bias stays zero, no scale one
-                parameter += 0.1 * torch.randn_like(parameter)
+        theirs = shaken(model)
         graph, shapes = abstract_model(GPT, dataclasses.replace(config, dtype=dtype))
         yield theirs, graph, from_torch(tensors(theirs), GPT2_HUGGING_FACE, shapes), dtype
-
-
-def tensors(model: GPT2LMHeadModel, grads: bool = False) -> dict[str, np.ndarray]:
-    """Its parameters or their gradients, the tied head left out."""
-    return {
-        name: (p.grad if grads else p).detach().numpy()
-        for name, p in model.named_parameters()
-        if name != "lm_head.weight"
-    }
 
 
 def test_logits_loss_and_every_gradient_are_equal(config, pair):
@@ -90,9 +77,8 @@ def test_logits_loss_and_every_gradient_are_equal(config, pair):
     expected_loss.backward()
     assert measure(logits, out) <= bound
     assert measure(loss, expected_loss) <= bound
-    expected = flat_params(from_torch(tensors(theirs, grads=True), GPT2_HUGGING_FACE, params))
-    for path, grad in flat_params(grads).items():
-        assert measure(grad, expected[path], path.endswith(TRUE_ZEROS)) <= bound, path
+    expected = from_torch(tensors(theirs, grads=True), GPT2_HUGGING_FACE, params)
+    assert_equal_gradients(grads, expected, bound)
 
 
 def test_padding_is_not_attended_to_by_either(config, pair):
@@ -108,7 +94,4 @@ def test_padding_is_not_attended_to_by_either(config, pair):
 
 def test_the_table_reads_in_both_directions(pair):
     theirs, _, params, _ = pair
-    back = to_torch(params, GPT2_HUGGING_FACE)
-    assert back.keys() == tensors(theirs).keys()
-    for name, array in tensors(theirs).items():
-        np.testing.assert_array_equal(back[name], array)
+    assert_reads_in_both_directions(theirs, GPT2_HUGGING_FACE, params)

@@ -18,24 +18,26 @@ from transformers import MarianConfig, MarianMTModel
 
 from jaxformer.config import TransformerConfig
 from jaxformer.layers.positions import sinusoidal_positions
-from jaxformer.models.pure import abstract_model, bind, flat_params, leaf_path
+from jaxformer.models.pure import abstract_model, bind, leaf_path
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.compare import BOUNDS, TRUE_ZEROS, measure
+from jaxformer.parity.compare import BOUNDS, measure
 from jaxformer.parity.settings import arithmetic
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import MARIAN_HUGGING_FACE
+from parity_tests.huggingface import assert_equal_gradients, draw_sizes, shaken, tensors
 
-CONFIG = TransformerConfig(
-    vocab_size=40, context_length=12, width=16, num_heads=4, mlp_width=32, num_layers=2
-)
+CONFIGS = [
+    TransformerConfig(**draw_sizes(0)),
+    TransformerConfig(**draw_sizes(1), activation="gelu"),
+    TransformerConfig(**draw_sizes(2)),
+]
 B, M, L = 4, 9, 6
 SOURCE_VALID = np.arange(M) < [[9], [5], [1], [7]]
 TARGET_VALID = np.arange(L) < [[6], [2], [4], [5]]
 
 
-def in_our_order(tree):
+def in_our_order(tree, D):
     """Leaves with sines and cosines of the residual stream alternating."""
-    D = CONFIG.width
     order = np.arange(D).reshape(2, D // 2).T.ravel()  # 0, D/2, 1, D/2 + 1, ...
 
     def ordered(path, leaf):
@@ -49,29 +51,29 @@ def in_our_order(tree):
     return jax.tree_util.tree_map_with_path(ordered, tree)
 
 
-def sinusoids_in_halves() -> np.ndarray:
+def sinusoids_in_halves(config: TransformerConfig) -> np.ndarray:
     """All sines before all cosines, in float64."""
-    table = sinusoidal_positions(CONFIG.context_length, CONFIG.width)
+    table = sinusoidal_positions(config.context_length, config.width)
     return np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1)
 
 
-def marian() -> MarianMTModel:
+def marian(config: TransformerConfig) -> MarianMTModel:
     sizes = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
         for name, value in (
-            ("layers", CONFIG.num_layers),
-            ("attention_heads", CONFIG.num_heads),
-            ("ffn_dim", CONFIG.mlp_width),
+            ("layers", config.num_layers),
+            ("attention_heads", config.num_heads),
+            ("ffn_dim", config.mlp_width),
         )
     }
     return MarianMTModel(
         MarianConfig(
             **sizes,
-            vocab_size=CONFIG.vocab_size,
-            d_model=CONFIG.width,
-            max_position_embeddings=CONFIG.context_length,
-            activation_function="relu",
+            vocab_size=config.vocab_size,
+            d_model=config.width,
+            max_position_embeddings=config.context_length,
+            activation_function=config.activation,
             scale_embedding=True,
             dropout=0.0,
             init_std=0.2,
@@ -83,42 +85,35 @@ def marian() -> MarianMTModel:
     )
 
 
+@pytest.fixture(params=CONFIGS, ids=range(len(CONFIGS)))
+def config(request) -> TransformerConfig:
+    return request.param
+
+
 @pytest.fixture(params=["float64", "float32"])
-def pair(request):
+def pair(request, config):
     """Theirs, and ours with its weights."""
     dtype = request.param
     with arithmetic(dtype):
         torch.manual_seed(0)
-        theirs = marian().to(getattr(torch, dtype))
+        theirs = shaken(marian(config).to(getattr(torch, dtype)))
         assert not theirs.final_logits_bias.any()
-        with torch.no_grad():
-            for name, parameter in theirs.named_parameters():
-                if "embed_positions" in name:  # kept in float32, whatever the model's type
-                    parameter.copy_(torch.tensor(sinusoids_in_halves()))
-                else:  # no bias stays zero, no scale one
-                    parameter += 0.1 * torch.randn_like(parameter)
-        graph, shapes = abstract_model(Transformer, dataclasses.replace(CONFIG, dtype=dtype))
-        params = in_our_order(from_torch(tensors(theirs), MARIAN_HUGGING_FACE, shapes))
-        yield theirs, graph, params, dtype
-
-
-def tensors(model: MarianMTModel, grads: bool = False) -> dict[str, np.ndarray]:
-    """Its trained parameters or their gradients, the tied head left out."""
-    return {
-        name: (p.grad if grads else p).detach().numpy()
-        for name, p in model.named_parameters()
-        if "embed_positions" not in name and name != "lm_head.weight"
-    }
+        with torch.no_grad():  # theirs are kept in float32, whatever the model's type
+            for side in (theirs.model.encoder, theirs.model.decoder):
+                side.embed_positions.weight.copy_(torch.tensor(sinusoids_in_halves(config)))
+        graph, shapes = abstract_model(Transformer, dataclasses.replace(config, dtype=dtype))
+        params = from_torch(tensors(theirs), MARIAN_HUGGING_FACE, shapes)
+        yield theirs, graph, in_our_order(params, config.width), dtype
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-def test_logits_and_every_gradient_are_equal(pair, padded):
+def test_logits_and_every_gradient_are_equal(config, pair, padded):
     theirs, graph, params, dtype = pair
     bound, rng = BOUNDS["model", dtype], np.random.default_rng(0)
     # Theirs keeps gradients from the embedding of its padding token: none stands in the texts.
-    source, target = (rng.integers(1, CONFIG.vocab_size, (B, n)) for n in (M, L))
+    source, target = (rng.integers(1, config.vocab_size, (B, n)) for n in (M, L))
     valid = [SOURCE_VALID, TARGET_VALID] if padded else [None, None]
-    weights = rng.standard_normal((B, L, CONFIG.vocab_size)) * TARGET_VALID[..., None]
+    weights = rng.standard_normal((B, L, config.vocab_size)) * TARGET_VALID[..., None]
 
     def loss(params):
         masks = [None if mask is None else jnp.asarray(mask) for mask in valid]
@@ -136,12 +131,10 @@ def test_logits_and_every_gradient_are_equal(pair, padded):
     (out * torch.tensor(weights, dtype=out.dtype)).sum().backward()
     assert measure(logits[TARGET_VALID], out.detach().numpy()[TARGET_VALID]) <= bound
     expected = from_torch(tensors(theirs, grads=True), MARIAN_HUGGING_FACE, params)
-    expected = flat_params(in_our_order(expected))
-    for path, grad in flat_params(grads).items():
-        assert measure(grad, expected[path], path.endswith(TRUE_ZEROS)) <= bound, path
+    assert_equal_gradients(grads, in_our_order(expected, config.width), bound)
 
 
-def test_their_sinusoids_stand_in_halves():
-    model = marian().model
+def test_their_sinusoids_stand_in_halves(config):
+    model = marian(config).model
     for table in (model.encoder.embed_positions.weight, model.decoder.embed_positions.weight):
-        assert measure(table, sinusoids_in_halves()) < 1e-7
+        assert measure(table, sinusoids_in_halves(config)) < 1e-7

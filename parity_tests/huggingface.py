@@ -1,0 +1,61 @@
+"""What the tests against transformers' models share: random sizes, random weights, their arrays."""
+
+import numpy as np
+import torch
+from jaxtyping import PyTree
+
+from jaxformer.models.pure import flat_params
+from jaxformer.parity.compare import TRUE_ZEROS, measure
+from jaxformer.weights.convert import from_torch, to_torch
+from jaxformer.weights.tables import Row
+
+
+def draw_sizes(seed: int) -> dict[str, int]:
+    """Sizes of a small model, no two seeds alike."""
+    rng = np.random.default_rng(seed)
+    sizes = {
+        "vocab_size": rng.integers(20, 60),
+        "context_length": rng.integers(9, 16),
+        "width": rng.choice([16, 24, 32]),
+        "num_heads": rng.choice([1, 2, 4]),
+        "mlp_width": rng.integers(16, 70),
+        "num_layers": rng.integers(1, 4),
+    }
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with noise on what it learns: no bias stays zero, no scale one."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def tensors(model: torch.nn.Module, grads: bool = False) -> dict[str, np.ndarray]:
+    """What it learns, or the gradients; each tied parameter is named once."""
+    return {
+        name: (parameter.grad if grads else parameter).detach().numpy()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def assert_equal_gradients(found: PyTree, expected: PyTree, bound: float) -> None:
+    """Every leaf in bounds, none missing on either side."""
+    ours, theirs = flat_params(found), flat_params(expected)
+    assert ours.keys() == theirs.keys()
+    for path, grad in ours.items():
+        assert measure(grad, theirs[path], path.endswith(TRUE_ZEROS)) <= bound, path
+
+
+def assert_reads_in_both_directions(
+    model: torch.nn.Module, table: tuple[Row, ...], shapes: PyTree
+) -> None:
+    """To JAX and back to PyTorch is the same, bit for bit."""
+    arrays = tensors(model)
+    back = to_torch(from_torch(arrays, table, shapes), table)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
