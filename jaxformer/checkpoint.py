@@ -86,6 +86,7 @@ def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
             skipped.append(str(fault))
         else:
             known = {key: content[key] for key in ("step", "metadata", "val_loss", "leaves")}
+            skipped = [f"{fault}; step {candidate} is used instead" for fault in skipped]
             return Checkpoint(**known, skipped=tuple(skipped))
     if not skipped:
         raise UserError(
@@ -147,7 +148,9 @@ def state_hash(state: PyTree[jax.Array]) -> str:
 class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time in the background, and deletes old ones.
 
-    Kept are the newest `keep` and the one with the lowest finite validation loss. Opening creates
+    Kept are the newest `keep` of the steps that `every` divides, the newest of all, and the one
+    with the lowest finite validation loss: a run that was stopped between two of them and resumed
+    ends with the same checkpoints as one that was not. Opening creates
     the directory and clears away what a killed run left half-saved or half-deleted. Use it in a
     `with` statement or close it: the next `save`, `wait` or `close` raises a background failure.
 
@@ -155,10 +158,12 @@ class CheckpointWriter:
         UserError: the directory cannot be created, a step exists already, or a write failed.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(self, directory: Path, *, keep: int, every: int = 1):
         require_positive("checkpoint.keep", keep)
+        require_positive("checkpoint.every", every)
         self._directory = directory.absolute()
         self._keep = keep
+        self._every = every
         self._is_first_process = jax.process_index() == 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -255,7 +260,7 @@ class CheckpointWriter:
                 self._retain(step)
 
     def _retain(self, newest: int) -> None:
-        """Delete all but the newest `keep` and the best of the steps up to the one just saved.
+        """Delete what is not to be kept of the steps up to the one just saved.
 
         Later ones were passed over at resume; they are left alone until the run reaches them.
         """
@@ -266,7 +271,8 @@ class CheckpointWriter:
                     content = _content(self._directory, step, manifest.read)
                     losses[step] = content["val_loss"]
         best = sorted((loss, step) for step, loss in losses.items() if loss is not None)[:1]
-        kept = {*sorted(losses)[-self._keep :], *(step for _, step in best)}
+        scheduled = [step for step in sorted(losses) if step % self._every == 0]
+        kept = {newest, *scheduled[-self._keep :], *(step for _, step in best)}
         for step in losses.keys() - kept:
             # Renamed first: a deletion that is cut short must not leave half a step.
             os.rename(self._directory / str(step), self._directory / f"{_TRASH}{step}")

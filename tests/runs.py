@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.config import TrainConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.models.pure import init_params
@@ -24,7 +23,7 @@ def save_run(
     """
     directory.fill_run_dir(config, path, tokenizer)
     method = make_method(config, tokenizer)
-    with CheckpointWriter(path / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer:
+    with directory.checkpoint_writer(path, config) as writer:
         for step in steps:
             params = init_params(method.model, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}

@@ -101,6 +101,25 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(
     assert not np.array_equal(x, before)
 
 
+def test_a_stop_between_two_steps_of_the_schedule_changes_nothing_that_is_kept(
+    tmp_path: Path,
+) -> None:
+    kept = []
+    for name, saved in {"whole": (10, 20, 30, 40), "stopped": (10, 20, 25, 30, 37, 40)}.items():
+        with CheckpointWriter(tmp_path / name, keep=2, every=10) as writer:
+            for step in saved:
+                writer.save(step, small_state(step), {})
+        kept.append(steps(tmp_path / name))
+    assert kept == [[30, 40], [30, 40]]
+
+
+def test_the_newest_is_kept_though_it_is_not_of_the_schedule(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, keep=1, every=10) as writer:
+        for step in (10, 20, 25):
+            writer.save(step, small_state(step), {})
+    assert steps(tmp_path) == [20, 25]
+
+
 def test_metadata_is_the_one_at_saving_and_needs_no_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

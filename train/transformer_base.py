@@ -21,13 +21,11 @@ import sys
 from jaxformer.cli.arguments import parse_recipe, run_command
 from jaxformer.config import (
     TRANSFORMER_PRESETS,
-    BeamConfig,
     CheckpointConfig,
     NoamConfig,
     TextPairsConfig,
     TextTranslationConfig,
 )
-from jaxformer.errors import UserError
 
 PROG = "python -m train.transformer_base"
 
@@ -55,18 +53,12 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and score the mean of the last checkpoints on the validation sentences."""
     config, options = parse_recipe(PRESETS, "base", argv, PROG, __doc__)
-    if config.data.source is None or config.data.target is None:
-        raise UserError(
-            "no pairs to learn from: name two files with --data.source FILE --data.target FILE"
-        )
     from jaxformer.run.loop import train
-    from jaxformer.run.summary import num_checkpoints, score_held_out, summarise
+    from jaxformer.run.summary import summarise, translated
 
     outcome = train(config, options)
     if outcome.finished:
-        average = min(config.checkpoint.keep, num_checkpoints(options.run_dir))
-        scores = score_held_out(outcome, options.run_dir, BeamConfig(), average)
-        print(f"mean of the last {average} checkpoints: {scores.bleu_line()}")
+        print(*translated(outcome, options.run_dir), sep="\n")
     print(summarise(outcome, options.run_dir))
     return outcome.exit_status
 

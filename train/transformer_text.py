@@ -19,13 +19,11 @@ import sys
 from jaxformer.cli.arguments import parse_recipe, run_command
 from jaxformer.config import (
     TRANSFORMER_PRESETS,
-    BeamConfig,
     CheckpointConfig,
     NoamConfig,
     TextPairsConfig,
     TextTranslationConfig,
 )
-from jaxformer.errors import UserError
 
 PROG = "python -m train.transformer_text"
 
@@ -56,19 +54,12 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and score the validation sentences."""
     config, options = parse_recipe(PRESETS, "small", argv, PROG, __doc__)
-    if config.data.source is None or config.data.target is None:
-        raise UserError(
-            "no pairs to learn from: name two files with --data.source FILE --data.target FILE"
-        )
     from jaxformer.run.loop import train
-    from jaxformer.run.summary import examples, num_checkpoints, score_held_out, summarise
+    from jaxformer.run.summary import summarise, translated
 
     outcome = train(config, options)
     if outcome.finished:
-        average = min(config.checkpoint.keep, num_checkpoints(options.run_dir))
-        scores = score_held_out(outcome, options.run_dir, BeamConfig(), average)
-        print(*examples(outcome.data.val_texts, scores, 3), sep="\n")
-        print(f"mean of the last {average} checkpoints: {scores.bleu_line()}")
+        print(*translated(outcome, options.run_dir), sep="\n")
     print(summarise(outcome, options.run_dir))
     return outcome.exit_status
 

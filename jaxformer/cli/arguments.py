@@ -26,6 +26,9 @@ import tyro
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
 
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
+"""How XLA says so; on CPU as an internal error."""
+
 ConfigT = TypeVar("ConfigT")
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -90,6 +93,8 @@ def parse_recipe(
     Raises:
         SystemExit: as `parse` does; an unknown preset is refused with the list of the known ones.
     """
+    if _last_value("--run-dir", argv) == "":
+        fail(prog, "--run-dir is empty: name a directory")
     name = _last_value("--preset", argv) or default_preset
     if name not in presets:
         fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
@@ -157,8 +162,8 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
     except OSError as error:
         fail(prog, _explain(error))
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            fail(prog, "out of memory: choose a smaller model, batch or context")
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+            fail(prog, "out of memory: choose a smaller model, context, batch or beam")
         if os.environ.get("JAXFORMER_TRACEBACK") == "1":
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())

@@ -22,8 +22,9 @@ DESCRIPTION = (
     "translation model, the source to itself, the target to itself, and the target to the source. "
     "Prints the picture's path."
 )
-LONGEST = 128
+LONGEST = 64
 """Tokens of a side that a picture can still show."""
+UNREADABLE = "\ufffd"
 SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
@@ -38,7 +39,11 @@ class AttentionArguments:
     target: str | None = None
     """Translation to read it with; by default the model's own, by greedy decoding."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The picture, a PNG; by default attention.png in the run's directory."""
+    """The picture, FILE.png; by default attention.png in the run's directory."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and self.output.suffix.lower() != ".png":
+            raise UserError(f"--output {self.output} is no PNG: give it a name that ends in .png")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,7 +94,7 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)
-    source = readable(run.tokenizer.encode(text), model.context_length, "--text")
+    source = readable(run.tokenizer.encode(text.strip()), model.context_length, "--text")
     name = "--target"
     if target is None:
         name = "the model's own translation, without --target,"
@@ -97,7 +102,7 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
         [[best]] = translate(run.graph, run.params, model, [source], specials, greedy)
         produced = np.asarray(best.tokens, np.int32)
     else:
-        produced = run.tokenizer.encode(target)
+        produced = run.tokenizer.encode(target.strip())
     read = np.concatenate([[specials.start], produced]).astype(np.int32)
     read = readable(read, model.context_length, name)
     weights = attention_weights(bind(run.graph, run.params), source[None], read[None])
@@ -114,22 +119,27 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
 def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarray":
     """The tokens, unless there are none or more than the model or a picture takes."""
+    if len(tokens) == 0:
+        raise UserError(f"{name} is empty: give at least a word")
     longest = min(LONGEST, context_length)
-    if not 0 < len(tokens) <= longest:
+    if len(tokens) > longest:
         raise UserError(
-            f"{name} has {len(tokens)} tokens, the picture holds 1 to {longest}: give another one"
+            f"{name} has {len(tokens)} tokens, the picture holds {longest}: give a shorter one"
         )
     return tokens
 
 
 def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
-    """Each token's text, blanks made visible; tokens that stand for no text are signs."""
+    """Each token's text, blanks made visible; a token that is part of a character has its number,
+    and one that stands for no text is a sign."""
     known = [token for token in tokens.tolist() if token < tokenizer.vocab_size]
     # Behind another token: some tokenizers drop the blank before a text's first word.
     before = tokenizer.decode(known[:1])
-    return [
-        tokenizer.decode([known[0], token])[len(before) :].translate(SHOWN)
-        if token < tokenizer.vocab_size
-        else "<s>"
-        for token in tokens.tolist()
-    ]
+
+    def label(token: int) -> str:
+        if token >= tokenizer.vocab_size:
+            return "<s>"
+        text = tokenizer.decode([known[0], token])[len(before) :]
+        return f"#{token}" if UNREADABLE in text else text.translate(SHOWN)
+
+    return [label(token) for token in tokens.tolist()]

@@ -29,9 +29,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
     metrics = read_metrics(run / "metrics.jsonl")
 
+    from jaxformer.run.config_io import load_config
+    from jaxformer.run.kinds import smoothing_of
     from jaxformer.run.plots import draw_curves
 
-    curves = run / "curves.png"
-    draw_curves(metrics, curves, title=run.resolve().name)
+    curves, config = run / "curves.png", run / "config.json"
+    smoothing = smoothing_of(load_config(config)) if config.exists() else 0.0
+    draw_curves(metrics, curves, run.resolve().name, smoothing)
     print(curves)
     return 0

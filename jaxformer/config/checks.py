@@ -7,6 +7,8 @@ from jaxformer.errors import UserError
 
 LARGEST = 2**31 - 1
 """Sizes and counts are 32-bit integers."""
+LARGEST_VOCABULARY = 2**20
+"""Tokens of a trained tokenizer; published vocabularies have at most a quarter of it."""
 
 
 def require_positive(name: str, value: float) -> None:
@@ -15,6 +17,12 @@ def require_positive(name: str, value: float) -> None:
         raise UserError(f"{name} {value} is not positive: choose a number above 0")
     if value > LARGEST:
         raise UserError(f"{name} {value} is too large: choose one of at most {LARGEST}")
+
+
+def require_vocabulary(name: str, size: int) -> None:
+    """Refuse a vocabulary that no text needs and no trainer holds, by its flag's name."""
+    if size > LARGEST_VOCABULARY:
+        raise UserError(f"{name} {size} is too large: choose one of at most {LARGEST_VOCABULARY}")
 
 
 def require_one_of(name: str, value: str, kinds: Any) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.config.checks import require_one_of, require_positive
+from jaxformer.config.checks import require_one_of, require_positive, require_vocabulary
 from jaxformer.errors import UserError
 
 
@@ -27,6 +27,7 @@ class DataConfig:
                 f"data.val-fraction {self.val_fraction} leaves no text on one side: "
                 "choose a share between 0 and 1, such as 0.1"
             )
+        require_vocabulary("data.vocab-size", self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class TextPairsConfig:
                 f"data.val-fraction {self.val_fraction} leaves no pairs on one side: "
                 "choose a share between 0 and 1, such as 0.02"
             )
+        require_vocabulary("data.vocab-size", self.vocab_size)
         require_positive("data.max-tokens", self.max_tokens)
         require_positive("data.max-ratio", self.max_ratio)
 
@@ -88,6 +90,12 @@ class NumbersConfig:
     def __post_init__(self) -> None:
         for name in ("source_language", "target_language"):
             require_one_of(f"data.{name.replace('_', '-')}", getattr(self, name), Language)
+        if self.source_language == self.target_language:
+            raise UserError(
+                f"data.source-language and data.target-language are both {self.source_language}: "
+                "choose two"
+            )
+        require_vocabulary("data.vocab-size", self.vocab_size)
         for name in ("max_number", "num_pairs", "num_val_pairs"):
             require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
         if self.max_number > LARGEST_NUMBER:

@@ -63,8 +63,8 @@ def read_text_pairs(data: TextPairsConfig) -> PairTexts:
     for side, chosen in (("training", train), ("validation", val)):
         if not any(all(pair) for pair in chosen):
             raise UserError(
-                f"data.source {data.source} leaves no {side} pairs: give more lines, another "
-                "data.val-fraction, or data.val-source and data.val-target"
+                f"data.source {data.source} leaves no {side} pairs, {cleaning}: give more lines, "
+                "another data.val-fraction, or data.val-source and data.val-target"
             )
     name = " to ".join(path.name for path in (data.source, data.target) if path)
     return PairTexts(name, tuple(train), tuple(val), cleaning)
@@ -90,7 +90,7 @@ def _read_pairs(
 
 def _read_lines(flag: str, path: Path | None) -> list[str]:
     if path is None:
-        raise UserError(f"data.{flag} is missing: name a text file with one sentence a line")
+        raise UserError(f"--data.{flag} is missing: name a text file with one sentence a line")
     try:
         content = path.read_bytes()
     except OSError as error:

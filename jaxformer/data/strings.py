@@ -29,7 +29,7 @@ def string_pairs(data: CopyConfig) -> PairTexts:
         raise UserError(
             f"data.num-pairs {data.num_pairs} and data.num-val-pairs {data.num_val_pairs} are more "
             f"than strings of up to {data.max_length} of {data.num_symbols} letters allow: "
-            f"choose at most {sum(train_shares)} and {sum(val_shares)}, or longer strings"
+            f"choose at most {sum(train_shares)} and {sum(val_shares)}, more letters or longer ones"
         )
     words = philox()
     train, val = [], []

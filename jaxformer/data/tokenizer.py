@@ -255,8 +255,9 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read what `save_tokenizer` wrote, or any tokenizer.json of the `tokenizers` library."""
+    text = _read(path)
     try:
-        rules: Any = json.loads(_read(path))
+        rules: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, str(error)) from error
     match rules:

@@ -17,13 +17,14 @@ from jaxtyping import Float
 
 from jaxformer.atomic import replacing
 
+READING = "each row is a token that attends, each column one attended to; white 0, dark 1"
 INK, FRAME = "#333333", "#bbbbbb"
 CELL = 0.16
 """Inches of a token's row or column; its label must fit."""
 SMALLEST = 1.0
 """Inches of a panel at least."""
-GAP, HEADING, LETTER = 0.1, 0.45, 0.055
-"""Inches between panels, above a block, and of a label's letter."""
+TITLE, GAP, HEADING, LETTER = 0.6, 0.1, 0.45, 0.055
+"""Inches of the picture's title, between panels, above a block, and of a label's letter."""
 
 Weights = Mapping[str, Float[np.ndarray, "B H L M"]]
 
@@ -76,20 +77,28 @@ def draw_attention(stacks: Sequence[Stack], path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    label = LETTER * max(len(word) for s in stacks for word in (*s.queries, *s.keys)) + 0.3
+    label = max(_longest(words) for s in stacks for words in (s.queries, s.keys))
     heads = max(len(layer) for stack in stacks for layer in stack.layers)
     width = label + heads * (max(_panel_size(stack)[0] for stack in stacks) + GAP) + 0.2
-    heights = [HEADING + len(s.layers) * (_panel_size(s)[1] + GAP) + label for s in stacks]
-    height = HEADING + sum(heights)
+    heights = [
+        HEADING + len(s.layers) * (_panel_size(s)[1] + GAP) + _longest(s.keys) for s in stacks
+    ]
+    height = TITLE + sum(heights)
     figure = Figure(figsize=(width, height), dpi=min(150, 20_000 / max(width, height)))
     figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=12, color=INK, parse_math=False)
-    top = height - HEADING
+    figure.text(0.15 / width, 1 - 0.5 / height, READING, fontsize=7, color=INK)
+    top = height - TITLE
     for stack, block in zip(stacks, heights, strict=True):
         _draw_stack(figure, stack, label, top)
         top -= block
     with replacing(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # tokens of any script
         figure.savefig(file, format="png")
+
+
+def _longest(words: Sequence[str]) -> float:
+    """Inches that the labels take beside a panel."""
+    return LETTER * max(map(len, words)) + 0.3
 
 
 def _panel_size(stack: Stack) -> tuple[float, float]:
@@ -112,7 +121,8 @@ def _draw_stack(figure: Any, stack: Stack, left: float, top: float) -> None:
                 axes.set_title(f"head {column + 1}", fontsize=7, color=INK, pad=2)
             if column == 0:
                 _label(axes.yaxis, stack.queries)
-                axes.set_ylabel(f"layer {row + 1}", fontsize=7, color=INK, labelpad=2)
+                at = {"x": 0.15 / width, "y": (bottom + down / 2) / height, "va": "center"}
+                figure.text(s=f"layer {row + 1}", fontsize=7, color=INK, rotation=90, **at)
             if row == len(stack.layers) - 1:
                 _label(axes.xaxis, stack.keys, rotation=90)
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.config import RunOptions
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
@@ -60,6 +61,22 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> No
         save_tokenizer(tokenizer, directory / TOKENIZER)
     if not (directory / CONFIG).exists():
         save_config(config, directory / CONFIG)
+
+
+def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
+    """What saves the run's checkpoints and keeps those that its config asks for."""
+    settings = config.checkpoint
+    return CheckpointWriter(directory / CHECKPOINTS, keep=settings.keep, every=settings.every)
+
+
+def averageable(steps: Sequence[int], config: RunConfig) -> list[int]:
+    """The newest step and the scheduled ones before it, newest first, as many as the run keeps.
+
+    Left out are the best of old, which is far from them, and what a stop has left between two.
+    """
+    *older, newest = steps
+    scheduled = [step for step in older if step % config.checkpoint.every == 0]
+    return [newest, *reversed(scheduled)][: config.checkpoint.keep]
 
 
 @contextlib.contextmanager

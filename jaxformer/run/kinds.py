@@ -32,6 +32,11 @@ def num_tokens(config: RunConfig, tokenizer: Tokenizer) -> int:
     return specials_of(tokenizer).end + 1
 
 
+def smoothing_of(config: RunConfig) -> float:
+    """The label smoothing that a run's training loss has and its validation loss has not."""
+    return 0.0 if isinstance(config, LanguageConfig) else config.label_smoothing
+
+
 def writing_command(config: RunConfig) -> str:
     """The command that writes text with such a run."""
     return "jaxformer sample" if isinstance(config, LanguageConfig) else "jaxformer translate"

@@ -117,14 +117,14 @@ def _read_average(
 ) -> tuple[PyTree[Array], Checkpoint]:
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
     newest = checkpoint.read_metadata(checkpoints, step)
-    steps, skipped = [newest.step], list(newest.skipped)
-    # Beyond the newest that are kept there may be the best of old, which is far from them.
+    skipped = list(newest.skipped)
     made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
-    older = [other for other in checkpoint.steps(checkpoints) if other < newest.step]
-    older = older[len(older) - min(len(older), made_with.checkpoint.keep - 1) :]
-    while older and len(steps) < count:
+    until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
+    steps: list[int] = []
+    for candidate in directory.averageable(until, made_with):
         try:
-            steps.append(checkpoint.read_metadata(checkpoints, older.pop()).step)
+            if len(steps) < count:
+                steps.append(checkpoint.read_metadata(checkpoints, candidate).step)
         except UserError as fault:
             skipped.append(str(fault))
     if len(steps) < count:

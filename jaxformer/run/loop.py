@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer import checkpoint
-from jaxformer.checkpoint import CheckpointWriter
 from jaxformer.config import RunOptions
 from jaxformer.data.batches import training_iterator
 from jaxformer.errors import UserError
@@ -24,7 +23,7 @@ from jaxformer.run import directory
 from jaxformer.run.config_io import RunConfig, config_from_json, config_to_json, load_config
 from jaxformer.run.evaluate import Evaluation, evaluate
 from jaxformer.run.host_memory import keep_freed_memory
-from jaxformer.run.kinds import make_task
+from jaxformer.run.kinds import make_task, smoothing_of
 from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.plots import draw_curves
 from jaxformer.run.program import Program, build
@@ -89,7 +88,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     with (
         directory.locked(run_dir),
         Interrupt() as interrupt,
-        CheckpointWriter(run_dir / directory.CHECKPOINTS, keep=config.checkpoint.keep) as writer,
+        directory.checkpoint_writer(run_dir, config) as writer,
         MetricsWriter(run_dir / directory.METRICS, start if options.resume else None) as lines,
         Progress(config.steps, start) as progress,
         contextlib.closing(training_iterator(task.batches, start)) as batches,
@@ -124,7 +123,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
     rows = read_metrics(run_dir / directory.METRICS)
     if rows:
-        draw_curves(rows, run_dir / directory.CURVES, str(run_dir.name))
+        draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing_of(config))
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 
 
@@ -134,7 +133,7 @@ def restore(
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     if not (options.resume and checkpoint.steps(checkpoints)):
-        return program.fresh_state(), 0
+        return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
     found = checkpoint.read_metadata(checkpoints)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)

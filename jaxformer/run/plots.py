@@ -25,13 +25,16 @@ PANELS = (
 """What is drawn under the losses, where the metrics have it."""
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw_curves(
+    metrics: Sequence[dict[str, Any]], path: Path, title: str, smoothing: float = 0.0
+) -> None:
     """Draw the curves of a run into a PNG of 1200 pixels width.
 
     Above, the training loss as measured, faint, with its mean over 2% of the points, and the
     validation loss with its best value marked; below, each of PANELS that the metrics hold. A loss
     that is not finite leaves a gap, and the first of them is marked. The horizontal axes are
-    optimizer steps, losses are in nats a token.
+    optimizer steps, losses are in nats a token; `smoothing` is the label smoothing in the training
+    loss alone.
 
     Raises:
         UserError: when there is nothing to draw.
@@ -50,7 +53,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> No
     figure.suptitle(title, color=INK, fontsize=13, parse_math=False)
     heights = (2.7, 1.0) if panels else (1.0,)
     grid = figure.add_gridspec(len(heights), len(panels) or 1, height_ratios=heights)
-    _draw_losses(figure.add_subplot(grid[0, :]), metrics)
+    _draw_losses(figure.add_subplot(grid[0, :]), metrics, smoothing)
     for place, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(grid[1, place]), rows, *panel)
     last = max(row["step"] for row in metrics) or 1
@@ -62,14 +65,15 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> No
         figure.savefig(file, format="png")
 
 
-def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]]) -> None:
+def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]], smoothing: float) -> None:
     _style(axes)
     axes.set_ylabel("loss (nats / token)")
     steps, losses = _curve([row for row in metrics if row["split"] == "train"], "loss")
     finite = np.isfinite(losses)
     if finite.any():
         mean = _smoothed(losses)
-        label = f"training, {mean[finite][-1]:.4f} at the end (smoothed)"
+        loss = f"training with label smoothing {smoothing:g}" if smoothing else "training"
+        label = f"{loss}, {mean[finite][-1]:.4f} at the end (running mean)"
         axes.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
         axes.plot(steps, mean, _line(losses), color=TRAIN, linewidth=1.8, ms=3, label=label)
     if not finite.all():

@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxformer import checkpoint
 from jaxformer.config import BeamConfig, LanguageConfig
 from jaxformer.data.pairs import Pair
-from jaxformer.run.directory import CHECKPOINTS, CURVES
+from jaxformer.run.directory import CHECKPOINTS, CURVES, averageable
 from jaxformer.run.kinds import writing_command
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
@@ -45,9 +45,17 @@ def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: i
     return score(load_run(run_dir, average=average), outcome.data.val_texts, beam)
 
 
-def num_checkpoints(run_dir: Path) -> int:
-    """Checkpoints that the run has kept."""
-    return len(checkpoint.steps(run_dir / CHECKPOINTS))
+def num_checkpoints(outcome: Outcome, run_dir: Path) -> int:
+    """Checkpoints of the run that can be averaged."""
+    return len(averageable(checkpoint.steps(run_dir / CHECKPOINTS), outcome.config))
+
+
+def translated(outcome: Outcome, run_dir: Path) -> Iterator[str]:
+    """What the mean of the run's last checkpoints makes of the held-out pairs: examples, BLEU."""
+    average = num_checkpoints(outcome, run_dir)
+    scores = score_held_out(outcome, run_dir, BeamConfig(), average)
+    yield from examples(outcome.data.val_texts, scores, 3)
+    yield f"mean of the last {average} checkpoints: {scores.bleu_line()}"
 
 
 def examples(pairs: Sequence[Pair], scores: Scores, count: int) -> Iterator[str]:

@@ -38,7 +38,7 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
         rows = math.lcm(ROWS, rows)
     else:
         check_batch_size(config.batch_size, config.accumulation, mesh)
-    size = f"at most {config.batch_tokens:,} tokens a side"
+    size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
     if config.batch_size is not None:
         size = f"{config.batch_size:,} pairs"
     batches = PairBatches(
@@ -60,8 +60,9 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
         data=data,
         description=(
             data.description,
-            f"batches of {size}, in {len(batches.shapes)} shapes; "
+            f"batches of {size}, of {len(batches.shapes)} different shapes; "
             f"{batches.padding_share:.1%} of them padding",
+            *smoothing_note(config),
         ),
         batches=batches,
         validation=validation,
@@ -69,6 +70,13 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
         num_shapes=len(batches.shapes),
         row_multiple=rows if config.batch_size is None else None,
     )
+
+
+def smoothing_note(config: TranslationConfig) -> tuple[str, ...]:
+    """What tells the two losses of a run apart."""
+    if config.label_smoothing == 0:
+        return ()
+    return (f"training losses have label smoothing {config.label_smoothing:g}, validation none",)
 
 
 def translation_method(config: TranslationConfig, specials: Specials) -> Method:
@@ -90,5 +98,5 @@ def check_lengths(data: PreparedPairs, context_length: int) -> None:
         raise UserError(
             f"the longest pair has {longest} tokens, more than model.context-length "
             f"{context_length}: choose --model.context-length {longest} or more, or leave such "
-            "pairs out"
+            "pairs out, of files by --data.max-tokens"
         )

@@ -217,6 +217,14 @@ def raising(error: BaseException):
             "p: error: /x: Permission denied; check its permissions",
         ),
         (OSError("odd"), 2, "p: error: odd; check the path"),
+        *(
+            (error, 2, "p: error: out of memory: choose a smaller model, context, batch or beam")
+            for error in (
+                MemoryError(),
+                RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes"),
+                RuntimeError("INTERNAL: Error dispatching: Out of memory allocating 9 bytes."),
+            )
+        ),
         (
             TypeError("a\nb"),
             1,

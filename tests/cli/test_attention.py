@@ -11,7 +11,7 @@ from jaxformer.config import (
     LanguageConfig,
     TransformerConfig,
 )
-from jaxformer.data.tokenizer import CharTokenizer
+from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
 from jaxformer.run.load import load_run
 from tests.runs import save_run
 from tests.tokenizers_of_all_kinds import SENTENCES
@@ -83,9 +83,21 @@ def test_a_label_shows_the_blank_before_a_word_wherever_the_word_stands():
     assert words[: len(words) // 2] == words[len(words) // 2 : -1]
 
 
+def test_tokens_that_are_part_of_a_character_are_told_apart_by_their_numbers():
+    tokens = ByteTokenizer().encode("aé ")
+    assert attention.labels(ByteTokenizer(), tokens) == ["a", "#195", "#169", "␣"]
+
+
+def test_a_text_is_read_without_the_blanks_around_it_as_it_is_translated(translation):
+    source = attention.translation_stacks(load_run(translation), " bad ", " a ")[2]
+    assert (source.keys, source.queries) == (["b", "a", "d"], ["<s>", "a"])
+
+
 def test_refuses_in_one_line(gpt, translation, capsys, tmp_path):
     assert "leave out --target" in refusal(capsys, gpt, "--text", "a", "--target", "b")
-    assert "--text has 0 tokens" in refusal(capsys, gpt, "--text", "")
+    assert "--text is empty: give at least a word" in refusal(capsys, gpt, "--text", "")
+    assert "--text is empty: give at least a word" in refusal(capsys, translation, "--text", " ")
+    assert "--output a.pdf is no PNG" in refusal(capsys, gpt, "--text", "a", "--output", "a.pdf")
     assert "--text has 17 tokens" in refusal(capsys, gpt, "--text", "a" * 17)
     assert "--target has 17 tokens" in refusal(
         capsys, translation, "--text", "a", "--target", "b" * 16

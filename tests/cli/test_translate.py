@@ -13,6 +13,7 @@ from jaxformer.cli import translate as command
 from jaxformer.cli.main import main
 from jaxformer.config import (
     BeamConfig,
+    CheckpointConfig,
     CopyTranslationConfig,
     GPTConfig,
     LanguageConfig,
@@ -26,13 +27,14 @@ from tests.runs import save_run
 LETTERS = "\t\nabcdefgh"
 SIZES = {"width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1, "init_std": 0.5}
 MODEL = TransformerConfig(vocab_size=len(LETTERS) + 3, context_length=12, **SIZES)
+CONFIG = CopyTranslationConfig(model=MODEL, checkpoint=CheckpointConfig(every=1))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of two checkpoints whose tokens are the letters a to h, the newline and the tab."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    return save_run(path, CopyTranslationConfig(model=MODEL), CharTokenizer(LETTERS), (1, 2))
+    return save_run(path, CONFIG, CharTokenizer(LETTERS), (1, 2))
 
 
 class Terminal(io.BytesIO):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
@@ -19,13 +20,14 @@ from jaxformer.run.load import load_run
 from tests.runs import save_run
 
 MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1)
+CONFIG = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(every=1))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run of two checkpoints, not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    save_run(path, LanguageConfig(model=MODEL), ByteTokenizer(), steps=(1, 2))
+    save_run(path, CONFIG, ByteTokenizer(), steps=(1, 2))
     return path
 
 
@@ -40,7 +42,7 @@ def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
     run = load_run(run_dir, step=wanted)
     assert run.step == step
     assert run.data_fingerprint == f"text of step {step}"
-    assert run.config == LanguageConfig(model=MODEL)
+    assert run.config == CONFIG
     assert run.tokenizer.fingerprint == ByteTokenizer().fingerprint
     expected = init_params(GPT, MODEL, jax.random.key(step))
     jax.tree.map(np.testing.assert_array_equal, run.params, expected)
@@ -57,13 +59,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run_dir, capsys):
     assert load_run(run_dir).step == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "checkpoint 2" in line
+    assert line.endswith("; step 1 is used instead")
 
 
 @pytest.fixture(scope="module")
 def of_four(tmp_path_factory):
     """A run of four checkpoints, not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=4))
+    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=4, every=1))
     save_run(path, config, ByteTokenizer(), steps=(1, 2, 3, 4))
     return path
 
@@ -99,6 +102,16 @@ def test_damaged_checkpoints_are_not_averaged_but_named(of_four, tmp_path, capsy
     with pytest.raises(UserError, match="has 2 checkpoints to average, not 3") as refusal:
         load_run(run_dir, average=3)
     assert "checkpoint 2 cannot be used" in str(refusal.value)
+
+
+def test_a_checkpoint_between_two_scheduled_ones_is_not_averaged(tmp_path):
+    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=3, every=2))
+    save_run(tmp_path / "run", config, ByteTokenizer(), steps=(2, 3, 4, 6))
+    steps = checkpoint.steps(tmp_path / "run" / directory.CHECKPOINTS)
+    assert directory.averageable(steps, config) == [6, 4, 2]
+    run = load_run(tmp_path / "run", average=2)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, run.params, mean_of(6, 4))
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,10 @@ def test_any_name_of_a_run_is_a_title(title, tmp_path):
 def drawn(tmp_path, monkeypatch):
     """Draws metrics and gives the figure instead of the file."""
 
-    def draw(metrics) -> Figure:
+    def draw(metrics, **options) -> Figure:
         figures = []
         monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
-        draw_curves(metrics, tmp_path / "curves.png", "run")
+        draw_curves(metrics, tmp_path / "curves.png", "run", **options)
         (figure,) = figures
         return figure
 
@@ -110,9 +110,14 @@ def test_losses_have_labelled_axes_and_both_curves(drawn):
     assert points(validation) == [(1, 3.5), (2, 2.5), (3, 2.6)]
     assert points(best) == [(2, 2.5)]
     assert legend(axes) == [
-        "training, 1.5000 at the end (smoothed)",
+        "training, 1.5000 at the end (running mean)",
         "validation, best 2.5000 at step 2",
     ]
+
+
+def test_label_smoothing_that_only_one_loss_has_is_named(drawn):
+    (axes,) = drawn(rows([3.0, 2.0]) + rows([1.0], "val"), smoothing=0.1).axes
+    assert legend(axes)[0] == "training with label smoothing 0.1, 2.0000 at the end (running mean)"
 
 
 def test_what_is_not_finite_is_a_gap_and_named(drawn):
@@ -120,7 +125,7 @@ def test_what_is_not_finite_is_a_gap_and_named(drawn):
     assert np.isnan(axes.get_lines()[0].get_ydata()).tolist() == [False, True, False]
     assert axes.get_lines()[1].get_marker() == "o"  # the points beside the gap are seen
     assert legend(axes) == [
-        "training, 1.5000 at the end (smoothed)",
+        "training, 1.5000 at the end (running mean)",
         "not finite from step 2",
         "validation, best 2.0000 at step 2",
     ]
