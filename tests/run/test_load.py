@@ -180,7 +180,7 @@ def test_a_tokenizer_smaller_than_the_model_is_fine(tmp_path):
 
 
 def test_the_best_of_old_is_not_one_of_the_newest(tmp_path):
-    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=2))
+    config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=2, every=1))
     save_run(tmp_path / "run", config, ByteTokenizer(), steps=(1, 2, 3, 4))
     kept = (tmp_path / "run" / directory.CHECKPOINTS).glob("[0-9]*")
     assert sorted(path.name for path in kept) == ["1", "3", "4"]
