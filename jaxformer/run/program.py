@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from jaxformer.models.pure import abstract_model, init_params
@@ -25,7 +25,8 @@ class Program:
     """Where a batch lives."""
     state: PyTree
     """Shape, type and place of every leaf of the train state."""
-    fresh_state: Callable[[], TrainState]
+    fresh_state: Any
+    """A jitted function () -> TrainState that draws each part on the device it belongs to."""
     train_step: Any
     """A jitted `jaxformer.training.step.TrainStep` that takes over its state's memory."""
     eval_step: Callable[[PyTree, Any], Any]
@@ -39,28 +40,19 @@ def build(method: Method, mesh: Mesh) -> Program:
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     graph, _ = abstract_model(method.model, config.model)
 
-    def draw() -> PyTree:
-        return init_params(method.model, config.model, init_key)
+    def begin() -> TrainState:
+        return init_state(init_params(method.model, config.model, init_key), optimizer)
 
-    def begin(params: PyTree) -> TrainState:
-        return init_state(params, optimizer)
-
-    shapes = jax.eval_shape(lambda: begin(draw()))
+    shapes = jax.eval_shape(begin)
     places = state_shardings(shapes, mesh)
     rows = batch_sharding(mesh)
-
-    def fresh_state() -> TrainState:
-        # Drawn by one device and then divided: how a draw is cut decides its last bits.
-        params = jax.jit(draw, out_shardings=SingleDeviceSharding(mesh.devices.flat[0]))()
-        params = jax.device_put(params, places.params)
-        return jax.jit(begin, out_shardings=places)(params)
 
     dropout = dropout_key if config.model.dropout_rate > 0 else None
     return Program(
         mesh=mesh,
         rows=rows,
         state=jax.tree.map(_place, shapes, places),
-        fresh_state=fresh_state,
+        fresh_state=jax.jit(begin, out_shardings=places),
         train_step=jax.jit(
             make_train_step(graph, method.objective, optimizer, dropout, config.accumulation),
             in_shardings=(places, rows),

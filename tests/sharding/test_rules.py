@@ -1,6 +1,4 @@
-"""Placement: every leaf by its path, moments beside their parameter, and any mesh = one device."""
-
-import dataclasses
+"""Placement: every leaf by its path, moments beside their parameter."""
 
 import jax
 import numpy as np
@@ -8,8 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.batch import Batch
-from jaxformer.config import BERT_PRESETS, GPT_PRESETS, GPTConfig, LanguageConfig, MeshConfig
+from jaxformer.config import BERT_PRESETS, GPTConfig, MeshConfig
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
@@ -17,61 +14,14 @@ from jaxformer.run.language import language_method
 from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
-
-MESHES = {
-    "data 8": MeshConfig(data=8),
-    "fsdp 8": MeshConfig(data=1, fsdp=8),
-    "tensor 2 x data 4": MeshConfig(data=4, tensor=2),
-    "tensor 2 x fsdp 2 x data 2": MeshConfig(data=2, fsdp=2, tensor=2),
-}
-
-
-def toy_run(**changes) -> LanguageConfig:
-    model = dataclasses.replace(GPT_PRESETS["toy"], dropout_rate=0.1)
-    return LanguageConfig(model=model, steps=20, batch_size=16, **changes)
-
-
-def toy_batches(steps: int) -> list[Batch]:
-    tokens = np.random.default_rng(0).integers(0, 64, (steps, 16, 17), dtype=np.int32)
-    mask = np.ones((16, 16), bool)
-    mask[3, 9:] = False
-    return [Batch(step[:, :-1], step[:, 1:], mask) for step in tokens]
-
-
-def run(config: LanguageConfig, mesh: MeshConfig, devices=None):
-    """Losses of 20 steps, initial parameters and final state."""
-    program = build(language_method(config), make_mesh(mesh, devices))
-    state = program.fresh_state()
-    first = jax.tree.map(np.asarray, state.params)
-    losses = []
-    for batch in toy_batches(config.steps):
-        state, metrics = program.train_step(state, jax.device_put(batch, program.rows))
-        losses.append(float(metrics.loss))
-    assert program.train_step._cache_size() == 1
-    return np.array(losses), first, state
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return run(toy_run(), MeshConfig(), jax.devices()[:1])
-
-
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-def test_a_mesh_gives_the_losses_and_the_initial_weights_of_one_device(one_device, mesh):
-    losses, first, _ = run(toy_run(), mesh)
-    np.testing.assert_allclose(losses, one_device[0], rtol=0, atol=2e-6)
-    jax.tree.map(np.testing.assert_array_equal, first, one_device[1])
-
-
-def test_accumulated_slices_give_the_same_on_a_mesh():
-    config = dataclasses.replace(toy_run(), accumulation=2)
-    alone, _, _ = run(config, MeshConfig(), jax.devices()[:1])
-    spread, _, _ = run(config, MeshConfig(data=4, fsdp=2))
-    np.testing.assert_allclose(spread, alone, rtol=0, atol=2e-6)
+from tests.meshes import MESHES, toy_batches, toy_run
 
 
 def test_moments_lie_beside_their_parameter():
-    _, _, state = run(dataclasses.replace(toy_run(), steps=1), MeshConfig(data=1, fsdp=4, tensor=2))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    program = build(language_method(toy_run()), mesh)
+    batch = jax.device_put(toy_batches(1)[0], program.rows)
+    state, _ = program.train_step(program.fresh_state(), batch)
     places = {path: leaf.sharding.spec for path, leaf in flat_params(state).items()}
     params = {p.removeprefix("params/"): s for p, s in places.items() if p.startswith("params/")}
     assert params["blocks/0/mlp/up/kernel"] == P("fsdp", "tensor")
@@ -81,7 +31,8 @@ def test_moments_lie_beside_their_parameter():
 
 
 def test_fsdp_divides_the_memory_of_every_matrix():
-    _, _, state = run(dataclasses.replace(toy_run(), steps=1), MeshConfig(data=1, fsdp=8))
+    program = build(language_method(toy_run()), make_mesh(MeshConfig(data=1, fsdp=8)))
+    state = program.fresh_state()
     for path, leaf in flat_params(state.params).items():
         if leaf.ndim == 2 and path != "positions/embedding":
             assert leaf.addressable_shards[0].data.size * 8 == leaf.size, path

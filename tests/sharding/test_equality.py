@@ -1,0 +1,61 @@
+"""Twenty steps of AdamW on any mesh of eight devices are those of one device."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.config import MeshConfig
+from jaxformer.parity.compare import TRUE_ZEROS, measure
+from jaxformer.parity.settings import arithmetic
+from tests.meshes import MESHES, Ran, run, toy_run
+
+EACH_MESH = pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+
+
+@pytest.fixture(scope="module")
+def in_float32() -> Ran:
+    return run(toy_run(), MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def in_float64() -> Ran:
+    with arithmetic("float64"):
+        return run(toy_run("float64"), MeshConfig(), jax.devices()[:1])
+
+
+@EACH_MESH
+def test_in_float32_a_mesh_gives_the_losses_of_one_device(in_float32, mesh):
+    losses = run(toy_run(), mesh).losses
+    np.testing.assert_allclose(losses, in_float32.losses, rtol=0, atol=2e-6)
+
+
+@EACH_MESH
+def test_in_float64_a_mesh_gives_all_that_one_device_gives(in_float64, mesh):
+    with arithmetic("float64"):
+        found = run(toy_run("float64"), mesh)
+    assert measure(found.losses, in_float64.losses) < 1e-12
+    assert measure(found.grad_norms, in_float64.grad_norms) < 1e-12
+    assert found.state.keys() == in_float64.state.keys()
+    for path, leaf in found.state.items():
+        # The gradient of a key bias is truly zero; what stands there is compared absolutely.
+        error = measure(leaf, in_float64.state[path], path.endswith(TRUE_ZEROS))
+        assert error < 1e-12, path
+
+
+def test_what_is_compared_moves(in_float64):
+    """Were every update 0, any mesh would be like any other."""
+    with arithmetic("float64"):
+        first = run(toy_run("float64", steps=1), MeshConfig(), jax.devices()[:1])
+    for path, leaf in in_float64.state.items():
+        assert leaf.dtype == (np.int32 if path.endswith(("step", "count")) else np.float64), path
+        if not path.endswith(TRUE_ZEROS):
+            assert measure(first.state[path], leaf) > 1e-4, path
+    assert len([path for path in in_float64.state if path.startswith("params/")]) == 20
+    assert len([path for path in in_float64.state if "/nu/" in path]) == 20
+
+
+def test_accumulated_slices_give_the_same_on_a_mesh():
+    config = toy_run(accumulation=2)
+    alone = run(config, MeshConfig(), jax.devices()[:1])
+    spread = run(config, MeshConfig(data=4, fsdp=2))
+    np.testing.assert_allclose(spread.losses, alone.losses, rtol=0, atol=2e-6)
