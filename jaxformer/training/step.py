@@ -83,16 +83,24 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
         sums, _ = jax.lax.scan(add_slice, sums, (jnp.arange(accumulation), slices))
-        loss, count, grads = sums
-
-        tokens = jnp.maximum(count, 1).astype(loss.dtype)
-        grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
-        metrics = Metrics(loss / tokens, optax.tree.norm(grads))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return apply_sums(state, sums, optimizer)
 
     return train_step
+
+
+def apply_sums(
+    state: TrainState,
+    sums: tuple[Float[Array, ""], Int[Array, ""], PyTree[Array]],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """One update by the loss, tokens and gradients summed over a whole batch, divided here."""
+    loss, count, grads = sums
+    tokens = jnp.maximum(count, 1).astype(loss.dtype)
+    grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
+    metrics = Metrics(loss / tokens, optax.tree.norm(grads))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def make_eval_step(
