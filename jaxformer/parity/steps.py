@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import torch
 
+from jaxformer.config import MeshConfig
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.pure import abstract_model, bind, flat_params
 from jaxformer.parity.cases import Case, draw_params, dropout_key, keep_for
@@ -16,11 +17,15 @@ from jaxformer.parity.compare import BOUNDS, TRUE_ZEROS, Key, Scope, judge
 from jaxformer.parity.divergence import Comparison
 from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.twins import Twins
+from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.sharding.rules import state_shardings
 from jaxformer.training import step
 from jaxformer.training.objectives import Objective
 from torchref import batch as torch_batch
 from torchref.training import objectives as torch_objectives
 from torchref.training import step as torch_step
+
+ONE_DEVICE = MeshConfig(data=1)
 
 TwinOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 Rate = Callable[[int], float]
@@ -44,10 +49,16 @@ class Course(NamedTuple):
 
 
 def compare_steps(
-    case: Case, course: Course, layer: str, steps: int, scope: Scope, slices: int = 2
+    case: Case,
+    course: Course,
+    layer: str,
+    steps: int,
+    scope: Scope,
+    slices: int = 2,
+    mesh: MeshConfig = ONE_DEVICE,
 ) -> Comparison:
     """Parameters, moments and metrics after some steps; the twin takes its batches in slices."""
-    ours = take_steps(case, course, layer, steps, 2)
+    ours = take_steps(case, course, layer, steps, 2, mesh)
     theirs = take_twin_steps(case, course, layer, steps, slices)
     rows = judge(ours, theirs, bound_of(scope, case), case.dtype, course.twins.name)
     return Comparison.of(rows)
@@ -127,11 +138,16 @@ def compare_updates(
 
 
 def take_steps(
-    case: Case, course: Course, layer: str, steps: int, accumulation: int
+    case: Case,
+    course: Course,
+    layer: str,
+    steps: int,
+    accumulation: int,
+    mesh: MeshConfig = ONE_DEVICE,
 ) -> dict[Key, Any]:
-    """jaxformer's state and metrics after some steps."""
+    """jaxformer's state and metrics after some steps on the first devices that fill the mesh."""
     with arithmetic(case.dtype):
-        train_step, state = begin(case, course, steps, accumulation)
+        train_step, state = begin(case, course, steps, accumulation, mesh)
         reports = []
         for i in range(steps):
             state, report = train_step(state, jax.tree.map(jnp.asarray, course.batch(case, i)))
@@ -141,13 +157,19 @@ def take_steps(
         return values | _metrics_values(layer, metrics)
 
 
-def begin(case: Case, course: Course, steps: int, accumulation: int) -> tuple[Any, step.TrainState]:
-    """jaxformer's jitted train step and the state before the first."""
+def begin(
+    case: Case, course: Course, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
+) -> tuple[Any, step.TrainState]:
+    """jaxformer's jitted train step and the state before the first, divided over the mesh."""
     graph, shapes = abstract_model(course.twins.build, case.model_config)
     optimizer = course.optimizer(case, steps)
     key = dropout_key(case) if case.config.dropout_rate else None
     train_step = step.make_train_step(graph, course.objective, optimizer, key, accumulation)
-    return jax.jit(train_step), step.init_state(draw_params(case, shapes), optimizer)
+    state = step.init_state(draw_params(case, shapes), optimizer)
+    devices = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    places, rows = state_shardings(state, devices), batch_sharding(devices)
+    jitted = jax.jit(train_step, in_shardings=(places, rows), out_shardings=(places, None))
+    return jitted, jax.device_put(state, places)
 
 
 def take_twin_steps(

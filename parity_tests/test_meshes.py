@@ -1,0 +1,44 @@
+"""Twenty steps on each mesh of eight devices are the PyTorch twin's twenty on one."""
+
+import dataclasses
+
+import pytest
+
+from jaxformer.config import MeshConfig
+from jaxformer.models.pure import flat_params
+from jaxformer.parity import training, translation_training
+from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.steps import begin, compare_steps
+from jaxformer.parity.transformer import transformer_case
+from tests.meshes import MESHES
+
+SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)
+CASE = Case(SMALL, "float64", batch=8).dropping()
+"""Sixteen rows, eight a slice; every axis divides."""
+STEPS = 20
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
+    course = training.GPT_COURSE
+    found = compare_steps(CASE, course, "mesh", STEPS, "state", mesh=mesh)
+    assert found.ok, [row for row in found.rows if not row.ok]
+    assert max(row.error for row in found.rows) < 1e-11
+    assert len(found.rows) == 3 * (4 + 16 - 1) + 2
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_twenty_steps_of_a_transformer_on_a_mesh_are_the_twins(mesh):
+    case = transformer_case(CASE)
+    course = translation_training.transformer_course(case, "kl")
+    found = compare_steps(case, course, "mesh", STEPS, "state", mesh=mesh)
+    assert found.ok, [row for row in found.rows if not row.ok]
+    assert max(row.error for row in found.rows) < 1e-11
+
+
+def test_the_state_is_divided_over_the_mesh():
+    _, state = begin(CASE, training.GPT_COURSE, STEPS, 2, MeshConfig(data=2, fsdp=2, tensor=2))
+    leaves = flat_params(state.params)
+    for path in ("embed/embedding", "blocks/0/mlp/up/kernel"):
+        assert leaves[path].addressable_shards[0].data.size * 4 == leaves[path].size
+        assert len(leaves[path].addressable_shards) == 8
