@@ -8,6 +8,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.models.pure import flat_params
 from jaxformer.parity import training, translation_training
 from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.steps import begin, compare_steps
 from jaxformer.parity.transformer import transformer_case
 from tests.meshes import MESHES
@@ -37,7 +38,8 @@ def test_twenty_steps_of_a_transformer_on_a_mesh_are_the_twins(mesh):
 
 
 def test_the_state_is_divided_over_the_mesh():
-    _, state = begin(CASE, training.GPT_COURSE, STEPS, 2, MeshConfig(data=2, fsdp=2, tensor=2))
+    with arithmetic("float64"):
+        _, state = begin(CASE, training.GPT_COURSE, STEPS, 2, MeshConfig(data=2, fsdp=2, tensor=2))
     leaves = flat_params(state.params)
     for path in ("embed/embedding", "blocks/0/mlp/up/kernel"):
         assert leaves[path].addressable_shards[0].data.size * 4 == leaves[path].size

@@ -31,7 +31,7 @@ def abstract_model(
 def init_params(
     model_class: Callable[..., nnx.Module], config: BlockConfig, key: Key[Array, ""]
 ) -> PyTree[Array]:
-    """Fresh parameters; the same key gives the same bits on every mesh."""
+    """Fresh parameters; drawn in parts on a mesh they are the same, to the last bits at most."""
     return _split(model_class(config, nnx.Rngs(params=key)))[1]
 
 

@@ -8,21 +8,19 @@ import pytest
 
 from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS, MeshConfig, NoamConfig
-from jaxformer.models.pure import abstract_model, init_params
+from jaxformer.models.pure import abstract_model, flat_params, init_params
 from jaxformer.models.transformer import Transformer
+from jaxformer.parity.compare import TRUE_ZEROS, measure
+from jaxformer.parity.settings import arithmetic
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.objectives import translation
 from jaxformer.training.optimizer import adam
 from jaxformer.training.step import init_state, make_train_step
+from tests.meshes import MESHES, Ran, gathered
 
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
-STEPS, SLICES = 8, 2
-MESHES = {
-    "data 8": MeshConfig(data=8),
-    "fsdp 8": MeshConfig(data=1, fsdp=8),
-    "tensor 2 x data 4": MeshConfig(data=4, tensor=2),
-}
+STEPS, SLICES = 20, 2
 
 
 def pairs(step: int) -> PairBatch:
@@ -44,13 +42,14 @@ def pairs(step: int) -> PairBatch:
     )
 
 
-def run(mesh_config: MeshConfig, devices=None):
-    """Losses and final parameters."""
+def run(mesh_config: MeshConfig, devices=None, dtype: str = "float32") -> Ran:
+    """Twenty steps of two slices each, dropout on."""
+    config = dataclasses.replace(CONFIG, dtype=dtype)
     mesh = make_mesh(mesh_config, devices)
-    graph, _ = abstract_model(Transformer, CONFIG)
-    rule = adam(NoamConfig(warmup_steps=20), CONFIG.width)
+    graph, _ = abstract_model(Transformer, config)
+    rule = adam(NoamConfig(warmup_steps=20), config.width)
     objective = translation("kl", 0.1, 0)
-    state = init_state(init_params(Transformer, CONFIG, jax.random.key(0)), rule)
+    state = init_state(init_params(Transformer, config, jax.random.key(0)), rule)
     places = state_shardings(state, mesh)
     step = jax.jit(
         make_train_step(graph, objective, rule, jax.random.key(1), SLICES),
@@ -58,27 +57,36 @@ def run(mesh_config: MeshConfig, devices=None):
         out_shardings=(places, None),
     )
     state = jax.device_put(state, places)
-    losses = []
+    reports = []
     for i in range(STEPS):
         state, metrics = step(state, jax.device_put(pairs(i), batch_sharding(mesh)))
-        losses.append(float(metrics.loss))
-    return np.array(losses), state
+        reports.append(metrics)
+    return gathered(state, reports)
 
 
 @pytest.fixture(scope="module")
-def one_device():
+def one_device() -> Ran:
     return run(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_a_mesh_gives_the_losses_of_one_device(one_device, mesh):
-    losses, _ = run(mesh)
-    np.testing.assert_allclose(losses, one_device[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(run(mesh).losses, one_device.losses, rtol=0, atol=2e-6)
+
+
+def test_in_float64_a_mixed_mesh_gives_all_that_one_device_gives():
+    with arithmetic("float64"):
+        alone = run(MeshConfig(), jax.devices()[:1], "float64")
+        found = run(MeshConfig(data=2, fsdp=2, tensor=2), None, "float64")
+    assert measure(found.losses, alone.losses) < 1e-12
+    assert measure(found.grad_norms, alone.grad_norms) < 1e-12
+    for path, leaf in found.state.items():
+        error = measure(leaf, alone.state[path], path.endswith(TRUE_ZEROS))
+        assert error < 1e-12, path
 
 
 def test_the_loss_moves(one_device):
     """Were every update 0, any mesh would be like any other."""
-    _, state = one_device
-    first = init_params(Transformer, CONFIG, jax.random.key(0))
-    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), state.params, first)
-    assert min(jax.tree.leaves(moved)) > 1e-4
+    first = flat_params(init_params(Transformer, CONFIG, jax.random.key(0)))
+    for path, leaf in first.items():
+        assert np.abs(one_device.state[f"params/{path}"] - leaf).max() > 1e-4, path

@@ -1,0 +1,147 @@
+"""What a training step sends on each mesh, counted in its compiled program."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import pytest
+
+from jaxformer.config import MeshConfig
+from jaxformer.models.pure import flat_params
+from jaxformer.run.language import language_method
+from jaxformer.run.program import Program, build
+from jaxformer.sharding.collectives import Collective, array_bytes, collectives
+from jaxformer.sharding.mesh import make_mesh
+from tests.meshes import toy_batches, toy_run
+
+LAYERS, ROWS = 2, 24
+DATA, FSDP, TENSOR, MIXED = (
+    MeshConfig(data=8),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=4, tensor=2),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+)
+
+
+@functools.cache
+def compiled(mesh: MeshConfig, accumulation: int = 1) -> tuple[Program, list[Collective]]:
+    """24 rows of 16 tokens: no activation has the shape of a matrix, whatever the mesh."""
+    config = toy_run(num_layers=LAYERS, batch_size=ROWS, accumulation=accumulation)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout_rate=0.0))
+    program = build(language_method(config), make_mesh(mesh))
+    batch = jax.device_put(toy_batches(1, ROWS)[0], program.rows)
+    text = program.train_step.lower(program.state, batch).compile().as_text()
+    return program, collectives(text)
+
+
+def elements(array: str) -> int:
+    """Of an array such as `f32[3,16,32]`."""
+    return math.prod(int(size) for size in re.findall(r"\d+", array.partition("[")[2]))
+
+
+def own_bytes(program: Program) -> int:
+    """Bytes of a device's part of the parameters."""
+    leaves = jax.tree.leaves(program.state.params)
+    return sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def matrices(program: Program) -> dict[str, int]:
+    """Elements of each matrix that the mesh may divide, on all devices together."""
+    leaves = flat_params(program.state.params)
+    return {
+        path: leaf.size
+        for path, leaf in leaves.items()
+        if leaf.ndim == 2 and path != "positions/embedding"
+    }
+
+
+def test_copies_exchange_their_gradients_once_and_nothing_else():
+    program, found = compiled(DATA)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert {one.devices for one in found} == {8}
+    assert sum(one.times for one in found) <= 4, "fused into a few"
+    # Each gradient, that of looking tokens up beside that of scoring them, and loss and tokens.
+    whole = own_bytes(program)
+    lookup = 4 * matrices(program)["embed/embedding"]
+    assert whole <= sum(one.bytes for one in found) <= whole + lookup + 8
+
+
+def test_slices_of_a_batch_exchange_their_gradients_each():
+    """The compiler sums over the devices within the loop over slices."""
+    once = sum(one.bytes * one.times for one in compiled(DATA)[1])
+    _, found = compiled(DATA, accumulation=3)
+    assert sum(one.bytes * one.times for one in found) == 3 * once
+    assert {one.times for one in found} == {3}
+    assert not any(one.at_least for one in found)
+
+
+def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
+    program, found = compiled(FSDP)
+    assert {one.kind for one in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    sizes = sorted(matrices(program).values())
+    gathered = [
+        elements(array) for one in found if one.kind == "all-gather" for array in one.arrays
+    ]
+    assert set(gathered) == set(sizes), "nothing but matrices is gathered"
+    for size in set(sizes):
+        # Once for the way forward, at most once more for the way back.
+        assert sizes.count(size) <= gathered.count(size) <= 2 * sizes.count(size)
+    # Reduce-scatter would be enough, and its result is an eighth of what it sums. XLA makes it of
+    # all-reduce and slice on accelerators; on CPU the all-reduce stays.
+    summed = sum(
+        one.bytes * (8 if one.kind == "reduce-scatter" else 1)
+        for one in found
+        if one.kind != "all-gather"
+    )
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    lookup = 4 * matrices(program)["embed/embedding"]
+    norms = 4 * 2 * len(jax.tree.leaves(program.state.params))  # of clipping and of the report
+    assert whole <= summed <= whole + lookup + 8 + norms
+
+
+@pytest.mark.parametrize(
+    "mesh", [TENSOR, MIXED], ids=["tensor 2 x data 4", "tensor 2 x fsdp 2 x data 2"]
+)
+def test_tensor_sums_activations_twice_a_block_each_way(mesh):
+    _, found = compiled(mesh)
+    rows = ROWS // (mesh.data * mesh.fsdp)
+    activation = rows * 16 * 32
+
+    def sums(backward: bool) -> int:
+        return sum(
+            one.times
+            for one in found
+            if one.kind == "all-reduce"
+            and one.devices == mesh.tensor
+            and ("transpose(" in one.origin) == backward
+            and any(elements(array) == activation for array in one.arrays)
+        )
+
+    # One more: of looking up in a divided table, and of the output's input.
+    assert sums(backward=False) == 2 * LAYERS + 1
+    assert sums(backward=True) == 2 * LAYERS + 1
+
+
+def test_tensor_never_makes_a_divided_weight_whole():
+    program, found = compiled(TENSOR)
+    assert {one.kind for one in found} == {"all-reduce"}
+    across = [array for one in found if one.devices == 2 for array in one.arrays]
+    assert not {elements(array) for array in across} & set(matrices(program).values())
+    # Gradients are summed over the copies, a device's own part of them.
+    over_copies = sum(one.bytes for one in found if one.devices == 4)
+    lookup = 4 * matrices(program)["embed/embedding"] // 2
+    assert own_bytes(program) <= over_copies <= own_bytes(program) + lookup + 64
+
+
+def test_a_mixed_mesh_gathers_no_activation():
+    program, found = compiled(MIXED)
+    gathers = [one for one in found if one.kind == "all-gather"]
+    parts = {size // 2 for size in matrices(program).values()}
+    whole = matrices(program)["embed/embedding"]
+    for array in (array for one in gathers for array in one.arrays):
+        # The output reads the token embedding whole: XLA gathers over both axes at once.
+        assert elements(array) in parts | {whole}, array
+    gathered = sum(one.times * sum(map(array_bytes, one.arrays)) for one in gathers)
+    assert gathered <= 2 * 4 * sum(matrices(program).values()) // 2 + 4 * whole
