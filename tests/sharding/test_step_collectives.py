@@ -88,8 +88,8 @@ def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
     for size in set(sizes):
         # Once for the way forward, at most once more for the way back.
         assert sizes.count(size) <= gathered.count(size) <= 2 * sizes.count(size)
-    # Reduce-scatter would be enough, and its result is an eighth of what it sums. XLA makes it of
-    # all-reduce and slice on accelerators; on CPU the all-reduce stays.
+    # Reduce-scatter would be enough; its result is an eighth of what it sums. XLA's GPU compiler
+    # makes it of an all-reduce of which each device keeps its part; the CPU's leaves it at that.
     summed = sum(
         one.bytes * (8 if one.kind == "reduce-scatter" else 1)
         for one in found
