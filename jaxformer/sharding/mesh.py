@@ -4,8 +4,8 @@ Axes: `data` holds copies of the model, `fsdp` shares the parameters of a copy, 
 layer's heads and feed-forward width. A batch is split by rows over `data` and `fsdp` together.
 
 The compiler divides each step by these axes (`jax.jit` with shardings). Data parallelism written
-out by hand is jaxformer/training/data_parallel.py, by `jax.shard_map`; there is no `jax.pmap`, which
-JAX keeps in maintenance since 0.8 and runs through `jax.shard_map` itself.
+out by hand is jaxformer/training/data_parallel.py, by `jax.shard_map`. There is no `jax.pmap`: JAX
+keeps it in maintenance since 0.8, and runs it through `jax.shard_map` itself.
 """
 
 import math
