@@ -21,6 +21,7 @@ from jaxformer.decoding.generate import generate, row_keys
 from jaxformer.decoding.sampling import gumbel_noise
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
+from jaxformer.parity.twins import twin_config
 from jaxformer.weights import tables
 from jaxformer.weights.convert import to_torch
 
@@ -55,7 +56,7 @@ def model():
 @pytest.fixture
 def twin(model):
     """The twin with the same weights."""
-    config = torchref.config.GPTConfig(**dataclasses.asdict(CONFIG))
+    config = twin_config(CONFIG)
     module = torchref.models.gpt.GPT(config).double()
     tensors = {name: torch.tensor(x) for name, x in to_torch(model[1], tables.GPT).items()}
     module.load_state_dict(tensors)

@@ -55,6 +55,8 @@ class BlockConfig:
     """Standard deviation of the initial weights; of the embeddings alone under Xavier."""
     dtype: DType = "float32"
     """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
+    remat: bool = False
+    """Whether the backward pass computes each block's activations again instead of keeping them."""
 
     @property
     def head_width(self) -> int:

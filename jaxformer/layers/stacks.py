@@ -4,6 +4,10 @@ Post-LN blocks end with their own norm; pre-LN blocks leave the sum unnormalised
 ends with one more (Xiong et al. 2020, section 3.1).
 """
 
+import functools
+from collections.abc import Callable
+
+import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -14,12 +18,26 @@ from jaxformer.layers.dropout import fold_path
 from jaxformer.layers.norms import LayerNorm
 
 
+def ready(block: nnx.Module, remat: bool) -> Callable[..., Array]:
+    """The block as a function; with `remat` its backward pass starts from its inputs alone.
+
+    What the block computes in between is then computed twice and kept only while this block's
+    gradients need it (Chen et al. 2016, section 3). Values and gradients stay what they were.
+    """
+    if not remat:
+        return block
+    graph, params = nnx.split(block)
+    again = jax.checkpoint(lambda params, *inputs: nnx.merge(graph, params)(*inputs))
+    return functools.partial(again, params)
+
+
 class Encoder(nnx.Module):
     """N encoder blocks, one after the other."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.blocks = nnx.List([EncoderBlock(config, rngs) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config) if config.norm_placement == "pre" else None
+        self.remat = config.remat
 
     def __call__(
         self,
@@ -28,7 +46,7 @@ class Encoder(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, mask, fold_path(dropout_key, "blocks", i))
+            x_BLD = ready(block, self.remat)(x_BLD, mask, fold_path(dropout_key, "blocks", i))
         return (self.norm or identity)(x_BLD)
 
 
@@ -50,7 +68,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B L D"]:
         for i, block in enumerate(self.blocks):
             key = fold_path(dropout_key, "blocks", i)
-            x_BLD = block(x_BLD, memory_BMD, mask, memory_mask, key)
+            x_BLD = ready(block, self.config.remat)(x_BLD, memory_BMD, mask, memory_mask, key)
         return (self.norm or identity)(x_BLD)
 
     def start(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:

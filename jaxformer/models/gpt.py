@@ -18,6 +18,7 @@ from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.masks import causal_mask, combine_masks
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import LearnedPositions
+from jaxformer.layers.stacks import ready
 
 
 class GPT(nnx.Module):
@@ -36,6 +37,7 @@ class GPT(nnx.Module):
         self.blocks = nnx.List([EncoderBlock(config, rngs) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config)
         self.dropout_rate = config.dropout_rate
+        self.remat = config.remat
 
     def __call__(
         self,
@@ -54,7 +56,7 @@ class GPT(nnx.Module):
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
         mask = combine_masks(causal_mask(L), mask)
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, mask, fold_path(dropout_key, "blocks", i))
+            x_BLD = ready(block, self.remat)(x_BLD, mask, fold_path(dropout_key, "blocks", i))
         return self.logits(self.norm(x_BLD))
 
     def decode(

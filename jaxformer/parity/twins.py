@@ -56,8 +56,10 @@ class Twins(NamedTuple):
 
 
 def twin_config(config: Any) -> Any:
-    """The twin's config of the same name, field for field."""
-    return getattr(torch_config, type(config).__name__)(**dataclasses.asdict(config))
+    """The twin's config of the same name, field for field but one: it keeps what it computes."""
+    fields = dataclasses.asdict(config)
+    fields.pop("remat", None)
+    return getattr(torch_config, type(config).__name__)(**fields)
 
 
 Inputs = Callable[[Case], tuple[Sequence[Any], Sequence[Any]]]
