@@ -30,6 +30,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
 
 ConfigT = TypeVar("ConfigT")
+OptionsT = TypeVar("OptionsT")
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
@@ -95,27 +96,51 @@ def parse_recipe(
     """
     if _last_value("--run-dir", argv) == "":
         fail(prog, "--run-dir is empty: name a directory")
-    name = _last_value("--preset", argv) or default_preset
-    if name not in presets:
-        fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
+    name = preset_name(presets, default_preset, argv, prog)
     run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
     preset = presets[name]
     if "--resume" in argv and _last_value("--preset", argv) is None:
         made_with = Path(_last_value("--run-dir", argv) or run.run_dir) / "config.json"
         if made_with.is_file():
             preset = _resumed(made_with, type(preset), prog)
+    return parse_beside(run, presets, name, preset, argv, prog, description)
+
+
+def preset_name(
+    presets: Mapping[str, ConfigT], default_preset: str, argv: Sequence[str], prog: str
+) -> str:
+    """The preset that the words name, or the default one; an unknown one ends the program."""
+    name = _last_value("--preset", argv) or default_preset
+    if name not in presets:
+        fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
+    return name
+
+
+def parse_beside(
+    options: OptionsT,
+    presets: Mapping[str, ConfigT],
+    name: str,
+    preset: ConfigT,
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+) -> tuple[ConfigT, OptionsT]:
+    """A configuration and the options of a program, their fields beside each other as flags.
+
+    `options` and `preset`, which goes by `name`, are the defaults.
+    """
     flat = tyro.conf.arg(name="")
     preset_help = "Named set of defaults; every other flag overrides its value."
     recipe = dataclasses.make_dataclass(
         "Recipe",
         [
             ("preset", Annotated[Literal[tuple(presets)], tyro.conf.arg(help=preset_help)]),
-            ("run", Annotated[RunOptions, flat]),
+            ("run", Annotated[type(options), flat]),
             ("config", Annotated[type(preset), flat]),
         ],
         frozen=True,
     )
-    chosen = parse(recipe, argv, prog, description, recipe(name, run, preset))
+    chosen = parse(recipe, argv, prog, description, recipe(name, options, preset))
     return chosen.config, chosen.run
 
 

@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "measure a trained model on its validation text",
     "plot": "draw the curves of a run",
     "attention": "draw who attends to whom in every layer and head",
+    "plan": "say what a recipe will take of each device, before there is one",
 }
 """Name and summary of each command; `jaxformer/cli/NAME.py` is its module."""
 

@@ -141,18 +141,25 @@ def bucket_lengths(longest: int) -> list[int]:
     return [*lengths, longest]
 
 
+def batch_shapes(
+    longest: int, batch_tokens: int, row_multiple: int, batch_size: int | None = None
+) -> list[tuple[int, int]]:
+    """The shape (B, L) of each bucket's batches, where the longest pair takes so many places."""
+    lengths = bucket_lengths(longest)
+    allowed = [batch_size or batch_tokens // length for length in lengths]
+    rows = [number // row_multiple * row_multiple for number in allowed]
+    return [(max(B, row_multiple), L) for B, L in zip(rows, lengths, strict=True)]
+
+
 def _bucketed(
     pairs: TokenPairs, batch_tokens: int, row_multiple: int, batch_size: int | None
 ) -> tuple[list[Int[np.ndarray, " members"]], list[tuple[int, int]]]:
     """Numbers of the pairs of each bucket, and the shapes of its batches."""
     if not len(pairs):
         raise UserError("there are no pairs to make batches of: give more text")
-    lengths = bucket_lengths(int(pairs.lengths.max()))
-    bucket_of_pair = np.searchsorted(lengths, pairs.lengths)
-    buckets = [np.flatnonzero(bucket_of_pair == i) for i in range(len(lengths))]
-    allowed = [batch_size or batch_tokens // length for length in lengths]
-    rows = [number // row_multiple * row_multiple for number in allowed]
-    return buckets, [(max(B, row_multiple), L) for B, L in zip(rows, lengths, strict=True)]
+    shapes = batch_shapes(int(pairs.lengths.max()), batch_tokens, row_multiple, batch_size)
+    bucket_of_pair = np.searchsorted([length for _, length in shapes], pairs.lengths)
+    return [np.flatnonzero(bucket_of_pair == i) for i in range(len(shapes))], shapes
 
 
 def _laid_out(

@@ -1,13 +1,16 @@
-"""How fast a device could be, and the share of it that a training step uses (MFU).
+"""GPUs as their data sheets describe them, and the share of them that a training step uses (MFU).
 
-The peaks are those of NVIDIA's data sheets, for dense matrices: "A100 Tensor Core GPU", "H100
-Tensor Core GPU", "H200 Tensor Core GPU", "V100 Tensor Core GPU", "T4", "L4 Tensor Core GPU",
-"GeForce RTX 4090" (Ada architecture whitepaper), "DGX B200". A device that is not in the table has
-no peak here: its share is left out rather than made up.
+The one table of what a device could do: FLOP/s of dense matrix products, memory, the speed of that
+memory and of the links to other devices of its machine. All figures are NVIDIA's, each of the data
+sheet of that name: "V100 Tensor Core GPU" (SXM2), "T4", "L4 Tensor Core GPU", "A100 Tensor Core
+GPU" (SXM), "H100 Tensor Core GPU" (SXM and PCIe), "H200 Tensor Core GPU", "DGX B200" (an eighth of
+the machine's), "Ada GPU architecture" (GeForce RTX 4090). A device that is not in the table has no
+peak here: its share is left out rather than made up.
 """
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -17,21 +20,54 @@ Product = Literal["float16", "bfloat16", "tensorfloat32", "float32"]
 """The arithmetic of the matrix products; JAX multiplies float32 arrays in tensorfloat32 on GPUs
 that have it, unless the matrix product precision says otherwise."""
 
-_H100_SXM = (989.4e12, 989.4e12, 494.7e12, 66.9e12)
-
-_PEAKS: tuple[tuple[str, tuple[float | None, float | None, float | None, float]], ...] = (
-    # device_kind              float16    bfloat16   tensorfloat32  float32, in FLOP/s
-    (r"NVIDIA A100.*", (312e12, 312e12, 156e12, 19.5e12)),
-    (r"NVIDIA H100 80GB HBM3", _H100_SXM),
-    (r"NVIDIA H100 PCIe", (756e12, 756e12, 378e12, 51e12)),
-    (r"NVIDIA H200", _H100_SXM),
-    (r"NVIDIA B200", (2250e12, 2250e12, 1100e12, 75e12)),
-    (r"Tesla V100-SXM.*", (125e12, None, None, 15.7e12)),
-    (r"Tesla T4", (65e12, None, None, 8.1e12)),
-    (r"NVIDIA L4", (121e12, 121e12, 60e12, 30.3e12)),
-    (r"NVIDIA GeForce RTX 4090", (165.2e12, 165.2e12, 82.6e12, 82.6e12)),
-)
 _COLUMNS: tuple[Product, ...] = ("float16", "bfloat16", "tensorfloat32", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class GPU:
+    """One kind of GPU."""
+
+    device_kind: str
+    """Regular expression of what jax calls it; the first row that matches counts."""
+    flops: tuple[float | None, float | None, float | None, float]
+    """FLOP/s in float16, bfloat16, tensorfloat32 and float32; None where it has no such product."""
+    memory: float
+    """Bytes, a gigabyte taken as 1e9 of them: the least that the name can mean."""
+    bandwidth: float
+    """Bytes of its memory read or written a second."""
+    link: float
+    """Bytes sent a second to other GPUs of the machine, by NVLink or, where it has none, by PCIe:
+    half of the data sheet's figure, which adds both directions."""
+
+    def peak(self, product: Product) -> float | None:
+        """FLOP/s of dense matrix products of this arithmetic."""
+        return self.flops[_COLUMNS.index(product)]
+
+
+_V100 = (125e12, None, None, 15.7e12)
+_A100 = (312e12, 312e12, 156e12, 19.5e12)
+_H100 = (989.4e12, 989.4e12, 494.7e12, 66.9e12)
+_H100_PCIE = (756e12, 756e12, 378e12, 51e12)
+_B200 = (2250e12, 2250e12, 1100e12, 75e12)
+_T4 = (65e12, None, None, 8.1e12)
+_L4 = (121e12, 121e12, 60e12, 30.3e12)
+_RTX4090 = (165.2e12, 165.2e12, 82.6e12, 82.6e12)
+
+GPUS: Mapping[str, GPU] = {
+    # name: what jax calls it, FLOP/s, bytes of memory, bytes/s of memory, bytes/s of links
+    "V100": GPU(r"Tesla V100-SXM.*-16GB", _V100, 16e9, 900e9, 150e9),
+    "V100-32GB": GPU(r"Tesla V100-SXM.*", _V100, 32e9, 900e9, 150e9),
+    "T4": GPU(r"Tesla T4", _T4, 16e9, 300e9, 16e9),
+    "L4": GPU(r"NVIDIA L4", _L4, 24e9, 300e9, 32e9),
+    "A100-40GB": GPU(r"NVIDIA A100.*40GB", _A100, 40e9, 1555e9, 300e9),
+    "A100-80GB": GPU(r"NVIDIA A100.*", _A100, 80e9, 2039e9, 300e9),
+    "H100": GPU(r"NVIDIA H100 80GB HBM3", _H100, 80e9, 3350e9, 450e9),
+    "H100-PCIe": GPU(r"NVIDIA H100 PCIe", _H100_PCIE, 80e9, 2000e9, 64e9),
+    "H200": GPU(r"NVIDIA H200", _H100, 141e9, 4800e9, 450e9),
+    "B200": GPU(r"NVIDIA B200", _B200, 180e9, 8000e9, 900e9),
+    "RTX4090": GPU(r"NVIDIA GeForce RTX 4090", _RTX4090, 24e9, 1008e9, 32e9),
+}
+"""By the names that `jaxformer plan --gpu` takes."""
 
 
 def device_peak_flops(device: "jax.Device", product: Product) -> float | None:
@@ -39,9 +75,9 @@ def device_peak_flops(device: "jax.Device", product: Product) -> float | None:
 
     A product that the device's tensor cores do not have, such as bfloat16 on a V100, is None too.
     """
-    for kind, peaks in _PEAKS:
-        if re.fullmatch(kind, device.device_kind):
-            return peaks[_COLUMNS.index(product)]
+    for gpu in GPUS.values():
+        if re.fullmatch(gpu.device_kind, device.device_kind):
+            return gpu.peak(product)
     return None
 
 

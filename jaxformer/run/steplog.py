@@ -7,6 +7,7 @@ does not keep the device waiting.
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -110,11 +111,17 @@ def product_type(config: BlockConfig) -> Product:
     return "tensorfloat32" if on_gpu and not precise else "float32"
 
 
-def _memory_bytes(devices: list[jax.Device]) -> int:
-    """Most memory used so far: of one device, or of the process where devices do not tell."""
+def peak_bytes(devices: Sequence[jax.Device]) -> int | None:
+    """The most memory that one of the devices ever held; None where devices do not tell."""
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
-    if peaks:
-        return max(peaks)
+    return max(peaks, default=None)
+
+
+def _memory_bytes(devices: Sequence[jax.Device]) -> int:
+    """Most memory used so far: of one device, or of the process where devices do not tell."""
+    peak = peak_bytes(devices)
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -33,11 +33,7 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     specials = data.specials
     config = settle(config, specials.end + 1)
     check_lengths(data, config.model.context_length)
-    rows = batch_ways(mesh) * config.accumulation
-    if config.batch_size is None:
-        rows = math.lcm(ROWS, rows)
-    else:
-        check_batch_size(config.batch_size, config.accumulation, mesh)
+    rows = row_multiple(config, mesh)
     size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
     if config.batch_size is not None:
         size = f"{config.batch_size:,} pairs"
@@ -77,6 +73,19 @@ def smoothing_note(config: TranslationConfig) -> tuple[str, ...]:
     if config.label_smoothing == 0:
         return ()
     return (f"training losses have label smoothing {config.label_smoothing:g}, validation none",)
+
+
+def row_multiple(config: TranslationConfig, mesh: Mesh) -> int:
+    """What the numbers of rows of a run's batches are multiples of.
+
+    Raises:
+        UserError: when the run asks for a number of rows that does not split over the mesh.
+    """
+    rows = batch_ways(mesh) * config.accumulation
+    if config.batch_size is None:
+        return math.lcm(ROWS, rows)
+    check_batch_size(config.batch_size, config.accumulation, mesh)
+    return rows
 
 
 def translation_method(config: TranslationConfig, specials: Specials) -> Method:

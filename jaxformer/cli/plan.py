@@ -1,0 +1,285 @@
+"""`jaxformer plan RECIPE --devices N`: what a recipe takes of each device, before there is one."""
+
+import dataclasses
+import importlib
+import json
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxformer.atomic import replacing
+from jaxformer.cli.arguments import parse, parse_beside, preset_name
+from jaxformer.config import require_positive
+from jaxformer.errors import UserError
+from jaxformer.run.peaks import GPUS
+
+if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
+    import jax
+
+    from jaxformer.run.check import Used
+    from jaxformer.run.config_io import RunConfig
+    from jaxformer.run.plan import Plan
+    from jaxformer.run.predict import Prediction
+    from jaxformer.run.suggest import Suggestion
+
+PROG = "jaxformer plan"
+# By name: recipes stand above commands, and import them.
+RECIPES = tuple(
+    module.name for module in pkgutil.iter_modules(importlib.import_module("train").__path__)
+)
+DESCRIPTION = (
+    "Compile a recipe's train step for simulated devices, without its data and without allocating "
+    "the model, and print what it takes of each: memory, work, and a prediction of its time on a "
+    f"GPU. RECIPE is one of {', '.join(RECIPES)}; its own flags (--preset, --mesh.fsdp, "
+    "--batch-size, --model.width, ...) follow it: jaxformer plan RECIPE --help."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What `jaxformer plan` is asked, beside the flags of the recipe."""
+
+    devices: int = 1
+    """Devices of the run."""
+    gpu: str = "A100-80GB"
+    """The kind of them, by its name in the table of jaxformer/run/peaks.py."""
+    reserve: float = 0.25
+    """Share of a GPU's memory that the run cannot have; jax takes three quarters of it by default
+    (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
+    check: bool = False
+    """Also run two steps on the devices that are here, and print what they used."""
+    json: Path | None = None
+    """File for all figures."""
+
+    def __post_init__(self) -> None:
+        require_positive("devices", self.devices)
+        if self.gpu not in GPUS:
+            raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
+        if not 0 <= self.reserve < 1:
+            raise UserError(f"reserve {self.reserve} is no share: choose one from 0 to 0.99")
+        if self.json is not None and not self.json.parent.is_dir():
+            raise UserError(f"{self.json.parent} is not a directory: create it first")
+        if self.json is not None and self.json.is_dir():
+            raise UserError(f"{self.json} is a directory: name a file")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan; the exit status is 0, whether it fits or not.
+
+    Raises:
+        UserError: for a recipe, a GPU, a mesh or a batch that cannot be.
+    """
+    if not argv or argv[0].startswith("-"):
+        parse(PlanOptions, [word for word in argv if word in ("-h", "--help")], PROG, DESCRIPTION)
+        raise UserError(f"no recipe named first: choose one of {', '.join(RECIPES)}")
+    config, options = read(argv)
+    start_jax(options.devices, real=options.check)
+    return report(argv[0], config, options)
+
+
+def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
+    """The recipe's configuration and the options of the plan."""
+    name = argv[0].removeprefix("train.")
+    if name not in RECIPES:
+        raise UserError(f"recipe {argv[0]} is unknown: choose one of {', '.join(RECIPES)}")
+    presets = importlib.import_module(f"train.{name}").PRESETS
+    words = argv[1:]
+    prog = f"{PROG} {name}"
+    chosen = preset_name(presets, next(iter(presets)), words, prog)
+    return parse_beside(PlanOptions(), presets, chosen, presets[chosen], words, prog, DESCRIPTION)
+
+
+def start_jax(devices: int, real: bool) -> None:
+    """Let jax simulate so many CPU devices; it reads how many once, when it starts.
+
+    Raises:
+        UserError: if jax was started before, with fewer.
+    """
+    if "jax" not in sys.modules:
+        os.environ.update(settings(os.environ, devices, real))
+    import jax
+
+    here = len(jax.devices("cpu"))
+    if here < devices:
+        raise UserError(
+            f"jax was started with {here} simulated devices, not {devices}: plan in a process of "
+            "its own"
+        )
+
+
+def settings(environment: Mapping[str, str], devices: int, real: bool) -> Mapping[str, str]:
+    """What jax has to find in its environment, besides what is there.
+
+    The simulated devices, and no search for others unless `real` ones are wanted too.
+    """
+    others = re.sub(
+        r"--xla_force_host_platform_device_count=\S*", "", environment.get("XLA_FLAGS", "")
+    )
+    flags = f"{others} --xla_force_host_platform_device_count={devices}".strip()
+    wanted = environment.get("JAX_PLATFORMS", "")
+    if wanted and "cpu" not in wanted.split(","):
+        wanted = f"{wanted},cpu"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": wanted if real else "cpu"}
+
+
+def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
+    """Plan, predict, suggest and check, and print it all."""
+    import jax
+
+    from jaxformer.run.check import run_two_steps
+    from jaxformer.run.plan import make_plan
+    from jaxformer.run.predict import predict
+    from jaxformer.run.suggest import suggestions
+
+    gpu = GPUS[options.gpu]
+    room = (1 - options.reserve) * gpu.memory
+    simulated = jax.devices("cpu")[: options.devices]
+
+    def make(config: "RunConfig") -> "Plan":
+        with jax.default_device(simulated[0]):
+            return make_plan(config, simulated)
+
+    def fits(plan: "Plan") -> bool:
+        return plan.needed <= room
+
+    here = real_devices(options.devices) if options.check else ()
+    plan = make(config)
+    prediction = predict(plan, gpu)
+    found: dict[str, Any] = {
+        "recipe": recipe,
+        "gpu": options.gpu,
+        "room": room,
+        "fits": fits(plan),
+        **figures(plan, prediction),
+    }
+    print("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
+    if fits(plan):
+        print(f"fits: {size(plan.needed)} of {size(room)}")
+    else:
+        print(f"does not fit: {size(plan.needed)}, and there are {size(room)}")
+        found["suggestions"] = []
+        for one in suggestions(plan, make, fits):
+            told = predict(one.plan, gpu)
+            print(f"  {suggested(one, told)}", flush=True)
+            found["suggestions"].append(
+                {"flags": one.flags, "fits": one.fits, **figures(one.plan, told)}
+            )
+    if here:
+        used = run_two_steps(config, here)
+        print("\n".join(checked(plan, used, here[0].device_kind)))
+        found["used"] = used._asdict()
+    if options.json is not None:
+        with replacing(options.json) as file:
+            file.write(json.dumps(found, indent=1).encode() + b"\n")
+    return 0
+
+
+def real_devices(number: int) -> "Sequence[jax.Device]":
+    """Devices to check on: the accelerators that are here, else the simulated ones."""
+    import jax
+
+    here = jax.devices()
+    if len(here) < number:
+        raise UserError(f"--check needs {number} devices, and {len(here)} are here: plan for these")
+    return here[:number]
+
+
+def described(recipe: str, plan: "Plan") -> Iterator[str]:
+    """What was compiled, and what it takes of a device."""
+    config, memory, (rows, length) = plan.config, plan.memory, plan.batch_shape
+    mesh = " x ".join(f"{axis} {number}" for axis, number in plan.mesh.items())
+    yield (
+        f"{recipe}: {config.model.num_parameters():,} parameters, {config.model.dtype}"
+        f"{', rematerialised' if config.model.remat else ''} · mesh {mesh}"
+    )
+    yield (
+        f"batches of {rows} x {length} at most, slices {config.accumulation} · compiled for "
+        f"{plan.num_devices} simulated devices in {plan.seconds:.1f} s, nothing allocated"
+    )
+    yield "memory of a device"
+    for name, number in memory._asdict().items():
+        yield f"  {name:12} {size(number):>11}"
+    yield f"  {'together':12} {size(memory.total):>11}"
+    if plan.first > memory.total:
+        yield f"  {'first device, while it draws the parameters':12} {size(plan.first):>11}"
+    yield "work of a device in a step"
+    yield f"  FLOPs        {plan.model_flops / 1e12:>7.3f} T by formula"
+    if plan.compiled_flops:
+        yield f"               {plan.compiled_flops / 1e12:>7.3f} T in the compiled program"
+    yield f"  memory read and written {size(plan.traffic)}"
+    for kind, total in plan.collectives.items():
+        yield f"  {kind}: {total.number} times, {size(total.sent)} sent"
+
+
+def predicted(plan: "Plan", prediction: "Prediction", options: PlanOptions) -> Iterator[str]:
+    """The prediction for the GPU."""
+    rows, length = plan.batch_shape
+    yield (
+        f"predicted, not measured, on {options.gpu} ({prediction.product} products, peak "
+        f"{prediction.peak / 1e12:g} TFLOP/s)"
+    )
+    yield (
+        f"  compute {time(prediction.compute)} or memory {time(prediction.traffic)}, the longer, + "
+        f"collectives {time(prediction.collectives)}"
+    )
+    yield (
+        f"  step {time(prediction.step)}, {rows * length / prediction.step:,.0f} tokens/s, MFU "
+        f"{prediction.mfu:.1%}"
+    )
+
+
+def suggested(one: "Suggestion", prediction: "Prediction") -> str:
+    """A change and what it leads to."""
+    verdict = "fits" if one.fits else "does not fit"
+    return (
+        f"{one.flags}: {size(one.plan.needed)}, step {time(prediction.step)}, MFU "
+        f"{prediction.mfu:.1%}: {verdict}"
+    )
+
+
+def checked(plan: "Plan", used: "Used", kind: str) -> Iterator[str]:
+    """Predicted beside used."""
+    state = plan.memory.parameters + plan.memory.optimizer
+    yield f"two steps on {kind}: predicted, used"
+    rows: list[tuple[str, int, int | None]] = [
+        ("parameters and optimizer", state, used.state),
+        ("whole program", plan.memory.total, used.program),
+        ("most the device held", plan.needed, used.peak),
+    ]
+    for name, expected, seen in rows:
+        if seen is None:
+            yield f"  {name:24} {size(expected):>11} {'not counted':>11}"
+        else:
+            share = f"{expected / seen:.2f} times"
+            yield f"  {name:24} {size(expected):>11} {size(seen):>11}  {share}"
+
+
+def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
+    """All figures of a plan, in bytes, FLOPs and seconds."""
+    return {
+        "mesh": dict(plan.mesh),
+        "batch_shape": list(plan.batch_shape),
+        "accumulation": plan.config.accumulation,
+        "remat": plan.config.model.remat,
+        "memory": {**plan.memory._asdict(), "total": plan.memory.total, "first": plan.first},
+        "model_flops": plan.model_flops,
+        "compiled_flops": plan.compiled_flops,
+        "traffic": plan.traffic,
+        "collectives": {kind: total._asdict() for kind, total in plan.collectives.items()},
+        "compile_seconds": plan.seconds,
+        "predicted": {**dataclasses.asdict(prediction), "step": prediction.step},
+    }
+
+
+def size(number: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.2f} MiB"
+
+
+def time(seconds: float) -> str:
+    """Seconds as ms or s."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"

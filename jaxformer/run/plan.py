@@ -1,0 +1,172 @@
+"""What a run will take of each device, from its compiled train step and without running it.
+
+The step is lowered for shapes instead of arrays and compiled for simulated CPU devices, as many as
+the run will have, so that no parameter is allocated and no accelerator is needed. XLA then tells
+what the program holds and does (`memory_analysis`, `cost_analysis`, the program's text); all of it
+is of one device:
+
+    parameters, optimizer, batch   the program's arguments: the shards of the state and of the rows
+    gradients                      one number a parameter, placed as the parameter is
+    activations                    the program's temporary memory but for the gradients: what the
+                                   forward pass keeps for the backward pass, and working memory
+    results                        outputs that do not take the place of an argument (the state
+                                   does, being donated), and the code itself
+
+The gradients are told apart by formula: XLA gives one number for all that is temporary, and may lay
+them over activations that are needed no more.
+
+It is the program of XLA's CPU compiler that is measured. Its GPU compiler fuses more, so that it
+keeps and moves less, and adds the workspace of its libraries; a CPU computes bfloat16 by way of
+float32, so that activations count nearly double. `jaxformer.run.check` compares with a device.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from jaxformer.run.abstract import abstract_method, largest_batch
+from jaxformer.run.config_io import RunConfig
+from jaxformer.run.loop import require_wide_mode
+from jaxformer.run.program import Program, build
+from jaxformer.sharding.collectives import Total, collectives, totals
+from jaxformer.sharding.mesh import make_mesh
+
+CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does; in the order for
+threads rematerialisation would save nothing."""
+
+
+class Memory(NamedTuple):
+    """Bytes on one device during a step."""
+
+    parameters: int
+    optimizer: int
+    """Its moments, and the counters of steps."""
+    batch: int
+    gradients: int
+    activations: int
+    """And all else that is temporary."""
+    results: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step takes of one device."""
+
+    config: RunConfig
+    """Settled: the model's vocabulary has a size."""
+    mesh: Mapping[str, int]
+    """Devices along each axis."""
+    batch_shape: tuple[int, int]
+    """Rows and length of the largest batch, over all devices."""
+    memory: Memory
+    first: int
+    """Bytes on the first device before the first step: it draws all parameters, then divides
+    them."""
+    model_flops: float
+    """FLOPs that the model needs for the batch, by formula, shared evenly."""
+    compiled_flops: float
+    """FLOPs that the program does, repetitions by rematerialisation and by several devices
+    included; 0 where XLA does not tell."""
+    traffic: float
+    """Bytes of memory that the program reads and writes."""
+    collectives: Mapping[str, Total]
+    """What is sent to other devices, by kind."""
+    seconds: float
+    """Taken by lowering and compiling."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def needed(self) -> int:
+        """The most bytes that a device has to hold."""
+        return max(self.memory.total, self.first)
+
+
+def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
+    """Compile the train step of a configuration for these devices, and read what it will take.
+
+    Raises:
+        UserError: when configuration and mesh do not go together, or the vocabulary is not known.
+    """
+    require_wide_mode(config.model.dtype)
+    mesh = make_mesh(config.mesh, devices)
+    method = abstract_method(config)
+    batch = largest_batch(method.config, mesh)
+    program = build(method, mesh)
+    begun = time.perf_counter()
+    compiled = program.train_step.lower(program.state, batch.arrays).compile(CPU_OPTIONS)
+    seconds = time.perf_counter() - begun
+    memory = split_memory(program, batch.arrays, compiled.memory_analysis())
+    costs = compiled.cost_analysis() or {}
+    slices = config.accumulation
+    return Plan(
+        config=method.config,
+        mesh=dict(mesh.shape),
+        batch_shape=batch.shape,
+        memory=memory,
+        first=_all_bytes(program.state.params) + memory.parameters,
+        model_flops=batch.flops / len(devices),
+        # XLA counts the loop over the slices once.
+        compiled_flops=slices * costs.get("flops", 0.0),
+        traffic=slices * costs.get("bytes accessed", 0.0) - (slices - 1) * _update_traffic(memory),
+        collectives=totals(collectives(compiled.as_text())),
+        seconds=seconds,
+    )
+
+
+def split_memory(program: Program, batch: PyTree, analysis: Any) -> Memory:
+    """The parts of what `memory_analysis` gives; their sum is `analysed_total`."""
+    parameters, rows = shard_bytes(program.state.params), shard_bytes(batch)
+    gradients = min(parameters, analysis.temp_size_in_bytes)
+    return Memory(
+        parameters=parameters,
+        optimizer=analysis.argument_size_in_bytes - parameters - rows,
+        batch=rows,
+        gradients=gradients,
+        activations=analysis.temp_size_in_bytes - gradients,
+        results=analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.generated_code_size_in_bytes,
+    )
+
+
+def analysed_total(analysis: Any) -> int:
+    """Bytes that a device holds during a compiled program, by its `memory_analysis`."""
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
+    )
+
+
+def shard_bytes(tree: PyTree) -> int:
+    """Bytes that the shards of arrays, or of their shapes, take on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _all_bytes(tree: PyTree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _update_traffic(memory: Memory) -> int:
+    """Bytes of the update after all slices: state and gradients read once and written once."""
+    return 2 * (memory.parameters + memory.optimizer + memory.gradients)
