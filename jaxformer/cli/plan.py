@@ -144,7 +144,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
             return make_plan(config, simulated)
 
     def fits(plan: "Plan") -> bool:
-        return plan.needed <= room
+        return plan.memory.total <= room
 
     here = real_devices(options.devices) if options.check else ()
     plan = make(config)
@@ -158,9 +158,9 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
     }
     print("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
     if fits(plan):
-        print(f"fits: {size(plan.needed)} of {size(room)}")
+        print(f"fits: {size(plan.memory.total)} of {size(room)}")
     else:
-        print(f"does not fit: {size(plan.needed)}, and there are {size(room)}")
+        print(f"does not fit: {size(plan.memory.total)}, and there are {size(room)}")
         found["suggestions"] = []
         for one in suggestions(plan, make, fits):
             told = predict(one.plan, gpu)
@@ -204,8 +204,6 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     for name, number in memory._asdict().items():
         yield f"  {name:12} {size(number):>11}"
     yield f"  {'together':12} {size(memory.total):>11}"
-    if plan.first > memory.total:
-        yield f"  {'first device, while it draws the parameters':12} {size(plan.first):>11}"
     yield "work of a device in a step"
     yield f"  FLOPs        {plan.model_flops / 1e12:>7.3f} T by formula"
     if plan.compiled_flops:
@@ -236,7 +234,7 @@ def suggested(one: "Suggestion", prediction: "Prediction") -> str:
     """A change and what it leads to."""
     verdict = "fits" if one.fits else "does not fit"
     return (
-        f"{one.flags}: {size(one.plan.needed)}, step {time(prediction.step)}, MFU "
+        f"{one.flags}: {size(one.plan.memory.total)}, step {time(prediction.step)}, MFU "
         f"{prediction.mfu:.1%}: {verdict}"
     )
 
@@ -248,7 +246,7 @@ def checked(plan: "Plan", used: "Used", kind: str) -> Iterator[str]:
     rows: list[tuple[str, int, int | None]] = [
         ("parameters and optimizer", state, used.state),
         ("whole program", plan.memory.total, used.program),
-        ("most the device held", plan.needed, used.peak),
+        ("most the device held", plan.memory.total, used.peak),
     ]
     for name, expected, seen in rows:
         if seen is None:
@@ -265,7 +263,7 @@ def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
         "batch_shape": list(plan.batch_shape),
         "accumulation": plan.config.accumulation,
         "remat": plan.config.model.remat,
-        "memory": {**plan.memory._asdict(), "total": plan.memory.total, "first": plan.first},
+        "memory": {**plan.memory._asdict(), "total": plan.memory.total},
         "model_flops": plan.model_flops,
         "compiled_flops": plan.compiled_flops,
         "traffic": plan.traffic,

@@ -36,9 +36,12 @@ from jaxformer.run.program import Program, build
 from jaxformer.sharding.collectives import Total, collectives, totals
 from jaxformer.sharding.mesh import make_mesh
 
-CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does; in the order for
-threads rematerialisation would save nothing."""
+CPU_OPTIONS = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
+"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does. The barriers that
+hold rematerialisation back until a block's gradients are due stay in too; else it saves little."""
 
 
 class Memory(NamedTuple):
@@ -70,9 +73,6 @@ class Plan:
     batch_shape: tuple[int, int]
     """Rows and length of the largest batch, over all devices."""
     memory: Memory
-    first: int
-    """Bytes on the first device before the first step: it draws all parameters, then divides
-    them."""
     model_flops: float
     """FLOPs that the model needs for the batch, by formula, shared evenly."""
     compiled_flops: float
@@ -89,11 +89,6 @@ class Plan:
     def num_devices(self) -> int:
         """Devices of the mesh."""
         return math.prod(self.mesh.values())
-
-    @property
-    def needed(self) -> int:
-        """The most bytes that a device has to hold."""
-        return max(self.memory.total, self.first)
 
 
 def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
@@ -118,7 +113,6 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
         mesh=dict(mesh.shape),
         batch_shape=batch.shape,
         memory=memory,
-        first=_all_bytes(program.state.params) + memory.parameters,
         model_flops=batch.flops / len(devices),
         # XLA counts the loop over the slices once.
         compiled_flops=slices * costs.get("flops", 0.0),
@@ -161,10 +155,6 @@ def shard_bytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def _all_bytes(tree: PyTree) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _update_traffic(memory: Memory) -> int:

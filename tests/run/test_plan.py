@@ -35,7 +35,7 @@ from jaxformer.run.suggest import suggestions
 from jaxformer.sharding.collectives import Total
 from jaxformer.sharding.mesh import make_mesh
 
-TOY = dataclasses.replace(GPT_PRESETS["toy"], dropout_rate=0.1, num_layers=1)
+TOY = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1)
 RUN = LanguageConfig(model=TOY, steps=20, batch_size=16)
 MESHES = {
     "data 8": MeshConfig(data=8),
@@ -97,8 +97,6 @@ def test_sharing_parameters_divides_their_memory_and_gathers_them():
     assert shared.memory.parameters < copies.memory.parameters / 4
     assert "all-gather" in shared.collectives
     assert "all-gather" not in copies.collectives
-    # Before they are divided all parameters, and the first device's share, are in one place.
-    assert shared.first == copies.memory.parameters + shared.memory.parameters
 
 
 def test_slices_save_activations_and_keep_the_work():
@@ -120,7 +118,7 @@ def test_rematerialising_saves_activations_for_work():
         make_plan(on(MeshConfig(), model=dataclasses.replace(long, remat=r)), jax.devices()[:1])
         for r in (False, True)
     )
-    assert again.memory.activations < 0.7 * kept.memory.activations
+    assert again.memory.activations < 0.8 * kept.memory.activations
     assert again.compiled_flops > 1.1 * kept.compiled_flops
     assert again.model_flops == kept.model_flops
 
@@ -185,7 +183,6 @@ SIXTEEN = Plan(
     mesh={"data": 2, "fsdp": 1, "tensor": 1},
     batch_shape=(8, 16),
     memory=Memory(1, 2, 3, 4, 5, 6),
-    first=2,
     model_flops=312e9,
     compiled_flops=0.0,
     traffic=0.0,
@@ -229,7 +226,7 @@ def planner(needs):
         assert config not in made
         made.append(config)
         bytes_needed = Memory(0, 0, 0, 0, needs(config), 0)
-        return dataclasses.replace(SIXTEEN, config=config, mesh=mesh, memory=bytes_needed, first=0)
+        return dataclasses.replace(SIXTEEN, config=config, mesh=mesh, memory=bytes_needed)
 
     return make, made
 
@@ -238,7 +235,7 @@ def asked(needs, room: int) -> list[tuple[str, bool]]:
     config = LanguageConfig(model=TOY, mesh=MeshConfig(data=2), batch_size=64)
     make, _ = planner(needs)
     plan = dataclasses.replace(make(config), batch_shape=(64, 16))
-    found = suggestions(plan, make, lambda plan: plan.needed <= room)
+    found = suggestions(plan, make, lambda plan: plan.memory.total <= room)
     return [(one.flags, one.fits) for one in found]
 
 
@@ -280,9 +277,9 @@ def test_a_suggestion_is_the_plan_of_its_flags():
     plan = make_plan(config, jax.devices()[:1])
     room = plan.memory.total - 1
     (found,) = suggestions(
-        plan, lambda config: make_plan(config, jax.devices()[:1]), lambda p: p.needed <= room
+        plan, lambda config: make_plan(config, jax.devices()[:1]), lambda p: p.memory.total <= room
     )
     assert (found.flags, found.fits) == ("--accumulation 2", True)
     cut = make_plan(dataclasses.replace(config, accumulation=2), jax.devices()[:1])
     assert found.plan.memory == cut.memory
-    assert found.plan.needed <= room
+    assert found.plan.memory.total <= room
