@@ -40,8 +40,8 @@ CPU_OPTIONS = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
-"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does. The barriers that
-hold rematerialisation back until a block's gradients are due stay in too; else it saves little."""
+"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does. The barriers
+that hold rematerialisation back until a block's gradients are due stay in; else it saves little."""
 
 
 class Memory(NamedTuple):

@@ -118,7 +118,7 @@ def test_rematerialising_saves_activations_for_work():
         make_plan(on(MeshConfig(), model=dataclasses.replace(long, remat=r)), jax.devices()[:1])
         for r in (False, True)
     )
-    assert again.memory.activations < 0.8 * kept.memory.activations
+    assert again.memory.activations < 0.9 * kept.memory.activations
     assert again.compiled_flops > 1.1 * kept.compiled_flops
     assert again.model_flops == kept.model_flops
 
