@@ -119,7 +119,8 @@ def restore(
         abstract_state,
     )
     try:
-        state = ocp.load(directory.absolute() / str(found.step), target)
+        with _context_of_readers(target):
+            state = ocp.load(directory.absolute() / str(found.step), target)
     except Exception as error:
         raise UserError(
             f"checkpoint {found.step} is intact but cannot be loaded: {_brief(error)}"
@@ -294,6 +295,15 @@ class CheckpointWriter:
                 f"saving checkpoint {step} in {self._directory} failed: {_brief(error)}; earlier "
                 f"checkpoints are intact (steps {steps(self._directory)}): make room and resume"
             ) from error
+
+
+def _context_of_readers(target: PyTree) -> ocp.Context:
+    """Orbax's options for a load by all processes, or by this one alone onto devices of its own."""
+    if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(target)):
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        return ocp.Context(multiprocessing_options=alone)
+    return ocp.Context()
 
 
 def _numbers(directory: Path) -> list[int]:

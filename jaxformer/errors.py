@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+TRY_AGAIN = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) of a run that was cut off by no fault of its input: a
+step hung, or another process of the run died. Start it again with `--resume`."""

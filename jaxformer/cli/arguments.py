@@ -3,8 +3,9 @@
 Flags come from frozen dataclasses through tyro: a field `run_dir` becomes `--run-dir` (underscores
 are accepted too), a nested `mesh: MeshConfig` becomes `--mesh.data`, the docstring under a field is
 its help. Exit statuses: 0 done, 1 a defect of the program, 2 bad input or a file that cannot be
-used, 130 interrupted, 141 nobody reads the output any more. jax, flax and the like are imported
-nowhere here, so that `--help` answers at once.
+used, 75 cut off by a hanging step or a lost process, 130 interrupted, 141 nobody reads the output
+any more, 143 terminated. jax, flax and the like are imported nowhere here, so that `--help` answers
+at once.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ import tyro
 
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
+from jaxformer.run.supervise import supervise
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
@@ -89,10 +91,12 @@ def parse_recipe(
 
     The run directory defaults to `runs/` and the last part of `prog`: `python -m train.gpt_char`
     writes to `runs/gpt_char`. With `--resume` and no `--preset` the run's own config.json gives the
-    defaults, so that no flag need be repeated.
+    defaults, so that no flag need be repeated. With `--restarts` the run is a child process, and
+    this one ends with it.
 
     Raises:
-        SystemExit: as `parse` does; an unknown preset is refused with the list of the known ones.
+        SystemExit: as `parse` does, and with a supervised run's status; an unknown preset is refused
+            with the list of the known ones.
     """
     if _last_value("--run-dir", argv) == "":
         fail(prog, "--run-dir is empty: name a directory")
@@ -103,7 +107,10 @@ def parse_recipe(
         made_with = Path(_last_value("--run-dir", argv) or run.run_dir) / "config.json"
         if made_with.is_file():
             preset = _resumed(made_with, type(preset), prog)
-    return parse_beside(run, presets, name, preset, argv, prog, description)
+    config, options = parse_beside(run, presets, name, preset, argv, prog, description)
+    if options.restarts:
+        raise SystemExit(supervise(prog.rpartition(" ")[2], argv, options))
+    return config, options
 
 
 def preset_name(
@@ -159,11 +166,23 @@ def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> Config
 def run_command(prog: str, function: Callable[[], int | None]) -> None:
     """Run a command to its end; whatever goes wrong, the user sees one line.
 
+    One of several processes that fails does not wait for the others to say goodbye.
+
     A defect of the program itself is one line too; with JAXFORMER_TRACEBACK=1 its traceback shows.
 
     Raises:
         SystemExit: with the status, unless that is 0.
     """
+    try:
+        _run_to_its_end(prog, function)
+    except SystemExit as stop:
+        distributed = sys.modules.get("jaxformer.sharding.distributed")
+        if distributed is not None:
+            distributed.break_off(stop.code)
+        raise
+
+
+def _run_to_its_end(prog: str, function: Callable[[], int | None]) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -26,6 +26,7 @@ from jaxformer.config.models import (
 from jaxformer.config.training import (
     CheckpointConfig,
     CopyTranslationConfig,
+    DistributedConfig,
     LanguageConfig,
     LossKind,
     MeshConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "CopyTranslationConfig",
     "DType",
     "DataConfig",
+    "DistributedConfig",
     "GPTConfig",
     "Initializer",
     "LanguageConfig",

@@ -200,6 +200,51 @@ class CopyTranslationConfig(TranslationConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How this process finds the others of its run; without any of these it is alone."""
+
+    auto: bool = False
+    """Find the others by what SLURM, Open MPI or Kubernetes tell each process."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens and the others find it."""
+    processes: int | None = None
+    """Processes of the run."""
+    process: int | None = None
+    """Which of them this is, counted from 0."""
+    timeout: int = 120
+    """Seconds to wait at the start until all have come."""
+
+    def __post_init__(self) -> None:
+        require_positive("distributed.timeout", self.timeout)
+        explicit = (self.coordinator, self.processes, self.process)
+        if self.auto and explicit != (None, None, None):
+            raise UserError("--distributed.auto finds all by itself: leave out the other flags")
+        if explicit == (None, None, None):
+            return
+        if self.coordinator is None or self.processes is None or self.process is None:
+            raise UserError(
+                "--distributed.coordinator, --distributed.processes and --distributed.process "
+                "belong together: give all three, or --distributed.auto"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+            raise UserError(
+                f"distributed.coordinator {self.coordinator} is no address: give HOST:PORT"
+            )
+        require_positive("distributed.processes", self.processes)
+        if not 0 <= self.process < self.processes:
+            raise UserError(
+                f"distributed.process {self.process} is none of {self.processes} processes: choose "
+                f"one from 0 to {self.processes - 1}"
+            )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are others to find."""
+        return self.auto or self.coordinator is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where a run lives and how far this process takes it; not part of what is learned."""
 
@@ -209,7 +254,16 @@ class RunOptions:
     """End cleanly, checkpoint written, after this many steps of the schedule."""
     resume: bool = False
     """Continue the run that the directory holds from its newest checkpoint."""
+    restarts: int = 0
+    """Times that a run which crashes is started again, to go on from its newest checkpoint."""
+    watchdog: float = 600.0
+    """Seconds without progress after which the process writes its stacks and ends; the first step
+    and the first evaluation also compile and may take 15 minutes more."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         if self.stop_after is not None:
             require_positive("stop-after", self.stop_after)
+        if not 0 <= self.restarts <= LARGEST:
+            raise UserError(f"restarts {self.restarts} is out of range: choose 0 or more")
+        require_positive("watchdog", self.watchdog)

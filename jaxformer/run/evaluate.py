@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jaxformer.config import MeshConfig
 from jaxformer.run.load import Run
-from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.sharding.mesh import batch_sharding, make_mesh, place
 from jaxformer.training.step import make_eval_step
 
 
@@ -41,7 +41,7 @@ def evaluate(
     sharding: NamedSharding,
 ) -> Evaluation:
     """The mean loss over every token that counts in the batches."""
-    sums = [eval_step(params, jax.device_put(batch, sharding)) for batch in batches]
+    sums = [eval_step(params, place(batch, sharding)) for batch in batches]
     # Summed in float64 on the host: the result depends on no device and no order.
     total = math.fsum(float(loss) for loss, _ in sums)
     count = sum(int(number) for _, number in sums)

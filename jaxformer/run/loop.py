@@ -3,11 +3,14 @@
 The train step is one jitted function of a state that lives on a mesh and is donated to it. Dropout,
 the order of the data and the initial weights follow from the seed and the step alone, so a run that
 is stopped and resumed is the same run to the last bit. What differs between the kinds of run is in
-their `Task`.
+their `Task`. Of several processes all compute and save, each its part, and the first alone writes
+the other files and speaks.
 """
 
 import contextlib
 import dataclasses
+import json
+import os
 import sys
 from typing import Any
 
@@ -28,10 +31,12 @@ from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.plots import draw_curves
 from jaxformer.run.program import Program, build
 from jaxformer.run.progress import Progress
-from jaxformer.run.signals import Interrupt
+from jaxformer.run.signals import Interrupt, SharedInterrupt
 from jaxformer.run.steplog import StepLog, product_type
 from jaxformer.run.task import Task
-from jaxformer.sharding.mesh import make_mesh
+from jaxformer.run.watchdog import Watchdog
+from jaxformer.sharding import distributed
+from jaxformer.sharding.mesh import make_mesh, place
 from jaxformer.training.step import TrainState
 
 
@@ -61,9 +66,12 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     Raises:
         UserError: when configuration, data, mesh and directory do not go together; nothing has been
             written then.
+        SystemExit: with the exit status, in every process of a run but the first: what comes after
+            the training is for that one alone.
     """
     keep_freed_memory()  # before jax starts its threads
     require_wide_mode(config.model.dtype)
+    distributed.join(options.distributed)
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
     task, run_dir = make_task(config, mesh), options.run_dir
@@ -83,36 +91,43 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
 
     # Restore.
     state, start = restore(program, config, metadata, options)
-    step = start
-    directory.fill_run_dir(config, run_dir, data.tokenizer)
+    step, first = start, distributed.is_first()
+    if first:
+        directory.fill_run_dir(config, run_dir, data.tokenizer)
+    metrics_file = run_dir / directory.METRICS if first else None
     with (
-        directory.locked(run_dir),
-        Interrupt() as interrupt,
+        directory.locked(run_dir) if first else contextlib.nullcontext(),
+        Interrupt() if jax.process_count() == 1 else SharedInterrupt() as interrupt,
         directory.checkpoint_writer(run_dir, config) as writer,
-        MetricsWriter(run_dir / directory.METRICS, start if options.resume else None) as lines,
-        Progress(config.steps, start) as progress,
+        MetricsWriter(metrics_file, start if options.resume else None) as lines,
+        open(os.devnull, "w") as nowhere,
+        Progress(config.steps, start, None if first else nowhere) as progress,
         contextlib.closing(training_iterator(task.batches, start)) as batches,
+        Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
         introduce(progress, task, mesh, start)
         log = StepLog(task.method, mesh, lines, progress)
         for step in range(start + 1, last + 1):
             # Step.
+            watchdog.expect("step", step)
             batch = next(batches)
-            state, metrics = program.train_step(state, jax.device_put(batch, program.rows))
+            state, metrics = program.train_step(state, place(batch, program.rows))
             # Log.
             log.add(step, metrics, task.work(batch))
-            stop = step == last or interrupt.signal is not None
+            stop = step == last or interrupt.reached(step)
             # Evaluate.
             evaluation = None
             if step % config.eval_every == 0 or step == config.steps:
                 log.flush()
+                batches_to_score = watchdog.over(task.validation(), "evaluation after step", step)
                 evaluation = evaluate(
-                    program.eval_step, state.params, task.validation(), program.rows
+                    program.eval_step, state.params, batches_to_score, program.rows
                 )
                 log.evaluated(step, evaluation)
             # Save.
             if step % config.checkpoint.every == 0 or stop:
                 log.flush()
+                watchdog.expect("checkpoint", step)
                 val_loss = None if evaluation is None else evaluation.loss
                 writer.save(step, state, {**metadata, "position": step}, val_loss)
             if stop:
@@ -121,6 +136,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         writer.wait()
         if interrupt.signal is not None:
             progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
+    distributed.leave(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
     if rows:
         draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing_of(config))
@@ -133,8 +149,10 @@ def restore(
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     if not (options.resume and checkpoint.steps(checkpoints)):
+        distributed.agree(json.dumps([metadata, 0]))
         return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
     found = checkpoint.read_metadata(checkpoints)
+    distributed.agree(json.dumps([metadata, found.step]))
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)
     directory.check_metadata(options.run_dir, found.metadata, metadata)
@@ -155,12 +173,14 @@ def introduce(progress: Progress, task: Task, mesh: Mesh, start: int) -> None:
     config = task.method.config
     device = mesh.devices.flat[0]
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    several = jax.process_count() > 1
+    processes = f"{jax.process_count()} processes · " if several else ""
     for line in task.description:
         progress.print(line)
     progress.print(
         f"{task.method.model.__name__} of {config.model.num_parameters():,} parameters · "
         f"{config.model.dtype}, products in {product_type(config.model)} · "
-        f"{device.device_kind} · mesh {shape} · jax {jax.__version__}"
+        f"{device.device_kind} · mesh {shape} · {processes}jax {jax.__version__}"
     )
     if start:
         done = start >= config.steps

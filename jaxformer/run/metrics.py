@@ -8,6 +8,7 @@ is written as one of the strings "nan", "inf" and "-inf", which Python's `float`
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,10 @@ Split = Literal["train", "val"]
 class MetricsWriter:
     """Appends lines to a run's metrics, each complete in the file before the next step begins."""
 
-    def __init__(self, path: Path, resume_step: int | None = None):
+    def __init__(self, path: Path | None, resume_step: int | None = None):
         """Open the file: a new one, or on resume the one of the run that goes on.
+
+        Without a path nothing is written: of several processes only the first writes.
 
         A run is killed at any moment, and goes on from its newest checkpoint, which is older. Lines
         of steps after `resume_step` are dropped, since those steps are taken again, and so is a
@@ -34,8 +37,10 @@ class MetricsWriter:
             UserError: when a new run would write over metrics, or the old ones are damaged.
             OSError: naming the file, when it cannot be written.
         """
-        self.path = path
-        if resume_step is None:
+        self.path = path = path or Path(os.devnull)
+        if path.is_char_device():
+            pass
+        elif resume_step is None:
             if path.exists():
                 raise UserError(
                     f"{path} holds the metrics of a run: use --resume or another --run-dir"

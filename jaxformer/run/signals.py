@@ -1,13 +1,21 @@
-"""SIGINT and SIGTERM turned into a request: finish the step, save, then end with 128 + signal."""
+"""SIGINT and SIGTERM turned into a request: finish the step, save, then end with 128 + signal.
+
+Several processes have to save the same step. There JAX's runtime listens for SIGTERM itself, tells
+all processes, and says at which step they stop; a handler of Python's would shut it out.
+"""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from jax.experimental.multihost_utils import reached_preemption_sync_point
+
 
 class Interrupt:
     """While the block lasts, a first signal is noted; a second one ends the process at once."""
+
+    handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -18,6 +26,10 @@ class Interrupt:
         """0 without a signal, 130 after SIGINT, 143 after SIGTERM."""
         return 0 if self.signal is None else 128 + self.signal
 
+    def reached(self, step: int) -> bool:
+        """Whether the run is to end with this step; to be asked once a step."""
+        return self.signal is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             # Saving is under way in other threads, whose complaints would bury the message.
@@ -26,7 +38,7 @@ class Interrupt:
         self.signal = signal.Signals(number)
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self.handled:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -38,3 +50,20 @@ class Interrupt:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+class SharedInterrupt(Interrupt):
+    """The same for one of several processes: whichever is asked to end, all end with one step."""
+
+    handled = (signal.SIGINT,)
+
+    def reached(self, step: int) -> bool:
+        """Whether all processes are to end with this step."""
+        reached = reached_preemption_sync_point(step)
+        if reached and self.signal is None:
+            self.signal = signal.SIGTERM
+        return reached
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the others

@@ -33,7 +33,7 @@ class StepLog:
         progress: Progress,
     ):
         self.config = method.config
-        self.devices = list(mesh.devices.flat)
+        self.mesh = mesh
         self.learning_rate = jax.jit(method.learning_rate)
         self.writer = writer
         self.progress = progress
@@ -78,7 +78,7 @@ class StepLog:
         self._since = now
         learning_rate = float(self.learning_rate(step - 1))
         speed = {} if since is None else self._speed(work, now - since)
-        memory = _memory_bytes(self.devices)
+        memory = _memory_bytes(self.mesh.local_devices)
         self.writer.write(
             step,
             "train",
@@ -97,7 +97,8 @@ class StepLog:
 
     def _speed(self, work: Work, seconds: float) -> dict[str, float]:
         speed = {"step_seconds": seconds, "tokens_per_second": work.tokens / seconds}
-        share = mfu(work.flops, seconds, self.devices, product_type(self.config.model))
+        devices = list(self.mesh.devices.flat)
+        share = mfu(work.flops, seconds, devices, product_type(self.config.model))
         return speed if share is None else {**speed, "mfu": share}
 
 
@@ -119,7 +120,7 @@ def peak_bytes(devices: Sequence[jax.Device]) -> int | None:
 
 
 def _memory_bytes(devices: Sequence[jax.Device]) -> int:
-    """Most memory used so far: of one device, or of the process where devices do not tell."""
+    """Most memory used here so far: of one device, or of the process where devices do not tell."""
     peak = peak_bytes(devices)
     if peak is not None:
         return peak

@@ -10,10 +10,12 @@ keeps it in maintenance since 0.8, and runs it through `jax.shard_map` itself.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxformer.config import MeshConfig
 from jaxformer.errors import UserError
@@ -23,12 +25,16 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices, by default all local ones; -1 on one axis takes all that are left.
+    """A mesh over the devices, by default all of all processes; -1 on one axis takes all left.
+
+    The devices of a process stand side by side, so that `tensor`, then `fsdp`, stay within it where
+    their sizes let them: they exchange more than `data` does, over the faster wires.
 
     Raises:
         UserError: when the axes do not multiply to the number of devices.
     """
-    devices = jax.local_devices() if devices is None else devices
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = [config.data, config.fsdp, config.tensor]
     flags = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -47,6 +53,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over data and fsdp; each row whole on its devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
+    """Put arrays that every process has in full where they belong; each places its own parts.
+
+    `shardings` is one sharding, or a tree of them.
+    """
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def place_own_parts(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(place_own_parts, tree, shardings)
 
 
 def batch_ways(mesh: Mesh) -> int:

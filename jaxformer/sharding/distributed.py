@@ -1,0 +1,280 @@
+"""Several processes as one run: how they find each other, agree, part, and say who is missing.
+
+Every process owns devices of its own and runs the same program. JAX's coordination service, which
+lives in process 0, notices within `HEARTBEAT` seconds that a process has died or froze, and aborts
+the others, as it does at once when process 0 itself dies: whoever is aborted says in a last line
+who is missing, and exits with `errors.TRY_AGAIN`. To know that, processes leave a sign of life
+every second in JAX's key-value store, to which jax has no public door; Orbax goes the same way.
+Source: https://docs.jax.dev/en/latest/multi_process.html
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+from jax._src.distributed import global_state
+
+from jaxformer.config import DistributedConfig
+from jaxformer.errors import TRY_AGAIN, UserError
+
+HEARTBEAT = 10
+"""Seconds without a heartbeat after which JAX takes a process for dead."""
+BEAT = 1.0
+"""Seconds between two of our signs of life."""
+SILENT = 5.0
+"""Seconds without one after which a process is named when the run is aborted."""
+PATIENCE = 7 * 24 * 3600
+"""Seconds to wait for another process's word; that it lives is the heartbeat's business."""
+
+_LIBC_SIGNAL = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_last_words: Callable[[], tuple[str, int]] | None = None
+_stderr = 2
+_roll: "Roll | None" = None
+
+
+def join(config: DistributedConfig) -> None:
+    """Meet the other processes of the run; nothing happens without flags that say how.
+
+    To be called before jax first looks at a device.
+
+    Raises:
+        UserError: when nothing was detected, the address cannot be had, or jax runs already. Where
+            the others do not come in time, JAX's runtime aborts, and the process ends here with
+            one line and status 2.
+    """
+    global _roll
+    if not config.wanted:
+        return
+    explicit: dict[str, Any] = {}
+    if not config.auto:
+        explicit = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.processes,
+            "process_id": config.process,
+            "cluster_detection_method": "deactivate",
+        }
+        if config.process == 0:
+            assert config.coordinator is not None
+            _require_free(config.coordinator)
+            explicit["coordinator_bind_address"] = config.coordinator
+    _say_when_aborted(lambda: (_not_all_came(config), 2))
+    with _standard_error_held_back():
+        try:
+            jax.distributed.initialize(
+                **explicit,
+                initialization_timeout=config.timeout,
+                heartbeat_timeout_seconds=HEARTBEAT,
+            )
+        except Exception as error:
+            raise UserError(_not_started(config, error)) from error
+    _roll = Roll(global_state.process_id, global_state.num_processes)
+    _say_when_aborted(lambda: (f"{_roll}; start them all again with --resume", TRY_AGAIN))
+    _roll.start()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes for all."""
+    return jax.process_index() == 0
+
+
+def agree(what: str) -> None:
+    """Wait until every process has said its word, and refuse to go on if one says another.
+
+    Raises:
+        UserError: in every process, naming the first one that differs.
+    """
+    if _roll is None:
+        return
+    client, me = _roll.store, _roll.process
+    client.key_value_set(f"jaxformer/word/{me}", what)
+    words = [
+        client.blocking_key_value_get(f"jaxformer/word/{process}", PATIENCE * 1000)
+        for process in range(_roll.count)
+    ]
+    for process, word in enumerate(words):
+        if word != words[0]:
+            raise UserError(
+                f"process {process} was started with other flags, data or versions than process 0, "
+                "or sees another run directory: start all alike, on one shared file system"
+            )
+
+
+def leave(exit_status: int) -> None:
+    """Wait for the others and part from them; every process but the first ends here.
+
+    Raises:
+        SystemExit: with the status, in every process but the first.
+    """
+    global _roll
+    if _roll is None:
+        return
+    process = _roll.process
+    _roll.stop()
+    jax.distributed.shutdown()
+    _roll = None
+    _say_when_aborted(None)
+    if process:
+        raise SystemExit(exit_status)
+
+
+def break_off(exit_status: int) -> None:
+    """End a process that failed among others at once, without the goodbye.
+
+    JAX says goodbye when Python ends, and waits for the others, who are waiting for this one.
+    """
+    if _roll is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(exit_status)
+
+
+class Roll:
+    """Who was last heard of when, by the signs of life that each process leaves."""
+
+    def __init__(self, process: int, count: int):
+        now = time.monotonic()
+        self.process = process
+        self.count = count
+        self.store: Any = global_state.client
+        self._address = global_state.coordinator_address
+        self._answered = now
+        self._heard = dict.fromkeys(range(count), ("", now))
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
+
+    def start(self) -> None:
+        """Leave a sign of life every second from now on, and look for those of the others."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave no more."""
+        self._done.set()
+        self._thread.join()
+
+    def __str__(self) -> str:
+        """Who is missing, for the last line of a process that was aborted."""
+        now = time.monotonic()
+        others = [other for other in range(self.count) if other != self.process]
+        silent = [other for other in others if now - self._heard[other][1] > SILENT]
+        no_answer = self.process != 0 and now - self._answered > SILENT
+        if self.process != 0 and (no_answer or not silent):
+            silent = [0]  # the store died with its process, before the others could fall silent
+        me = f"process {self.process} of {self.count} had to end"
+        if not silent:
+            return f"{me}: JAX's runtime says why, above"
+        return f"{me}: {', '.join(map(self._name, silent))} died or froze"
+
+    def _name(self, process: int) -> str:
+        where = self._heard[process][0].rpartition(" ")[0]
+        known = [where] if where else []
+        if process == 0:
+            known.append(f"coordinator at {self._address}")
+        return f"process {process}" + (f" ({', '.join(known)})" if known else "")
+
+    def _beat(self) -> None:
+        me = f"{socket.gethostname()}, pid {os.getpid()}"
+        beat = 0
+        while True:
+            beat += 1
+            try:
+                self.store.key_value_set(
+                    f"jaxformer/alive/{self.process}", f"{me} {beat}", allow_overwrite=True
+                )
+                rows = self.store.key_value_dir_get("jaxformer/alive/")
+            except Exception:
+                return  # process 0 is gone, or this run ends
+            self._answered = now = time.monotonic()
+            for key, sign in rows:
+                process = int(key.rpartition("/")[2])
+                if sign != self._heard[process][0]:
+                    self._heard[process] = sign, now
+            if self._done.wait(BEAT):
+                return
+
+
+def _require_free(address: str) -> None:
+    """Refuse a port that is taken: gRPC would share it with its owner, and mix up two runs."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at {address}: {error.strerror}: give an address of this "
+            "machine and a free port in --distributed.coordinator"
+        ) from error
+
+
+def _not_all_came(config: DistributedConfig) -> str:
+    within = f"within {config.timeout} s (--distributed.timeout)"
+    if config.auto:
+        return f"the processes of this job did not all meet {within}: look at the others' messages"
+    if config.process == 0:
+        return (
+            f"not all {config.processes} processes came to {config.coordinator} {within}: start "
+            "the others, each with its own --distributed.process"
+        )
+    return (
+        f"process {config.process} of {config.processes} met no run of so many processes at "
+        f"{config.coordinator} {within}: check the address, and that process 0 runs"
+    )
+
+
+def _not_started(config: DistributedConfig, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    if config.auto:
+        return (
+            f"found no SLURM, Open MPI or Kubernetes job that this process belongs to ({reason}): "
+            "start it by srun or mpirun, in Kubernetes with jax[k8s] installed, or name "
+            "--distributed.coordinator, --distributed.processes and --distributed.process"
+        )
+    return f"cannot join the run at {config.coordinator}: {reason}: check the --distributed flags"
+
+
+def _say_when_aborted(words: Callable[[], tuple[str, int]] | None) -> None:
+    """Let a process that JAX's runtime aborts end with this line and status instead."""
+    global _last_words
+    _last_words = words
+    handler = _on_abort if words else ctypes.cast(0, _LIBC_SIGNAL)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
+@_LIBC_SIGNAL
+def _on_abort(_: int) -> NoReturn:
+    # Python's own handlers run between two of the main thread's instructions: too late for this.
+    line, status = _last_words() if _last_words else ("aborted", 1)
+    os.write(_stderr, f"error: {line}\n".encode())
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def _standard_error_held_back() -> Iterator[None]:
+    """Keep what the runtime complains about to itself if the block fails; our line says it all."""
+    global _stderr
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        _stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(_stderr, 2)
+            os.close(_stderr)
+            _stderr = 2
+        held.seek(0)
+        with open(2, "wb", closefd=False) as shown:
+            shutil.copyfileobj(held, shown)
