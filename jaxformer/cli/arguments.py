@@ -95,8 +95,8 @@ def parse_recipe(
     this one ends with it.
 
     Raises:
-        SystemExit: as `parse` does, and with a supervised run's status; an unknown preset is refused
-            with the list of the known ones.
+        SystemExit: as `parse` does, and with the status of a supervised run; an unknown preset is
+            refused with the list of the known ones.
     """
     if _last_value("--run-dir", argv) == "":
         fail(prog, "--run-dir is empty: name a directory")
