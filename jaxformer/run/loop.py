@@ -60,6 +60,7 @@ class Outcome:
         return self.step >= self.config.steps and self.exit_status == 0
 
 
+@distributed.lost_processes_named()
 def train(config: RunConfig, options: RunOptions) -> Outcome:
     """Train a model into `options.run_dir`, or go on with the run that is there.
 

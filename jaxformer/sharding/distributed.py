@@ -103,6 +103,7 @@ def agree(what: str) -> None:
     ]
     for process, word in enumerate(words):
         if word != words[0]:
+            _part()  # all refuse alike, and none is to be taken for dead
             raise UserError(
                 f"process {process} was started with other flags, data or versions than process 0, "
                 "or sees another run directory: start all alike, on one shared file system"
@@ -115,16 +116,35 @@ def leave(exit_status: int) -> None:
     Raises:
         SystemExit: with the status, in every process but the first.
     """
+    if _roll is not None:
+        process = _roll.process
+        _part()
+        if process:
+            raise SystemExit(exit_status)
+
+
+def _part() -> None:
     global _roll
-    if _roll is None:
-        return
-    process = _roll.process
+    assert _roll is not None
     _roll.stop()
     jax.distributed.shutdown()
     _roll = None
     _say_when_aborted(None)
-    if process:
-        raise SystemExit(exit_status)
+
+
+@contextlib.contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Give JAX time to notice a lost process whose loss shows first as an error of something else.
+
+    It then aborts this process, which says who is lost; if it does not, the error stands.
+    """
+    try:
+        yield
+    except Exception as error:
+        errors = (error, error.__cause__)
+        if _roll is not None and any(isinstance(e, jax.errors.JaxRuntimeError) for e in errors):
+            time.sleep(HEARTBEAT + SILENT)
+        raise
 
 
 def break_off(exit_status: int) -> None:

@@ -1,0 +1,87 @@
+"""Runs of the character-level recipe as a user starts them: in one process, or in several."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxformer.run.metrics import read_metrics
+
+TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
+SIZES = [
+    *("--model.context-length", "16", "--model.width", "16", "--model.num-heads", "2"),
+    *("--model.mlp-width", "32", "--model.num-layers", "2", "--model.dropout-rate", "0.2"),
+    *("--batch-size", "8", "--eval-every", "4", "--seed", "3", "--optimizer.warmup-steps", "10"),
+]
+
+Process = subprocess.Popen[str]
+
+
+def command(directory: Path, *words: str) -> list[str]:
+    """Train in `directory / "run"` on a small text beside it."""
+    text = directory / "text.txt"
+    if not text.exists():
+        text.write_text(TEXT, encoding="utf-8")
+    run = ["--run-dir", str(directory / "run"), "--data.path", str(text)]
+    return [sys.executable, "-W", "error", "-m", "train.gpt_char", *run, *SIZES, *words]
+
+
+def start(
+    words: Sequence[str], devices: int = 8, environment: Mapping[str, str] | None = None
+) -> Process:
+    """A process with so many simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags, **(environment or {})},
+    )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def meeting(process: int, port: int, processes: int = 2) -> list[str]:
+    """The flags by which a process finds the others."""
+    return [
+        *("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.timeout", "60"),
+        *("--distributed.processes", str(processes), "--distributed.process", str(process)),
+    ]
+
+
+def start_two(directory: Path, *words: str) -> list[Process]:
+    """Two processes of four devices each."""
+    port = free_port()
+    return [start([*command(directory, *words), *meeting(i, port)], devices=4) for i in (0, 1)]
+
+
+def ends(processes: Iterable[Process], seconds: float = 120) -> list[tuple[int, str, str]]:
+    """Exit status, output and complaint of each, in order."""
+    found = []
+    for process in processes:
+        output, complaint = process.communicate(timeout=seconds)
+        found.append((process.returncode, output, complaint))
+    return found
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics so far."""
+    metrics = run_dir / "metrics.jsonl"
+    return read_metrics(metrics) if metrics.exists() else []
+
+
+def wait_for_rows(process: Process, run_dir: Path, number: int) -> None:
+    """Return when the run has written so many lines of metrics."""
+    while len(rows(run_dir)) < number:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)

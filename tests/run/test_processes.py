@@ -1,0 +1,142 @@
+"""Several processes as one run: the same losses, one step saved by all, the lost one named."""
+
+import signal
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxformer import checkpoint
+from jaxformer.config import MeshConfig, RunOptions
+from jaxformer.errors import TRY_AGAIN
+from jaxformer.run.config_io import load_config
+from jaxformer.run.loop import train
+from jaxformer.sharding.mesh import make_mesh
+from tests.processes import (
+    command,
+    ends,
+    free_port,
+    meeting,
+    rows,
+    start,
+    start_two,
+    wait_for_rows,
+)
+
+FOREVER = ("--steps", "100000", "--checkpoint.every", "1000000", "--eval-every", "1000000")
+
+
+def go_on(run_dir: Path, devices: int, until: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resume in this process on so many of its devices."""
+    monkeypatch.setattr(
+        "jaxformer.run.loop.make_mesh", lambda _: make_mesh(MeshConfig(), jax.devices()[:devices])
+    )
+    options = RunOptions(run_dir=run_dir, resume=True, stop_after=until)
+    train(load_config(run_dir / "config.json"), options)
+
+
+def assert_equal_runs(run_dir: Path, whole: Path) -> None:
+    ours, theirs = rows(run_dir), rows(whole)
+    assert [(row["step"], row["split"]) for row in ours] == [
+        (row["step"], row["split"]) for row in theirs
+    ]
+    for our, their in zip(ours, theirs, strict=True):
+        assert our["loss"] == pytest.approx(their["loss"], abs=2e-6), our
+
+
+def slurm(process: int, port: int) -> dict[str, str]:
+    """What SLURM tells the processes of a job of two on one node."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+        "JAX_COORDINATOR_PORT": str(port),
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+    }
+
+
+def test_a_run_moves_from_2x4_devices_to_1x8_1x4_1_and_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    words = ("--steps", "20", "--checkpoint.every", "2")
+    run_dir = tmp_path / "run"
+    for status, _, complaint in ends(start_two(tmp_path, *words, "--stop-after", "5")):
+        assert (status, complaint) == (0, "")
+    assert {path.name for path in run_dir.iterdir()} == {
+        *("config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png", ".lock")
+    }
+    config = load_config(run_dir / "config.json")
+    train(config, RunOptions(run_dir=tmp_path / "whole"))
+    for devices, until in ((8, 8), (4, 11), (1, 14)):
+        go_on(run_dir, devices, until, monkeypatch)
+    port = free_port()
+    words = [*command(tmp_path, *words), "--resume", "--mesh.fsdp", "4", "--distributed.auto"]
+    pair = [start(words, devices=4, environment=slurm(i, port)) for i in (0, 1)]
+    (first, output, complaint), (second, silence, complaint_of_second) = ends(pair)
+    assert (first, complaint, second, complaint_of_second) == (0, "", 0, "")
+    assert "mesh data 2 x fsdp 4" in output
+    assert "resumed from step 14" in output
+    assert "step" not in silence, "only the first process speaks"
+    assert_equal_runs(run_dir, tmp_path / "whole")
+
+
+def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(tmp_path):
+    pair = start_two(tmp_path, *FOREVER)
+    wait_for_rows(pair[0], tmp_path / "run", 5)
+    pair[1].send_signal(signal.SIGTERM)
+    (first, output, complaint), (second, _, _) = ends(pair, seconds=60)
+    assert (first, second) == (143, 143), complaint
+    (step,) = checkpoint.steps(tmp_path / "run" / "checkpoints")
+    assert f"saved step {step}" in output
+    assert rows(tmp_path / "run")[-1]["step"] == step
+    again = [*command(tmp_path, *FOREVER), "--resume", "--stop-after", str(step + 2)]
+    ((status, output, complaint),) = ends([start(again)])
+    assert status == 0, complaint
+    assert f"resumed from step {step}" in output
+
+
+def lose(directory: Path, lost: int, number: signal.Signals) -> None:
+    """Take one of two processes away, and look at how the other one ends."""
+    pair = start_two(directory, *FOREVER)
+    wait_for_rows(pair[0], directory / "run", 5)
+    other = pair[1 - lost]
+    pair[lost].send_signal(number)
+    try:
+        ((status, _, complaint),) = ends([other], seconds=30)
+    finally:
+        pair[lost].kill()
+        pair[lost].communicate()
+    assert status == TRY_AGAIN, complaint
+    last = complaint.splitlines()[-1]
+    assert f"process {1 - lost} of 2 had to end: process {lost} (" in last
+    assert f"pid {pair[lost].pid}" in last
+    assert "start them all again with --resume" in last
+
+
+@pytest.mark.parametrize(("lost", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_process_is_named_by_the_one_that_ends(tmp_path, lost, number):
+    lose(tmp_path, lost, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("time", range(3))
+def test_a_lost_process_is_named_every_time(tmp_path, lost, number, time):
+    lose(tmp_path, lost, number)
+
+
+def test_processes_that_were_started_differently_refuse_to_train(tmp_path):
+    port = free_port()
+    pair = [
+        start(
+            [*command(tmp_path, *FOREVER, "--optimizer.beta2", beta2), *meeting(process, port)],
+            devices=4,
+        )
+        for process, beta2 in ((0, "0.99"), (1, "0.98"))
+    ]
+    for status, _, complaint in ends(pair):
+        assert (status, complaint.count("\n")) == (2, 1), complaint
+        assert "process 1 was started with other flags" in complaint
+    assert not (tmp_path / "run").exists()

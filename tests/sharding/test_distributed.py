@@ -1,0 +1,116 @@
+"""Joining a run of several processes: found by what launchers tell, refused in one line."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxformer.config import DistributedConfig
+from jaxformer.errors import UserError
+from tests.processes import free_port
+
+JOIN = """
+import sys
+from jaxformer.cli.arguments import run_command
+from jaxformer.config import DistributedConfig
+from jaxformer.sharding import distributed
+def main():
+    distributed.join(DistributedConfig({}))
+    import jax
+    print(jax.process_index(), jax.process_count(), jax.distributed.is_initialized())
+    distributed.agree("word")
+    distributed.leave(0)
+run_command("prog", main)
+"""
+
+
+def join(arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
+    """Let a process join a run by the arguments of its config."""
+    told = {name: str(value) for name, value in environment.items()}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", JOIN.format(arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": "", **told},
+    )
+
+
+def explicit(port: int, process: int, processes: int = 2) -> str:
+    return f"coordinator='127.0.0.1:{port}', processes={processes}, process={process}, timeout=1"
+
+
+def test_without_flags_a_process_is_alone():
+    assert not DistributedConfig().wanted
+    assert join("").stdout == "0 1 False\n"
+
+
+@pytest.mark.parametrize("launcher", ["flags", "slurm", "open mpi"])
+def test_a_process_is_found_by_flags_and_by_what_launchers_tell(launcher):
+    port = free_port()
+    told = {"JAX_COORDINATOR_PORT": port, "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
+    arguments = "auto=True"
+    if launcher == "flags":
+        arguments = explicit(port, process=0, processes=1)
+    elif launcher == "slurm":
+        told |= {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 1}
+        told |= {"SLURM_PROCID": 0, "SLURM_LOCALID": 0}
+    else:
+        told |= {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
+        told |= {"OMPI_COMM_WORLD_SIZE": 1, "OMPI_COMM_WORLD_RANK": 0}
+        told |= {"OMPI_COMM_WORLD_LOCAL_RANK": 0}
+    done = join(arguments, **told)
+    assert (done.stdout, done.stderr, done.returncode) == ("0 1 True\n", "", 0)
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which a process did not join."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    return done.stderr
+
+
+def test_a_coordinator_that_does_not_answer_is_reported():
+    assert "met no run of so many processes at 127.0.0.1" in refusal(join(explicit(free_port(), 1)))
+
+
+def test_processes_that_do_not_come_are_reported():
+    assert "not all 2 processes came to 127.0.0.1" in refusal(join(explicit(free_port(), 0)))
+
+
+def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it():
+    with socket.socket() as owner:
+        owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        owner.bind(("127.0.0.1", 0))
+        owner.listen()
+        complaint = refusal(join(explicit(owner.getsockname()[1], 0)))
+    assert "cannot listen at 127.0.0.1" in complaint
+    assert "Address already in use" in complaint
+
+
+def test_an_address_that_is_not_of_this_machine_is_refused():
+    config = "coordinator='192.0.2.1:1234', processes=2, process=0, timeout=1"
+    assert "cannot listen at 192.0.2.1:1234" in refusal(join(config))
+
+
+def test_auto_without_a_launcher_is_refused():
+    assert "found no SLURM, Open MPI or Kubernetes job" in refusal(join("auto=True"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"coordinator": "host:1234"}, "belong together"),
+        ({"processes": 2, "process": 0}, "belong together"),
+        ({"auto": True, "process": 0}, "leave out the other flags"),
+        ({"coordinator": "host", "processes": 2, "process": 0}, "give HOST:PORT"),
+        ({"coordinator": "host:70000", "processes": 2, "process": 0}, "give HOST:PORT"),
+        ({"coordinator": "host:1234", "processes": 0, "process": 0}, "not positive"),
+        ({"coordinator": "host:1234", "processes": 2, "process": 2}, "choose one from 0 to 1"),
+        ({"coordinator": "host:1234", "processes": 2, "process": -1}, "choose one from 0 to 1"),
+        ({"timeout": 0}, "not positive"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(arguments, complaint):
+    with pytest.raises(UserError, match=complaint):
+        DistributedConfig(**arguments)
