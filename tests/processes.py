@@ -85,3 +85,15 @@ def wait_for_rows(process: Process, run_dir: Path, number: int) -> None:
     while len(rows(run_dir)) < number:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+def child_of(process: Process, earlier: int | None = None) -> int:
+    """The process id of the run under a supervisor, once it is not `earlier` any more."""
+    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for _ in range(2400):
+        children = [int(number) for number in listing.read_text().split()]
+        if children and children[-1] != earlier:
+            return children[-1]
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise TimeoutError(listing)

@@ -1,15 +1,15 @@
 """Joining a run of several processes: found by what launchers tell, refused in one line."""
 
-import os
 import socket
-import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxformer.config import DistributedConfig
 from jaxformer.errors import UserError
-from tests.processes import free_port
+from jaxformer.sharding import distributed
+from tests.processes import ends, free_port
 
 JOIN = """
 import sys
@@ -43,7 +43,11 @@ def explicit(port: int, process: int, processes: int = 2) -> str:
 
 def test_without_flags_a_process_is_alone():
     assert not DistributedConfig().wanted
-    assert join("").stdout == "0 1 False\n"
+    distributed.join(DistributedConfig())
+    distributed.agree("anything")
+    distributed.leave(1)
+    assert not jax.distributed.is_initialized()
+    assert distributed.is_first()
 
 
 @pytest.mark.parametrize("launcher", ["flags", "slurm", "open mpi"])
@@ -60,22 +64,19 @@ def test_a_process_is_found_by_flags_and_by_what_launchers_tell(launcher):
         told |= {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
         told |= {"OMPI_COMM_WORLD_SIZE": 1, "OMPI_COMM_WORLD_RANK": 0}
         told |= {"OMPI_COMM_WORLD_LOCAL_RANK": 0}
-    done = join(arguments, **told)
-    assert (done.stdout, done.stderr, done.returncode) == ("0 1 True\n", "", 0)
+    assert ends([joining(arguments, **told)]) == [(0, "0 1 True\n", "")]
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line with which a process did not join."""
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    return done.stderr
-
-
-def test_a_coordinator_that_does_not_answer_is_reported():
-    assert "met no run of so many processes at 127.0.0.1" in refusal(join(explicit(free_port(), 1)))
-
-
-def test_processes_that_do_not_come_are_reported():
-    assert "not all 2 processes came to 127.0.0.1" in refusal(join(explicit(free_port(), 0)))
+def test_what_does_not_come_about_is_reported_in_one_line():
+    processes = {
+        "met no run of so many processes at 127.0.0.1": joining(explicit(free_port(), 1)),
+        "not all 2 processes came to 127.0.0.1": joining(explicit(free_port(), 0)),
+        "found no SLURM, Open MPI or Kubernetes job": joining("auto=True"),
+    }
+    for expected, end in zip(processes, ends(processes.values()), strict=True):
+        status, output, complaint = end
+        assert (status, output, complaint.count("\n")) == (2, "", 1), complaint
+        assert expected in complaint
 
 
 def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it():
@@ -83,18 +84,15 @@ def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it():
         owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         owner.bind(("127.0.0.1", 0))
         owner.listen()
-        complaint = refusal(join(explicit(owner.getsockname()[1], 0)))
-    assert "cannot listen at 127.0.0.1" in complaint
-    assert "Address already in use" in complaint
+        address = f"127.0.0.1:{owner.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"cannot listen at {address}: Address already in use"):
+            distributed.join(DistributedConfig(coordinator=address, processes=2, process=0))
 
 
 def test_an_address_that_is_not_of_this_machine_is_refused():
-    config = "coordinator='192.0.2.1:1234', processes=2, process=0, timeout=1"
-    assert "cannot listen at 192.0.2.1:1234" in refusal(join(config))
-
-
-def test_auto_without_a_launcher_is_refused():
-    assert "found no SLURM, Open MPI or Kubernetes job" in refusal(join("auto=True"))
+    config = DistributedConfig(coordinator="192.0.2.1:1234", processes=2, process=0)
+    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:1234"):
+        distributed.join(config)
 
 
 @pytest.mark.parametrize(
