@@ -26,15 +26,11 @@ run_command("prog", main)
 """
 
 
-def join(arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Let a process join a run by the arguments of its config."""
+def joining(arguments: str, **environment: object) -> Process:
+    """A process that joins a run by the arguments of its config."""
     told = {name: str(value) for name, value in environment.items()}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", JOIN.format(arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": "", **told},
-    )
+    words = [sys.executable, "-W", "error", "-c", JOIN.format(arguments)]
+    return start(words, devices=1, environment=told)
 
 
 def explicit(port: int, process: int, processes: int = 2) -> str:
