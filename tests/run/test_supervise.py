@@ -94,6 +94,7 @@ SUPERVISOR = """
 import sys
 from pathlib import Path
 from jaxformer.config import RunOptions
+from jaxformer.run.supervise import supervise
 sys.exit(supervise("child", sys.argv[1:], RunOptions(run_dir=Path("run"), restarts=2)))
 """
 

@@ -9,7 +9,7 @@ import pytest
 from jaxformer.config import DistributedConfig
 from jaxformer.errors import UserError
 from jaxformer.sharding import distributed
-from tests.processes import ends, free_port
+from tests.processes import Process, ends, free_port, start
 
 JOIN = """
 import sys
