@@ -1,0 +1,92 @@
+"""docs/hosts.md: its batch file runs as it stands, its manifest starts what it says it does."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxformer.cli.arguments import parse_recipe
+from jaxformer.config import DistributedConfig
+from tests.processes import SIZES, TEXT, free_port, rows
+from train import gpt_char
+
+HOSTS = (Path(__file__).parent.parent / "docs" / "hosts.md").read_text(encoding="utf-8")
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for i in 0 1; do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & started+=($!)
+done
+for process in "${started[@]}"; do wait $process || status=$?; done
+exit $status
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", HOSTS, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_manifest_starts_a_recipe_that_finds_the_others():
+    *_, jobset = yaml.safe_load_all(*blocks("yaml"))
+    (hosts,) = jobset["spec"]["replicatedJobs"]
+    job = hosts["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 2
+    assert job["completionMode"] == "Indexed"  # JAX takes a process's number from it
+    (container,) = job["template"]["spec"]["containers"]
+    (script,) = container["args"]
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+    _, _, flags = script.replace("$resume", "").partition("train.gpt_char")
+    config, options = parse_recipe(
+        gpt_char.PRESETS, "cpu", shlex.split(flags.replace("\\\n", "")), gpt_char.PROG, ""
+    )
+    assert options.distributed == DistributedConfig(auto=True)
+    assert config.batch_size % (2 * container["resources"]["limits"]["nvidia.com/gpu"]) == 0
+
+
+@pytest.mark.slow
+def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
+    for name, script in {"srun": SRUN, "scontrol": '#!/bin/bash\necho "$@" >> requeued\n'}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (batch_file,) = (block for block in blocks("sh") if "#SBATCH" in block)
+    batch_file = batch_file.replace("/shared/runs/gpt", "run").replace("/shared/", "")
+    small = shlex.join([*SIZES, "--steps", "9", "--stop-after"])
+    batch_file = batch_file.replace("--preset gpu", f"{small} $STOP --data.tokenizer characters")
+    batch_file = batch_file.replace("--batch-size 128", "").replace("--mesh.fsdp 8", "")
+    port = free_port()
+    told = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": str(port),
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+    }
+    for stop, first in (("4", 1), ("9", 5)):
+        words = ["bash", "-c", batch_file]
+        environment = {**os.environ, **told, "STOP": stop}
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("resumed from step 4" in done.stdout) == (first == 5)
+        steps = [row["step"] for row in rows(tmp_path / "run") if row["split"] == "train"]
+        assert steps == list(range(1, int(stop) + 1))
+    done = subprocess.run(  # without its flags the run is another one: refused, and not queued
+        ["bash", "-c", batch_file.replace("--seed 3", "--seed 4")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "requeued").exists()
+    failing = batch_file.replace("python -m", "exit_with_75 -m")
+    (tmp_path / "exit_with_75").write_text("#!/bin/bash\nexit 75\n")
+    (tmp_path / "exit_with_75").chmod(0o755)
+    done = subprocess.run(["bash", "-c", failing], cwd=tmp_path, env=environment)
+    assert done.returncode == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
