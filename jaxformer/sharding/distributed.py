@@ -136,13 +136,14 @@ def _part() -> None:
 def lost_processes_named() -> Iterator[None]:
     """Give JAX time to notice a lost process whose loss shows first as an error of something else.
 
-    It then aborts this process, which says who is lost; if it does not, the error stands.
+    It then aborts this process, which says who is lost; if it does not, the error stands. Only what
+    this process refuses by itself is an error of its own for certain.
     """
     try:
         yield
     except Exception as error:
-        errors = (error, error.__cause__)
-        if _roll is not None and any(isinstance(e, jax.errors.JaxRuntimeError) for e in errors):
+        own = isinstance(error, UserError) and error.__cause__ is None
+        if _roll is not None and not own:
             time.sleep(HEARTBEAT + SILENT)
         raise
 
