@@ -108,6 +108,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     ):
         introduce(progress, task, mesh, start)
         log = StepLog(task.method, mesh, lines, progress)
+        distributed.agree("ready")  # on CPUs a collective waits 30 s for the last process
         for step in range(start + 1, last + 1):
             # Step.
             watchdog.expect("step", step)

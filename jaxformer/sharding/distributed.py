@@ -95,10 +95,11 @@ def agree(what: str) -> None:
     """
     if _roll is None:
         return
-    client, me = _roll.store, _roll.process
-    client.key_value_set(f"jaxformer/word/{me}", what)
+    _roll.words += 1
+    words_at = f"jaxformer/word/{_roll.words}"
+    _roll.store.key_value_set(f"{words_at}/{_roll.process}", what)
     words = [
-        client.blocking_key_value_get(f"jaxformer/word/{process}", PATIENCE * 1000)
+        _roll.store.blocking_key_value_get(f"{words_at}/{process}", PATIENCE * 1000)
         for process in range(_roll.count)
     ]
     for process, word in enumerate(words):
@@ -167,6 +168,7 @@ class Roll:
         now = time.monotonic()
         self.process = process
         self.count = count
+        self.words = 0
         self.store: Any = global_state.client
         self._address = global_state.coordinator_address
         self._answered = now
