@@ -35,8 +35,8 @@ def start(
 ) -> Process:
     """A process with so many simulated devices.
 
-    Of several, JAX lets the first alone fill the cache of compiled functions. Without it all compile
-    alike, and none is 30 seconds late for the first collective, which is all that a CPU's waits.
+    Of several, JAX lets the first alone fill the cache of compiled functions. Without it all
+    compile alike, and none is 30 seconds late for the first collective: no longer does a CPU wait.
     """
     cached = not any(word.startswith("--distributed.") for word in words)
     flags = f"--xla_force_host_platform_device_count={devices}"
