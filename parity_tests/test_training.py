@@ -16,8 +16,9 @@ from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.parity import resume, training
 from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.compare import judge
 from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.steps import compare_steps
+from jaxformer.parity.steps import bound_of, compare_steps, take_steps, take_twin_steps
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
@@ -118,3 +119,46 @@ def test_slices_of_equal_rows_drop_different_units():
         losses.append(float(train_step(init_state(params, rule), batch)[1].loss))
     # Were the masks of both slices those of the first, the mean would be the first one's loss.
     assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_a_step_that_is_not_finite_is_left_out_as_a_twin_leaves_out_its_update():
+    """Adam's count stays, the schedule and the dropout go on."""
+
+    def spoilt(objective, poison):
+        def spoil(model, part, dropout):
+            total, count = objective(model, part, dropout)
+            return poison(total, part.inputs[0, 0] == 0), count
+
+        return spoil
+
+    def batch(case, index):
+        whole = training.batch(case, index)
+        whole.inputs[:, 0] = 0 if index in (3, 4, 8) else 1
+        return whole
+
+    def where(total, bad):
+        return total * jnp.where(bad, jnp.nan, 1.0)
+
+    def torch_where(total, bad):
+        return total * (math.nan if bad else 1.0)
+
+    course = training.GPT_COURSE._replace(
+        batch=batch,
+        objective=spoilt(training.GPT_COURSE.objective, where),
+        twin_objective=spoilt(training.GPT_COURSE.twin_objective, torch_where),
+    )
+    case = Case(SMALL).dropping()
+    ours, theirs = (
+        {
+            key: value
+            for key, value in values.items()
+            if key.path not in ("losses", "gradient norms")
+        }
+        for values in (
+            take_steps(case, course, "step", 12, 2),
+            take_twin_steps(case, course, "step", 12, 2),
+        )
+    )
+    rows = judge(ours, theirs, bound_of("model", case), case.dtype, "gpt")
+    assert rows
+    assert all(row.ok for row in rows), [row for row in rows if not row.ok]

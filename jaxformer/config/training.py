@@ -104,11 +104,25 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SpikeConfig:
+    """Training losses far above their running mean."""
+
+    deviations: float = 6.0
+    """Standard deviations above the mean of about 100 steps that make a loss a spike."""
+    skip: bool = False
+    """Make no update from a spike's gradient; otherwise it is only noted."""
+
+    def __post_init__(self) -> None:
+        require_positive("spikes.deviations", self.deviations)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What every training run has; config.json holds one of the kinds below."""
 
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     steps: int = 2000
     """Optimizer steps of the whole schedule."""
     accumulation: int = 1
@@ -254,6 +268,11 @@ class RunOptions:
     """End cleanly, checkpoint written, after this many steps of the schedule."""
     resume: bool = False
     """Continue the run that the directory holds from its newest checkpoint."""
+    max_skipped: int = 10
+    """End the run when so many updates in a row were skipped, for a loss or gradient that is not
+    finite or a spike."""
+    deterministic: bool = False
+    """Make reruns equal to the last bit on GPUs too, by slower kernels."""
     restarts: int = 0
     """Times that a run which crashes is started again, to go on from its newest checkpoint."""
     watchdog: float = 600.0
@@ -262,6 +281,7 @@ class RunOptions:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
+        require_positive("max-skipped", self.max_skipped)
         if self.stop_after is not None:
             require_positive("stop-after", self.stop_after)
         if not 0 <= self.restarts <= LARGEST:

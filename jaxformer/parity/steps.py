@@ -196,7 +196,7 @@ def take_twin_steps(
                     twin, course.twin_objective, rule, rate, course.clip_norm, i, slices, keeps
                 )
             )
-        values = _metrics_values(layer, [tuple(m) for m in reports])
+        values = _metrics_values(layer, [(m.loss, m.grad_norm) for m in reports])
         for label, tensors in _torch_state(twin, rule).items():
             for path, array in course.twins.in_jax_names(case, tensors).items():
                 if not path.endswith(TRUE_ZEROS):

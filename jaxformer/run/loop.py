@@ -34,6 +34,7 @@ from jaxformer.run.progress import Progress
 from jaxformer.run.signals import Interrupt, SharedInterrupt
 from jaxformer.run.steplog import StepLog, product_type
 from jaxformer.run.task import Task
+from jaxformer.run.vigil import Vigil
 from jaxformer.run.watchdog import Watchdog
 from jaxformer.sharding import distributed
 from jaxformer.sharding.mesh import make_mesh, place
@@ -107,7 +108,10 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
         introduce(progress, task, mesh, start)
-        log = StepLog(task.method, mesh, lines, progress)
+        done = read_metrics(run_dir / directory.METRICS) if start else []
+        before = [row for row in done if row["step"] <= start]
+        vigil = Vigil(config.spikes, options.max_skipped, before)
+        log = StepLog(task.method, mesh, lines, progress, vigil)
         distributed.agree("ready")  # on CPUs a collective waits 30 s for the last process
         for step in range(start + 1, last + 1):
             # Step.

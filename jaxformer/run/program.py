@@ -41,7 +41,8 @@ def build(method: Method, mesh: Mesh) -> Program:
     graph, _ = abstract_model(method.model, config.model)
 
     def begin() -> TrainState:
-        return init_state(init_params(method.model, config.model, init_key), optimizer)
+        params = init_params(method.model, config.model, init_key)
+        return init_state(params, optimizer, config.spikes.skip)
 
     shapes = jax.eval_shape(begin)
     places = state_shardings(shapes, mesh)
@@ -54,7 +55,14 @@ def build(method: Method, mesh: Mesh) -> Program:
         state=jax.tree.map(_place, shapes, places),
         fresh_state=jax.jit(begin, out_shardings=places),
         train_step=jax.jit(
-            make_train_step(graph, method.objective, optimizer, dropout, config.accumulation),
+            make_train_step(
+                graph,
+                method.objective,
+                optimizer,
+                dropout,
+                config.accumulation,
+                config.spikes.deviations,
+            ),
             in_shardings=(places, rows),
             out_shardings=(places, None),
             donate_argnums=0,

@@ -4,6 +4,7 @@ The numbers of a step are read back only when the next step has been started, so
 does not keep the device waiting.
 """
 
+import math
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ from jaxformer.run.metrics import MetricsWriter
 from jaxformer.run.peaks import Product, mfu
 from jaxformer.run.progress import Progress
 from jaxformer.run.task import Method, Work
+from jaxformer.run.vigil import Vigil
 from jaxformer.training.step import Metrics
 
 
@@ -31,17 +33,23 @@ class StepLog:
         mesh: Mesh,
         writer: MetricsWriter,
         progress: Progress,
+        vigil: Vigil,
     ):
         self.config = method.config
         self.mesh = mesh
         self.learning_rate = jax.jit(method.learning_rate)
         self.writer = writer
         self.progress = progress
+        self.vigil = vigil
         self._pending: tuple[int, Metrics, Work] | None = None
         self._since: float | None = None
 
     def add(self, step: int, metrics: Metrics, work: Work) -> None:
-        """Note a step that was just started and write the one before it."""
+        """Note a step that was just started and write the one before it.
+
+        Raises:
+            UserError: when too many updates in a row were skipped; their lines are written.
+        """
         self._write_pending()
         self._pending = (step, metrics, work)
 
@@ -54,10 +62,12 @@ class StepLog:
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write a validation loss."""
         self.writer.write(step, "val", loss=evaluation.loss, tokens=evaluation.num_tokens)
-        self.progress.print(
-            f"step {step}/{self.config.steps} · validation loss {evaluation.loss:.4f} · "
-            f"perplexity {evaluation.perplexity:.2f}"
-        )
+        line = f"step {step}/{self.config.steps} · validation loss {evaluation.loss:.4f} · "
+        if math.isfinite(evaluation.loss):
+            line += f"perplexity {evaluation.perplexity:.2f}"
+        else:
+            line += "no finite number, so this step is never the best checkpoint"
+        self.progress.print(line)
 
     def note_compilations(self, number: int, expected: int) -> None:
         """Say so if the train step was compiled more often than batches have shapes.
@@ -79,6 +89,7 @@ class StepLog:
         learning_rate = float(self.learning_rate(step - 1))
         speed = {} if since is None else self._speed(work, now - since)
         memory = _memory_bytes(self.mesh.local_devices)
+        marks, warning = self.vigil.see(step, loss, grad_norm, bool(metrics.skipped))
         self.writer.write(
             step,
             "train",
@@ -87,7 +98,11 @@ class StepLog:
             learning_rate=learning_rate,
             memory_bytes=memory,
             **speed,
+            **marks,
         )
+        if warning is not None:
+            self.progress.print(warning)
+        self.vigil.require_progress()
         self.progress.update(
             step,
             loss=loss,

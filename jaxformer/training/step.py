@@ -4,8 +4,14 @@ What is learned is an objective (jaxformer/training/objectives.py) and its kind 
 arrays all have their rows on the first axis. A batch may be cut into accumulation slices that are
 scanned one after the other. Losses and gradients are summed over all tokens that count and divided
 once, so each slice weighs by its tokens and the result is that of the whole batch at once.
+
+A step whose loss or gradient is not finite changes no parameter and no moment: both are chosen on
+the device, so that nobody waits for the verdict. Such a step has taken its batch, its dropout key
+and its place in the schedule all the same; only Adam's count of updates, which corrects the bias of
+moments that did not move, stays. A twin in PyTorch would leave out `optimizer.step()`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.pure import bind
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
+from jaxformer.training.spikes import Losses, is_spike, seen
 
 
 class TrainState(NamedTuple):
@@ -27,6 +34,14 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: PyTree[Array]
     opt_state: PyTree[Array]
+    """The optimizer's own, or `Watchful`."""
+
+
+class Watchful(NamedTuple):
+    """The optimizer's state where spikes are skipped, which takes the losses so far."""
+
+    losses: Losses
+    optimizer: PyTree[Array]
 
 
 class Metrics(NamedTuple):
@@ -34,14 +49,21 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    skipped: Bool[Array, ""]
+    """Whether the update was left out."""
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def init_state(
+    params: PyTree[Array], optimizer: optax.GradientTransformation, skip_spikes: bool = False
+) -> TrainState:
+    """The state before the first step; it remembers losses only if spikes are skipped by them."""
+    opt_state = optimizer.init(params)
+    if skip_spikes:
+        opt_state = Watchful(jax.tree.map(jnp.float32, Losses()), opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
 def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
@@ -55,11 +77,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     dropout: Key[Array, ""] | None,
     accumulation: int = 1,
+    spike_deviations: float = math.inf,
 ) -> TrainStep:
     """The pure function (state, batch) -> (state, metrics) of a model and what it is to learn.
 
     `dropout` is the key of the run's dropout; None turns it off. Slice a of step s takes every
     `accumulation`-th row from row a on, and drops by the key slice_key(step_key(dropout, s), a).
+    A state that remembers losses skips those so many deviations above their mean.
     """
 
     def summed_loss(params: PyTree, batch: Any, dropout_key: Key[Array, ""] | None) -> SumAndCount:
@@ -83,7 +107,7 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
         sums, _ = jax.lax.scan(add_slice, sums, (jnp.arange(accumulation), slices))
-        return apply_sums(state, sums, optimizer)
+        return apply_sums(state, sums, optimizer, spike_deviations)
 
     return train_step
 
@@ -92,15 +116,37 @@ def apply_sums(
     state: TrainState,
     sums: tuple[Float[Array, ""], Int[Array, ""], PyTree[Array]],
     optimizer: optax.GradientTransformation,
+    spike_deviations: float = math.inf,
 ) -> tuple[TrainState, Metrics]:
     """One update by the loss, tokens and gradients summed over a whole batch, divided here."""
     loss, count, grads = sums
     tokens = jnp.maximum(count, 1).astype(loss.dtype)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
-    metrics = Metrics(loss / tokens, optax.tree.norm(grads))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    loss, norm = loss / tokens, optax.tree.norm(grads)
+    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+    old_params, old_state, losses = state.params, state.opt_state, None
+    if isinstance(old_state, Watchful):
+        losses, old_state = old_state
+        sound &= ~is_spike(losses, loss.astype(jnp.float32), spike_deviations)
+        losses = keep_if(sound, seen(losses, loss.astype(jnp.float32)), losses)
+    updates, opt_state = optimizer.update(grads, old_state, old_params)
+    params = keep_if(sound, optax.apply_updates(old_params, updates), old_params)
+    opt_state = keep_if(sound, opt_state, old_state)
+    if losses is not None:
+        opt_state = Watchful(losses, opt_state)
+    return TrainState(state.step + 1, params, opt_state), Metrics(loss, norm, ~sound)
+
+
+def keep_if(sound: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """The new values if the step was sound, else the old; the schedule goes on in any case."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def keep(new: Any, old: Any) -> Any:
+        return new if is_schedule(new) else jnp.where(sound, new, old)
+
+    return jax.tree.map(keep, new, old, is_leaf=is_schedule)
 
 
 def make_eval_step(

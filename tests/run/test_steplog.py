@@ -12,6 +12,7 @@ from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.progress import Progress
 from jaxformer.run.steplog import StepLog
 from jaxformer.run.task import Work
+from jaxformer.run.vigil import Vigil
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.training.step import Metrics
 
@@ -21,9 +22,11 @@ def test_steps_are_written_in_order_when_the_next_has_begun(tmp_path):
     config = LanguageConfig(model=GPT_PRESETS["toy"], steps=3)
     method = dataclasses.replace(language_method(config), learning_rate=lambda step: 0.1 * step)
     with MetricsWriter(path) as writer, Progress(3) as progress:
-        log = StepLog(method, make_mesh(MeshConfig()), writer, progress)
+        vigil = Vigil(config.spikes, max_skipped=1)
+        log = StepLog(method, make_mesh(MeshConfig()), writer, progress, vigil)
         for step in (1, 2, 3):
-            log.add(step, Metrics(jnp.float32(step / 3), jnp.float32(1)), Work(100 * step, 1e9))
+            metrics = Metrics(jnp.float32(step / 3), jnp.float32(1), jnp.bool(False))
+            log.add(step, metrics, Work(100 * step, 1e9))
             assert [row["step"] for row in read_metrics(path)] == list(range(1, step))
         log.flush()
         log.flush()

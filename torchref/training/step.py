@@ -12,10 +12,11 @@ from torchref.training.objectives import Objective
 
 
 class Metrics(NamedTuple):
-    """The objective's mean a token, and the gradient's norm before clipping."""
+    """The objective's mean a token, the gradient's norm before clipping, no update made."""
 
     loss: float
     grad_norm: float
+    skipped: bool
 
 
 def train_step(
@@ -28,7 +29,10 @@ def train_step(
     slices: Sequence[Any],
     keeps: Sequence[Keep | None],
 ) -> Metrics:
-    """Update `model` in place from a batch cut into accumulation slices, each with its dropout."""
+    """Update `model` in place from a batch cut into accumulation slices, each with its dropout.
+
+    A loss or gradient that is not finite changes nothing.
+    """
     optimizer.zero_grad()
     tokens = sum(int(part.mask.sum()) for part in slices)
     loss = 0.0
@@ -36,8 +40,10 @@ def train_step(
         summed, _ = objective(model, part, keep)
         (summed / max(tokens, 1)).backward()
         loss += float(summed.detach()) / max(tokens, 1)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step)
-    optimizer.step()
-    return Metrics(loss, float(grad_norm))
+    sound = math.isfinite(loss) and math.isfinite(grad_norm)
+    if sound:
+        optimizer.step()
+    return Metrics(loss, grad_norm, not sound)
