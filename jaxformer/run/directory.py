@@ -109,3 +109,16 @@ def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, 
                 f"{directory} cannot be resumed, its {name} differ: the run has "
                 f"{saved.get(name)}, here is {now[name]}; {advice}"
             )
+
+
+def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line if other versions of jax or numpy made the checkpoint: it is used all the same."""
+    made_with, here = saved.get("versions", {}), now["versions"]
+    changed = [
+        f"{name} {made_with.get(name)} (here {version})"
+        for name, version in here.items()
+        if made_with.get(name) != version
+    ]
+    if not changed:
+        return []
+    return [f"made with {' and '.join(changed)}: the run goes on, but may differ in its last bits"]

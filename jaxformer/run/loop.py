@@ -24,6 +24,7 @@ from jaxformer.data.batches import training_iterator
 from jaxformer.errors import UserError
 from jaxformer.run import directory
 from jaxformer.run.config_io import RunConfig, config_from_json, config_to_json, load_config
+from jaxformer.run.deterministic import make_deterministic
 from jaxformer.run.evaluate import Evaluation, evaluate
 from jaxformer.run.host_memory import keep_freed_memory
 from jaxformer.run.kinds import make_task, smoothing_of
@@ -72,6 +73,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             the training is for that one alone.
     """
     keep_freed_memory()  # before jax starts its threads
+    if options.deterministic:
+        make_deterministic()  # before jax reads XLA's flags
     require_wide_mode(config.model.dtype)
     distributed.join(options.distributed)
     mesh = make_mesh(config.mesh)
@@ -162,7 +165,8 @@ def restore(
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)
     directory.check_metadata(options.run_dir, found.metadata, metadata)
-    for line in found.skipped:
+    changed = directory.other_versions(found.metadata, metadata)
+    for line in [*found.skipped, *changed]:
         print(line, file=sys.stderr)
     state, found = checkpoint.restore(checkpoints, program.state, found.step)
     return state, found.step

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,9 @@ from jaxformer.config import CheckpointConfig, LanguageConfig, RunOptions, Spike
 from jaxformer.errors import UserError
 from jaxformer.run import loop
 from jaxformer.run.evaluate import Evaluation
-from jaxformer.run.language import language_method
 from jaxformer.run.loop import train
 from jaxformer.run.metrics import read_metrics
-from jaxformer.run.program import build
-from tests.run.tiny import one_device, spoil, tiny_config
+from tests.run.tiny import one_device, spoil, tiny_config, whole_state
 
 
 @pytest.fixture
@@ -45,14 +42,6 @@ def rows(run_dir: Path) -> list[tuple]:
     ]
 
 
-def state(config: LanguageConfig, run_dir: Path, step: int) -> Any:
-    vocabulary = len(set(config.data.path.read_text(encoding="utf-8")))
-    model = dataclasses.replace(config.model, vocab_size=vocabulary)
-    settled = dataclasses.replace(config, model=model)
-    program = build(language_method(settled), loop.make_mesh(config.mesh))
-    return checkpoint.restore(run_dir / "checkpoints", program.state, step)[0]
-
-
 def test_bad_updates_are_skipped_counted_and_said_and_resume_as_if_uninterrupted(
     config: LanguageConfig,
     tmp_path: Path,
@@ -70,7 +59,7 @@ def test_bad_updates_are_skipped_counted_and_said_and_resume_as_if_uninterrupted
     train(config, RunOptions(run_dir=tmp_path / "parts", resume=True))
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     assert [row[0] for row in rows(tmp_path / "whole") if row[2]] == [5, 6, 9]
-    ends = [state(config, tmp_path / run, 12) for run in ("whole", "parts")]
+    ends = [whole_state(config, tmp_path / run, 12) for run in ("whole", "parts")]
     assert checkpoint.state_hash(ends[0]) == checkpoint.state_hash(ends[1])
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(ends[0]))
 
@@ -87,7 +76,7 @@ def test_too_many_in_a_row_end_the_run_and_no_bad_state_is_saved(
     assert [row[0] for row in rows(tmp_path / "run") if row[2]] == [3, 5, 6, 7, 8]
     # Step 6 was due amid the bad ones: it holds the parameters of step 4. Step 8 is not saved.
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 4, 6]
-    good, amid = (state(config, tmp_path / "run", step) for step in (4, 6))
+    good, amid = (whole_state(config, tmp_path / "run", step) for step in (4, 6))
     assert checkpoint.state_hash(good.params) == checkpoint.state_hash(amid.params)
     assert (int(good.step), int(amid.step)) == (4, 6)
     # The count goes on where it was: 5 and 6 are behind a resumed run.
@@ -124,7 +113,9 @@ def test_a_spike_is_said_and_by_option_skipped(
     marks = {row[0]: row[2:] for row in rows(tmp_path / "whole") if any(row[2:])}
     # A spike that is not skipped is remembered: after the first, the second is none.
     assert marks == ({75: (True, True), 78: (True, True)} if skip else {75: (False, True)})
-    ends = {checkpoint.state_hash(state(config, tmp_path / run, 80)) for run in ("whole", "parts")}
+    ends = {
+        checkpoint.state_hash(whole_state(config, tmp_path / run, 80)) for run in ("whole", "parts")
+    }
     assert len(ends) == 1
 
 
@@ -134,7 +125,7 @@ def test_a_validation_that_is_no_number_is_said_and_never_the_best(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    found = iter([3.0, math.nan, math.inf, 4.0, 5.0, 6.0])
+    found = iter([math.nan, 3.0, math.inf, 4.0, 5.0, 6.0])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(next(found), num_tokens=64))
     config = dataclasses.replace(
         config, steps=6, eval_every=1, checkpoint=CheckpointConfig(every=1, keep=1)
@@ -142,9 +133,9 @@ def test_a_validation_that_is_no_number_is_said_and_never_the_best(
     outcome = train(config, RunOptions(run_dir=tmp_path / "run"))
     assert outcome.finished
     said = capsys.readouterr().out
-    for step, loss in ((2, "nan"), (3, "inf")):
+    for step, loss in ((1, "nan"), (3, "inf")):
         assert (
             f"step {step}/6 · validation loss {loss} · no finite number, "
             "so this step is never the best checkpoint\n"
         ) in said
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [1, 6]
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6]

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig
 from jaxformer.data.batches import training_iterator
 from jaxformer.run import language, loop
 from jaxformer.run.metrics import read_metrics
+from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(100))
@@ -91,3 +93,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], fault: Any) -> None:
 
     monkeypatch.setattr(language, "next_token", spoilt)
     monkeypatch.setattr(loop, "training_iterator", iterator)
+
+
+def whole_state(config: LanguageConfig, run_dir: Path, step: int | None = None) -> Any:
+    """The state of a run's newest checkpoint, or of the given step, on one device."""
+    characters = set(config.data.path.read_text(encoding="utf-8")) if config.data.path else ()
+    model = dataclasses.replace(config.model, vocab_size=len(characters))
+    method = language.language_method(dataclasses.replace(config, model=model))
+    program = build(method, make_mesh(config.mesh, jax.devices()[:1]))
+    return checkpoint.restore(run_dir / "checkpoints", program.state, step)[0]

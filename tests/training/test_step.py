@@ -28,6 +28,7 @@ BAD = 0
 FAULTS = {
     "loss nan": lambda total: total * jnp.nan,
     "loss inf": lambda total: total * jnp.inf,
+    "loss alone": lambda total: total + jax.lax.stop_gradient(jnp.inf * total),
     "gradient nan": lambda total: total + jnp.sqrt(0.0 * total),
     "gradient too large to square": lambda total: (
         total + 1e25 * (total - jax.lax.stop_gradient(total))

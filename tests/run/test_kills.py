@@ -1,0 +1,139 @@
+"""Training runs that are killed or told to end at any moment: no completed step is lost."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from jaxformer import checkpoint
+from jaxformer.config import CheckpointConfig, LanguageConfig
+from jaxformer.run.load import load_run
+from tests.run.forked import training
+from tests.run.tiny import flags, tiny_config, train_losses, whole_state
+
+PATIENCE = 120.0
+"""Seconds after which a process that shows nothing is taken to hang."""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageConfig:
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    return tiny_config(tmp_path, steps=100_000)
+
+
+def newest(run_dir: Path) -> int:
+    return max(checkpoint.steps(run_dir / "checkpoints"), default=0)
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess, log: Path) -> None:
+    """Return when the condition holds.
+
+    Raises:
+        AssertionError: the process ended before, or shows nothing for long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline, f"hangs: {log.read_text()}"
+        time.sleep(0.001)
+
+
+def under_way(run_dir: Path) -> bool:
+    """Whether a save or a deletion is under way."""
+    return any((run_dir / "checkpoints").glob(".[st]*"))
+
+
+def kill_and_resume(config: LanguageConfig, directory: Path, kills: int) -> int:
+    """Kill a run so often and check it each time; how many of the kills fell into a save."""
+    run_dir, log = directory / "run", directory / "log"
+    environment = {"JAXFORMER_CACHE": str(directory / "cache")}
+    words = [*flags(config, run_dir), "--resume"]
+    rng, amid, reached = random.Random(0), 0, 0
+    for number in range(kills):
+        with training(words if number else words[:-1], log, **environment) as process:
+            wait_for(lambda: newest(run_dir) > reached, process, log)  # noqa: B023
+            if rng.random() < 0.75:
+                wait_for(lambda: under_way(run_dir), process, log)
+            time.sleep(rng.uniform(0, 0.05))
+            seen = newest(run_dir)
+            process.kill()
+            process.join()
+        amid += under_way(run_dir)
+        listed = checkpoint.steps(run_dir / "checkpoints")
+        assert listed[-1] >= seen > reached, "a completed step is lost"
+        for step in listed:
+            assert load_run(run_dir, step=step).step == step
+        reached = listed[-1]
+    with training([*words, "--stop-after", str(reached + 3)], log, **environment) as process:
+        process.join(PATIENCE)
+        assert process.exitcode == 0, log.read_text()
+    rare = dataclasses.replace(config, checkpoint=CheckpointConfig(every=10**6, keep=1))
+    whole = [*flags(rare, directory / "whole"), "--stop-after", str(reached + 3)]
+    with training(whole, log, **environment) as process:
+        process.join(10 * PATIENCE)
+        assert process.exitcode == 0, log.read_text()
+    ends = [checkpoint.state_hash(whole_state(config, directory / run)) for run in ("run", "whole")]
+    assert ends[0] == ends[1]
+    assert train_losses(run_dir) == train_losses(directory / "whole")
+    assert [step for step, _ in train_losses(run_dir)] == list(range(1, reached + 4))
+    assert not under_way(run_dir), "what a kill left behind is cleared away"
+    assert "Traceback" not in log.read_text()
+    return amid
+
+
+def test_killed_at_any_moment_a_run_loses_nothing(config: LanguageConfig, tmp_path: Path) -> None:
+    kill_and_resume(config, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_killed_200_times_mostly_in_saves_a_run_loses_nothing(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    amid = kill_and_resume(config, tmp_path, 200)
+    print(f"{amid} of 200 kills fell into a save or a deletion")
+    assert amid > 100
+
+
+def end_and_resume(config: LanguageConfig, directory: Path, times: int) -> list[float]:
+    """End a run by SIGTERM and SIGINT in turn; the seconds that it took each time."""
+    run_dir, log = directory / "run", directory / "log"
+    environment = {"JAXFORMER_CACHE": str(directory / "cache")}
+    words = [*flags(config, run_dir), "--resume"]
+    rng, seconds, reached = random.Random(1), [], 0
+    for index in range(times):
+        number, status = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[index % 2]
+        with training(words if index else words[:-1], log, **environment) as process:
+            wait_for(lambda: newest(run_dir) > reached, process, log)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.3))
+            assert process.pid is not None
+            began = time.monotonic()
+            os.kill(process.pid, number)
+            process.join(PATIENCE)
+            seconds.append(time.monotonic() - began)
+            assert process.exitcode == status, log.read_text()
+        reached = newest(run_dir)
+        steps = [step for step, _ in train_losses(run_dir)]
+        assert steps == list(range(1, reached + 1)), "the last step is not on disk"
+        assert log.read_text().count(f"{number.name}: saved step {reached};") == 1
+        assert load_run(run_dir).step == reached
+    assert "Traceback" not in log.read_text()
+    return seconds
+
+
+def test_a_signal_at_any_moment_saves_the_step(config: LanguageConfig, tmp_path: Path) -> None:
+    end_and_resume(config, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_40_signals_each_save_the_step_within_5_seconds(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    seconds = end_and_resume(config, tmp_path, 40)
+    print(f"40 ends took {min(seconds):.2f} to {max(seconds):.2f} seconds")
+    assert max(seconds) < 5
