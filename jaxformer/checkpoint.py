@@ -156,7 +156,8 @@ class CheckpointWriter:
     `with` statement or close it: the next `save`, `wait` or `close` raises a background failure.
 
     Raises:
-        UserError: the directory cannot be created, a step exists already, or a write failed.
+        UserError: the directory cannot be created or has vanished, a step exists already, or a
+            write failed.
     """
 
     def __init__(self, directory: Path, *, keep: int, every: int = 1):
@@ -176,6 +177,7 @@ class CheckpointWriter:
                     f"cannot create {directory}: {error.strerror}: choose another directory"
                 ) from error
             self._sweep()
+            self._identity = os.stat(self._directory)
 
     def save(
         self,
@@ -204,6 +206,7 @@ class CheckpointWriter:
             "leaves": _leaves(state),
         }
         if self._is_first_process:
+            self._require_directory()
             self._make_way(step)
         options = ocp.Context()
         # Else a failing mkdir leaves Orbax's threads waiting for the directory, for 20 minutes.
@@ -232,6 +235,13 @@ class CheckpointWriter:
         # An error that is already on its way is the one to report.
         with contextlib.suppress(UserError) if error else contextlib.nullcontext():
             self.close()
+
+    def _require_directory(self) -> None:
+        """Refuse to go on in a directory that Orbax made anew, for earlier steps are not in it."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._identity, os.stat(self._directory)):
+                return
+        raise UserError(f"{self._directory} has vanished: put it back and resume")
 
     def _make_way(self, step: int) -> None:
         path = self._directory / str(step)

@@ -148,6 +148,20 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
     assert restore(tmp_path, abstract(small_state(0)))[1].step == 3
 
 
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_directory_that_vanished_is_one_line(tmp_path: Path, made_anew: bool) -> None:
+    with CheckpointWriter(tmp_path / "run", keep=2) as writer:
+        writer.save(1, small_state(1), {})
+        writer.wait()
+        os.rename(tmp_path / "run", tmp_path / "gone")
+        if made_anew:
+            (tmp_path / "run").mkdir()
+        with pytest.raises(UserError, match="run has vanished: put it back and resume"):
+            writer.save(2, small_state(2), {})
+        assert (tmp_path / "run").exists() == made_anew
+        assert steps(tmp_path / "gone") == [1]
+
+
 def test_an_empty_array_is_refused_in_one_line(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path, keep=1) as writer:
         with pytest.raises(UserError, match="zero size"):

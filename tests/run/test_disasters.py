@@ -1,0 +1,165 @@
+"""What befalls a run from outside: each is one clear line, and earlier checkpoints stay intact."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxformer import checkpoint, manifest
+from jaxformer.config import LanguageConfig, RunOptions
+from jaxformer.run import loop
+from jaxformer.run.load import load_run
+from tests.run.forked import training
+from tests.run.test_kills import PATIENCE, newest, wait_for
+from tests.run.tiny import TEXT, flags, one_device, tiny_config, train_losses
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageConfig:
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    return tiny_config(tmp_path, steps=6)
+
+
+def run_to_end(words: list[str], directory: Path, **environment: str) -> tuple[int, str]:
+    """Exit status, and what was printed."""
+    log = directory / "log"
+    log.unlink(missing_ok=True)
+    cache = {"JAXFORMER_CACHE": str(directory / "cache")}
+    with training(words, log, **cache, **environment) as process:
+        process.join(PATIENCE)
+        assert process.exitcode is not None, f"hangs: {log.read_text()}"
+        return process.exitcode, log.read_text()
+
+
+def the_error(status: int, said: str) -> str:
+    """The one line with which a run was refused."""
+    assert status == 2, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if "error:" in line)
+    assert said.endswith(f"{line}\n"), said
+    return line
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    words = flags(config, tmp_path / "run")
+    assert run_to_end([*words, "--stop-after", "2"], tmp_path)[0] == 0
+    size = max(p.stat().st_size for p in (tmp_path / "run" / "checkpoints").rglob("*"))
+    line = the_error(*run_to_end([*words, "--resume"], tmp_path, DISK=str(size - 1)))
+    assert "saving checkpoint 3 in " in line
+    assert "File too large" in line
+    assert "earlier checkpoints are intact (steps [1, 2])" in line
+    assert load_run(tmp_path / "run").step == 2
+    assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
+    assert [step for step, _ in train_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_disk_too_full_for_metrics_is_one_line_that_names_them(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    words = flags(config, tmp_path / "run")
+    assert run_to_end([*words, "--stop-after", "2"], tmp_path)[0] == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("ab") as file:  # an old run's are longer than any checkpoint's file
+        row = json.dumps({"step": 2, "split": "val", "loss": 1.0, "tokens": 64}).encode() + b"\n"
+        file.write(row * 4000)
+    size = metrics.stat().st_size
+    line = the_error(*run_to_end([*words, "--resume"], tmp_path, DISK=str(size + 50)))
+    assert "metrics.jsonl: File too large" in line
+    assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
+    assert load_run(tmp_path / "run").step == 6
+
+
+def test_a_read_only_directory_is_one_line(config: LanguageConfig, tmp_path: Path) -> None:
+    (tmp_path / "readonly").mkdir(mode=0o555)
+    words = flags(config, tmp_path / "readonly" / "run")
+    line = the_error(*run_to_end(words, tmp_path, POWERLESS="1"))
+    assert "readonly/run: Permission denied; check its permissions" in line
+    assert list((tmp_path / "readonly").iterdir()) == []
+
+
+def test_checkpoints_that_became_read_only_are_one_line(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    words = flags(config, tmp_path / "run")
+    assert run_to_end([*words, "--stop-after", "2"], tmp_path)[0] == 0
+    (tmp_path / "run" / "checkpoints").chmod(0o555)
+    line = the_error(*run_to_end([*words, "--resume"], tmp_path, POWERLESS="1"))
+    assert "saving checkpoint 3 in " in line
+    assert "ermission denied" in line
+    assert "earlier checkpoints are intact (steps [1, 2])" in line
+    assert load_run(tmp_path / "run").step == 2
+    (tmp_path / "run" / "checkpoints").chmod(0o755)
+    assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints"])
+def test_a_directory_that_vanishes_is_one_line(
+    config: LanguageConfig, tmp_path: Path, name: str
+) -> None:
+    config = tiny_config(tmp_path, steps=100_000)
+    words, log = flags(config, tmp_path / "run"), tmp_path / "log"
+    with training(words, log, JAXFORMER_CACHE=str(tmp_path / "cache")) as process:
+        wait_for(lambda: newest(tmp_path / "run") > 2, process, log)
+        os.rename(tmp_path / name, tmp_path / "gone")
+        process.join(PATIENCE / 4)
+        assert process.exitcode is not None, "goes on without a directory"
+        line = the_error(process.exitcode, log.read_text())
+    assert "checkpoints has vanished: put it back and resume" in line or (
+        "saving checkpoint" in line and "No such file" in line  # it vanished amid a save
+    )
+    kept = tmp_path / "gone" if name == "run/checkpoints" else tmp_path / "gone" / "checkpoints"
+    assert len(checkpoint.steps(kept)) >= 2
+    for step in checkpoint.steps(kept):
+        manifest.verify(kept / str(step))
+
+
+def test_relative_paths_hold_from_elsewhere(
+    config: LanguageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_device(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    loop.train(config, RunOptions(run_dir=Path("run"), stop_after=2))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    loop.train(config, RunOptions(run_dir=Path("../run"), resume=True))
+    assert [step for step, _ in train_losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_other_versions_are_said_in_one_line_and_the_run_goes_on(
+    config: LanguageConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    one_device(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("jax.__version__", "0.9.1")
+        loop.train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+    capsys.readouterr()
+    loop.train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("made with jax 0.9.1 (here ")
+    assert "the run goes on" in line
+    loop.train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    assert capsys.readouterr().err == ""
+
+
+def test_data_and_configuration_that_changed_are_one_line_and_cost_nothing(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    words = flags(config, tmp_path / "run")
+    assert run_to_end([*words, "--stop-after", "2"], tmp_path)[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    wider = [*words, "--resume", "--model.mlp-width", "16"]
+    assert "--model.mlp-width 16 (the run has 8)" in the_error(*run_to_end(wider, tmp_path))
+    config.data.path.write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
+    line = the_error(*run_to_end([*words, "--resume"], tmp_path))
+    assert "its data differ" in line
+    config.data.path.unlink()
+    line = the_error(*run_to_end([*words, "--resume"], tmp_path))
+    assert "text.txt is no file" in line
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
