@@ -12,12 +12,13 @@ Sources: Sennrich et al. 2016, section 3.2 (byte-pair encoding); Radford et al. 
 """
 
 import abc
+import contextlib
 import hashlib
 import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,8 @@ class BPETokenizer(Tokenizer):
     def from_file(cls, path: Path | str) -> "BPETokenizer":
         """Read any tokenizer.json of the `tokenizers` library; UserError if it is none."""
         text = _read(path)
-        try:
+        with _refusing(lambda reason: _corrupt(path, reason)):
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises nothing narrower
-            raise _corrupt(path, str(error)) from error
 
     def encode(self, text: str) -> np.ndarray:
         _encoded(text, "utf-8")
@@ -206,15 +205,14 @@ class BPETokenizer(Tokenizer):
     def _encode_batches(self, texts: Iterable[str], size: int) -> Iterator[np.ndarray]:
         texts = iter(texts)
         while batch := list(itertools.islice(texts, size)):
-            try:
+            with _refusing(lambda why: UserError(f"the tokenizer cannot encode this text: {why}")):
                 encodings = self._library.encode_batch_fast(batch, add_special_tokens=False)
-            except Exception as error:  # the library raises nothing narrower
-                raise UserError(f"the tokenizer cannot encode this text: {error}") from error
             for encoding in encodings:
                 yield np.asarray(encoding.ids, dtype=np.int32)
 
     def _decode(self, ids: np.ndarray) -> str:
-        return self._library.decode(ids.tolist(), skip_special_tokens=False)
+        with _refusing(lambda why: UserError(f"the tokenizer cannot decode these tokens: {why}")):
+            return self._library.decode(ids.tolist(), skip_special_tokens=False)
 
     def to_json(self) -> str:
         return self._library.to_str()
@@ -269,6 +267,17 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             except UserError as error:
                 raise _corrupt(path, str(error)) from error
     return BPETokenizer.from_file(path)
+
+
+@contextlib.contextmanager
+def _refusing(refusal: Callable[[str], UserError]) -> Iterator[None]:
+    """Raise the refusal for whatever the library raises: Exceptions, and Rust's panics."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise refusal(str(error)) from error
+        raise
 
 
 def _byte_level() -> tokenizers.Tokenizer:

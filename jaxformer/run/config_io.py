@@ -51,7 +51,7 @@ def config_from_json(values: Any, source: str) -> RunConfig:
         raise UserError(f"{source} is not a run's configuration: name a --run-dir of jaxformer")
     values = dict(values)
     kind = values.pop("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         known = ", ".join(KINDS)
         raise UserError(f"{source} describes a {kind!r}: name a run of a kind known here, {known}")
     try:
