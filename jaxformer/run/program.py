@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.run.task import Method
-from jaxformer.sharding.mesh import batch_sharding, place
+from jaxformer.sharding.mesh import batch_sharding
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.step import TrainState, init_state, make_eval_step, make_train_step
 
