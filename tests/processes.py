@@ -75,12 +75,16 @@ def start_two(directory: Path, *words: str) -> list[Process]:
     return [start([*command(directory, *words), *meeting(i, port)], devices=4) for i in (0, 1)]
 
 
-def ends(processes: Iterable[Process], seconds: float = 120) -> list[tuple[int, str, str]]:
-    """Exit status, output and complaint of each, in order."""
-    found = []
-    for process in processes:
-        output, complaint = process.communicate(timeout=seconds)
-        found.append((process.returncode, output, complaint))
+def ends(processes: Iterable[Process], seconds: float = 600) -> list[tuple[int, str, str]]:
+    """Exit status, output and complaint of each, in order; one that does not end is killed."""
+    processes, found = list(processes), []
+    try:
+        for process in processes:
+            output, complaint = process.communicate(timeout=seconds)
+            found.append((process.returncode, output, complaint))
+    finally:
+        for process in processes:
+            process.kill()
     return found
 
 

@@ -87,7 +87,7 @@ def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(tmp_path):
     pair = start_two(tmp_path, *FOREVER)
     wait_for_rows(pair[0], tmp_path / "run", 5)
     pair[1].send_signal(signal.SIGTERM)
-    (first, output, complaint), (second, _, _) = ends(pair, seconds=60)
+    (first, output, complaint), (second, _, _) = ends(pair)
     assert (first, second) == (143, 143), complaint
     (step,) = checkpoint.steps(tmp_path / "run" / "checkpoints")
     assert f"saved step {step}" in output
@@ -101,7 +101,7 @@ def lose(directory: Path, lost: int, number: signal.Signals) -> None:
     other = pair[1 - lost]
     pair[lost].send_signal(number)
     try:
-        ((status, _, complaint),) = ends([other], seconds=30)
+        ((status, _, complaint),) = ends([other])
     finally:
         pair[lost].kill()
         pair[lost].communicate()
@@ -148,7 +148,7 @@ def test_all_processes_meet_again_after_one_was_killed(tmp_path, monkeypatch, lo
     pair = start_two(tmp_path, "--steps", "60", "--checkpoint.every", "1", "--restarts", "2")
     wait_for_rows(pair[0], run_dir, 5)
     os.kill(child_of(pair[lost]), signal.SIGKILL)
-    for status, _, complaint in ends(pair, seconds=300):
+    for status, _, complaint in ends(pair):
         assert status == 0, complaint
         assert "restart 1 of 2" in complaint
     train(load_config(run_dir / "config.json"), RunOptions(run_dir=tmp_path / "whole"))
