@@ -147,7 +147,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
     distributed.leave(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
-    if rows:
+    if rows and interrupt.signal is None:  # whoever asked for an end does not wait for a picture
         draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing_of(config))
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 

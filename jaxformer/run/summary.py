@@ -27,7 +27,9 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
         lines.append(f"stopped at step {outcome.step} of {outcome.config.steps}; --resume goes on")
     next_command = f"{writing_command(outcome.config)} {run_dir}"
     verb = "sample" if isinstance(outcome.config, LanguageConfig) else "translate"
-    lines.append(f"curves in {run_dir / CURVES}; {verb} with: {next_command}")
+    drawn = (run_dir / CURVES).is_file()
+    curves = f"curves in {run_dir / CURVES}" if drawn else f"curves with: jaxformer plot {run_dir}"
+    lines.append(f"{curves}; {verb} with: {next_command}")
     return "\n".join(lines)
 
 

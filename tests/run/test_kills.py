@@ -117,6 +117,8 @@ def end_and_resume(config: LanguageConfig, directory: Path, times: int) -> list[
             process.join(PATIENCE)
             seconds.append(time.monotonic() - began)
             assert process.exitcode == status, log.read_text()
+        assert not (run_dir / "curves.png").exists(), "nobody waits for a picture"
+        assert f"curves with: jaxformer plot {run_dir};" in log.read_text()
         reached = newest(run_dir)
         steps = [step for step, _ in train_losses(run_dir)]
         assert steps == list(range(1, reached + 1)), "the last step is not on disk"
