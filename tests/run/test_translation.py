@@ -116,7 +116,7 @@ def test_a_run_leaves_what_a_run_directory_holds(tmp_path, capsys):
     assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png"}
     said = capsys.readouterr().out
     assert "compiled" not in said, "a shape of batch was compiled twice"
-    assert "2 shapes" in said
+    assert "of 2 different shapes" in said
     assert "padding" in said
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     validations = [row["loss"] for row in rows if row["split"] == "val"]
