@@ -54,13 +54,13 @@ def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> No
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
     """Make the directory and what is missing of its files.
 
-    config.json comes last, so that a run that has one is whole.
+    config.json comes first: killed at any moment, there is no run yet, or one to resume.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / TOKENIZER).exists():
-        save_tokenizer(tokenizer, directory / TOKENIZER)
     if not (directory / CONFIG).exists():
         save_config(config, directory / CONFIG)
+    if not (directory / TOKENIZER).exists():
+        save_tokenizer(tokenizer, directory / TOKENIZER)
 
 
 def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:

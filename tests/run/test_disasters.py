@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer import checkpoint, manifest
 from jaxformer.config import LanguageConfig, RunOptions
-from jaxformer.run import loop
+from jaxformer.run import directory, loop
 from jaxformer.run.load import load_run
 from tests.run.forked import training
 from tests.run.test_kills import PATIENCE, newest, wait_for
@@ -21,11 +21,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageConfig:
     return tiny_config(tmp_path, steps=6)
 
 
-def run_to_end(words: list[str], directory: Path, **environment: str) -> tuple[int, str]:
+def run_to_end(words: list[str], place: Path, **environment: str) -> tuple[int, str]:
     """Exit status, and what was printed."""
-    log = directory / "log"
+    log = place / "log"
     log.unlink(missing_ok=True)
-    cache = {"JAXFORMER_CACHE": str(directory / "cache")}
+    cache = {"JAXFORMER_CACHE": str(place / "cache")}
     with training(words, log, **cache, **environment) as process:
         process.join(PATIENCE)
         assert process.exitcode is not None, f"hangs: {log.read_text()}"
@@ -93,6 +93,28 @@ def test_checkpoints_that_became_read_only_are_one_line(
     assert load_run(tmp_path / "run").step == 2
     (tmp_path / "run" / "checkpoints").chmod(0o755)
     assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize(("killed_in", "resume"), [("save_config", False), ("save_tokenizer", True)])
+def test_a_run_killed_before_its_first_step_goes_on(
+    config: LanguageConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_in: str,
+    resume: bool,
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    one_device(monkeypatch)
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(directory, killed_in, killed)
+        loop.train(config, RunOptions(run_dir=run_dir))
+    loop.train(config, RunOptions(run_dir=run_dir, resume=resume))
+    loop.train(config, RunOptions(run_dir=tmp_path / "whole"))
+    assert train_losses(run_dir) == train_losses(tmp_path / "whole")
+    assert {path.name for path in run_dir.iterdir()} == {*directory.NAMES, directory.LOCK}
 
 
 @pytest.mark.parametrize("name", ["run", "run/checkpoints"])

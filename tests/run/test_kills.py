@@ -1,11 +1,12 @@
 """Training runs that are killed or told to end at any moment: no completed step is lost."""
 
+import contextlib
 import dataclasses
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 
 from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, LanguageConfig
+from jaxformer.errors import TRY_AGAIN
 from jaxformer.run.load import load_run
+from tests.processes import free_port, meeting
 from tests.run.forked import training
 from tests.run.tiny import flags, tiny_config, train_losses, whole_state
 
@@ -138,4 +141,118 @@ def test_40_signals_each_save_the_step_within_5_seconds(
 ) -> None:
     seconds = end_and_resume(config, tmp_path, 40)
     print(f"40 ends took {min(seconds):.2f} to {max(seconds):.2f} seconds")
+    assert max(seconds) < 5
+
+
+@contextlib.contextmanager
+def two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> Iterator[list[BaseProcess]]:
+    """Two processes of one device each as one run; JAX lets the first alone fill a shared cache."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                training(
+                    [*words, *meeting(process, port)],
+                    logs[process],
+                    JAXFORMER_CACHE=str(directory / "cache"),
+                    JAX_ENABLE_COMPILATION_CACHE="false",
+                )
+            )
+            for process in (0, 1)
+        ]
+
+
+def train_two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> None:
+    with two(words, directory, logs) as pair:
+        for process, log in zip(pair, logs, strict=True):
+            process.join(10 * PATIENCE)
+            assert process.exitcode == 0, log.read_text()
+
+
+def kill_of_two_and_resume(config: LanguageConfig, directory: Path, kills: int) -> list[float]:
+    """Kill the first, the second or both of two processes so often, and check the run each time.
+
+    The one that is left has to end by itself and to name the other; the seconds that it took.
+    """
+    run_dir, logs = directory / "run", [directory / f"log{process}" for process in (0, 1)]
+    words = [*flags(config, run_dir), "--resume"]
+    rng, seconds, reached = random.Random(3), [], 0
+    for number in range(kills):
+        with two(words if number else words[:-1], directory, logs) as pair:
+            wait_for(lambda: newest(run_dir) > reached, pair[0], logs[0])  # noqa: B023
+            if rng.random() < 0.75:
+                wait_for(lambda: under_way(run_dir), pair[0], logs[0])
+            time.sleep(rng.uniform(0, 0.05))
+            seen = newest(run_dir)
+            lost = ([0], [1], [0, 1])[number % 3]
+            for process in lost:
+                pair[process].kill()
+            began = time.monotonic()
+            for other in {0, 1}.difference(lost):
+                pair[other].join(PATIENCE)
+                seconds.append(time.monotonic() - began)
+                assert pair[other].exitcode == TRY_AGAIN, logs[other].read_text()
+                last = logs[other].read_text().splitlines()[-1]
+                assert f"process {other} of 2 had to end: process {1 - other} (" in last
+                assert f"pid {pair[1 - other].pid}" in last
+            for process in lost:
+                pair[process].join()
+        listed = checkpoint.steps(run_dir / "checkpoints")
+        assert listed[-1] >= seen > reached, "a completed step is lost"
+        for step in listed:
+            assert load_run(run_dir, step=step).step == step
+        reached = listed[-1]
+    train_two([*words, "--stop-after", str(reached + 3)], directory, logs)
+    rare = dataclasses.replace(config, checkpoint=CheckpointConfig(every=10**6, keep=1))
+    whole = [*flags(rare, directory / "whole"), "--stop-after", str(reached + 3)]
+    train_two(whole, directory, logs)
+    ends = [checkpoint.state_hash(whole_state(config, directory / run)) for run in ("run", "whole")]
+    assert ends[0] == ends[1]
+    assert train_losses(run_dir) == train_losses(directory / "whole")
+    assert [step for step, _ in train_losses(run_dir)] == list(range(1, reached + 4))
+    assert not under_way(run_dir), "what a kill left behind is cleared away"
+    for log in logs:
+        assert "Traceback" not in log.read_text()
+    return seconds
+
+
+@pytest.mark.slow
+def test_killed_30_times_a_run_of_two_processes_loses_nothing(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    seconds = kill_of_two_and_resume(config, tmp_path, 30)
+    print(f"who was left ended after {min(seconds):.1f} to {max(seconds):.1f} seconds")
+    assert max(seconds) < 30
+
+
+@pytest.mark.slow
+def test_40_signals_to_one_of_two_processes_save_the_step_within_5_seconds(
+    config: LanguageConfig, tmp_path: Path
+) -> None:
+    run_dir, logs = tmp_path / "run", [tmp_path / f"log{process}" for process in (0, 1)]
+    words = [*flags(config, run_dir), "--resume"]
+    rng, seconds, reached = random.Random(4), [], 0
+    for index in range(40):
+        number, status = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[index % 2]
+        asked = index // 2 % 2
+        with two(words if index else words[:-1], tmp_path, logs) as pair:
+            wait_for(lambda: newest(run_dir) > reached, pair[0], logs[0])  # noqa: B023
+            time.sleep(rng.uniform(0, 0.3))
+            pid = pair[asked].pid
+            assert pid is not None
+            began = time.monotonic()
+            os.kill(pid, number)
+            for process in pair:
+                process.join(PATIENCE)
+            seconds.append(time.monotonic() - began)
+            assert pair[asked].exitcode == status, logs[asked].read_text()
+            assert pair[1 - asked].exitcode == 143, logs[1 - asked].read_text()
+        reached = newest(run_dir)
+        steps = [step for step, _ in train_losses(run_dir)]
+        assert steps == list(range(1, reached + 1)), "the last step is not on disk"
+        assert f": saved step {reached};" in logs[0].read_text()
+        assert load_run(run_dir).step == reached
+    print(f"40 ends took {min(seconds):.2f} to {max(seconds):.2f} seconds")
+    for log in logs:
+        assert "Traceback" not in log.read_text()
     assert max(seconds) < 5
