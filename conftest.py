@@ -19,7 +19,7 @@ install_import_hook([f"jaxformer.{room}" for room in ROOMS], "beartype.beartype"
 settings.register_profile(
     "few",
     deadline=None,
-    max_examples=8,
+    max_examples=5,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
 )

@@ -24,7 +24,7 @@ from jaxformer.training.loss import cross_entropy
 DTYPES = ("float64", "float32")
 # The type of a proof is set once for all the examples of a test.
 draws = settings(
-    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 # Few shapes: each is compiled anew, operation by operation.
 shapes = st.sampled_from([(1, 1, 1), (2, 5, 2), (3, 4, 4)])

@@ -95,7 +95,9 @@ def test_checkpoints_that_became_read_only_are_one_line(
     assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
 
 
-@pytest.mark.parametrize(("killed_in", "resume"), [("save_config", False), ("save_tokenizer", True)])
+@pytest.mark.parametrize(
+    ("killed_in", "resume"), [("save_config", False), ("save_tokenizer", True)]
+)
 def test_a_run_killed_before_its_first_step_goes_on(
     config: LanguageConfig,
     tmp_path: Path,
@@ -108,9 +110,10 @@ def test_a_run_killed_before_its_first_step_goes_on(
 
     one_device(monkeypatch)
     run_dir = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(directory, killed_in, killed)
-        loop.train(config, RunOptions(run_dir=run_dir))
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, RunOptions(run_dir=run_dir))
     loop.train(config, RunOptions(run_dir=run_dir, resume=resume))
     loop.train(config, RunOptions(run_dir=tmp_path / "whole"))
     assert train_losses(run_dir) == train_losses(tmp_path / "whole")

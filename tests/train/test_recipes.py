@@ -1,6 +1,7 @@
 """Recipes as a user runs them: presets as published, refusals in one line, help at once."""
 
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 
+from jaxformer.cli.arguments import run_command
+from tests.run.tiny import one_device
 from train import gpt_char, transformer_base, transformer_copy
 
 TINY = [
@@ -160,6 +163,29 @@ def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkey
     assert "--resume" in again.stderr
 
 
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """One line on standard error that names the fault, exit status 2, nothing written."""
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    one_device(monkeypatch)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 40)
+
+    def refuse(name, words, named):
+        recipe = importlib.import_module(f"train.{name}")
+        filled = words.format(empty=tmp_path / "empty.txt", text=tmp_path / "text.txt").split()
+        filled = ["--run-dir", str(tmp_path / "run"), *filled]
+        with pytest.raises(SystemExit) as stop:
+            run_command(recipe.PROG, lambda: recipe.main(filled))
+        shown = capsys.readouterr()
+        assert (stop.value.code, shown.out) == (2, "")
+        assert shown.err.count("\n") == 1
+        assert named in shown.err
+        assert not (tmp_path / "run").exists()
+
+    return refuse
+
+
 @pytest.mark.parametrize(
     ("name", "words", "named"),
     [
@@ -176,8 +202,8 @@ def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkey
         ("transformer_base", "--data.source {text} --data.target {empty}", "empty.txt"),
     ],
 )
-def test_bad_input_of_a_transformer_ends_with_one_line(tmp_path, monkeypatch, name, words, named):
-    refused(tmp_path, monkeypatch, name, words, named)
+def test_bad_input_of_a_transformer_ends_with_one_line(refused, name, words, named):
+    refused(name, words, named)
 
 
 @pytest.mark.parametrize(
@@ -195,18 +221,5 @@ def test_bad_input_of_a_transformer_ends_with_one_line(tmp_path, monkeypatch, na
         ("--nonsense", "--nonsense"),
     ],
 )
-def test_bad_input_ends_with_one_line_and_leaves_nothing(tmp_path, monkeypatch, words, named):
-    refused(tmp_path, monkeypatch, "gpt_char", words, named)
-
-
-def refused(tmp_path, monkeypatch, name, words, named):
-    """One line on standard error that names the fault, exit status 2, nothing written."""
-    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 40)
-    filled = words.format(empty=tmp_path / "empty.txt", text=tmp_path / "text.txt").split()
-    done = run(name, "--run-dir", str(tmp_path / "run"), *filled)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert named in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_bad_input_ends_with_one_line_and_leaves_nothing(refused, words, named):
+    refused("gpt_char", words, named)
