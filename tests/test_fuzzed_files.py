@@ -15,6 +15,7 @@ from jaxformer.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer,
 from jaxformer.data.translation import prepare_pairs
 from jaxformer.run.config_io import config_to_json, load_config
 from jaxformer.run.metrics import MetricsWriter, read_metrics
+from jaxformer.weights.files import load_tensors, save_tensors
 from tests.fuzz import accepted_or_refused, counted, damaged, odd_file
 from tests.run.tiny import TEXT, tiny_config
 
@@ -136,6 +137,27 @@ def test_any_prepared_pairs_are_those_of_the_texts_or_made_anew(
         assert prepare_pairs(data).fingerprint == right
     after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert after.keys() == before.keys()
+
+
+@counted(150, 3000)
+def test_any_safetensors(tmp_path: Path, count: int) -> None:
+    rng = random.Random(12)
+    path = tmp_path / "model.safetensors"
+    tensors = {"a.weight": np.ones((3, 4), np.float32), "b": np.zeros(5, np.int64)}
+    save_tensors(tensors, path)
+    valid = path.read_bytes()
+    end = 8 + int.from_bytes(valid[:8], "little")
+    refused = 0
+    for _ in range(count):
+        if rng.random() < 0.3:
+            data = damaged(valid, rng)
+        else:
+            header = odd_file(valid[8:end], rng)
+            data = len(header).to_bytes(8, "little") + header + valid[end:]
+        path.write_bytes(data)
+        refused += not accepted_or_refused(lambda: load_tensors(path))
+        assert path.read_bytes() == data
+    assert refused > count / 2
 
 
 UNSAFE = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

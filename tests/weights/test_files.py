@@ -1,0 +1,67 @@
+"""Tensors in safetensors files: what is written is read, by us and by PyTorch's own reader."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from jaxformer.errors import UserError
+from jaxformer.weights.files import load_tensors, save_tensors
+
+TYPES = (np.float32, np.float64, np.float16, np.int32, np.int64, np.bool_, jnp.bfloat16)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    values = np.arange(-3, np.prod(shape, dtype=int) - 3).reshape(shape)
+    return values.astype(draw(st.sampled_from(TYPES))).transpose()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), arrays()))
+def test_what_is_written_is_read(tmp_path_factory, tensors):
+    path = tmp_path_factory.mktemp("files") / "model.safetensors"
+    tensors.pop("__metadata__", None)
+    save_tensors(tensors, path)
+    found = load_tensors(path)
+    assert found.keys() == tensors.keys()
+    theirs = load_file(path)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape == tuple(theirs[name].shape)
+        assert found[name].tobytes() == tensor.tobytes()
+        assert np.array_equal(theirs[name].double().numpy(), tensor.astype(np.float64))
+
+
+def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="nowhere is no file"):
+        load_tensors(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is no file"):
+        load_tensors(tmp_path)
+    (tmp_path / "text").write_text("no tensors at all", encoding="utf-8")
+    with pytest.raises(UserError, match="text holds no tensors in the safetensors format"):
+        load_tensors(tmp_path / "text")
+
+
+def test_types_that_numpy_has_not_are_refused(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    header = b'{"a":{"dtype":"F8_E5M2","shape":[3],"data_offsets":[0,3]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    with pytest.raises(UserError, match="float8_e5m2"):
+        load_tensors(path)
+
+
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    save_tensors({"a": np.ones(3)}, path)
+    with pytest.raises(SafetensorError):
+        save_tensors({"a": np.array(["text"])}, path)
+    assert load_tensors(path)["a"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
