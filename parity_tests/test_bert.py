@@ -96,6 +96,7 @@ def test_the_masks_of_a_case_say_what_the_model_is_given():
     assert (valid[:, :-1] >= valid[:, 1:]).all()
 
 
+@pytest.mark.slow
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch():
     case = bert.bert_case(Case(WIDER, "bfloat16", batch=4, length=8))
     found = prove_pooled(bert.prove_bert, case)

@@ -18,6 +18,7 @@ from jaxformer.parity.settings import arithmetic
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import BERT_HUGGING_FACE
+from parity_tests.dtypes import EACH_DTYPE
 from parity_tests.huggingface import (
     assert_equal_gradients,
     assert_reads_in_both_directions,
@@ -38,7 +39,7 @@ def config(request) -> BertConfig:
     return BertConfig(**draw_sizes(request.param), **OPTIONS[request.param])
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=EACH_DTYPE)
 def pair(request, config):
     """Theirs, and ours with its weights."""
     dtype = request.param

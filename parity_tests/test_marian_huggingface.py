@@ -24,6 +24,7 @@ from jaxformer.parity.compare import BOUNDS, measure
 from jaxformer.parity.settings import arithmetic
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import MARIAN_HUGGING_FACE
+from parity_tests.dtypes import EACH_DTYPE
 from parity_tests.huggingface import assert_equal_gradients, draw_sizes, shaken, tensors
 
 CONFIGS = [
@@ -90,7 +91,7 @@ def config(request) -> TransformerConfig:
     return request.param
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=EACH_DTYPE)
 def pair(request, config):
     """Theirs, and ours with its weights."""
     dtype = request.param

@@ -11,7 +11,7 @@ from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.steps import begin, compare_steps
 from jaxformer.parity.transformer import transformer_case
-from tests.meshes import MESHES
+from tests.meshes import EACH_MESH, MESHES
 
 SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)
 CASE = Case(SMALL, "float64", batch=8).dropping()
@@ -28,7 +28,7 @@ def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
     assert len(found.rows) == 3 * (4 + 16 - 1) + 2
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@EACH_MESH
 def test_twenty_steps_of_a_transformer_on_a_mesh_are_the_twins(mesh):
     case = transformer_case(CASE)
     course = translation_training.transformer_course(case, "kl")

@@ -1,6 +1,7 @@
 """What `jaxformer parity` proves is proven here too: every subject of the report, on its cases.
 
-Left out are the long ones, which the tests of training and of resume run on smaller models.
+Here in float64, in the full counts in float32 as well. Left out are the long ones, which the tests
+of training and of resume run on smaller models.
 """
 
 import pytest
@@ -10,7 +11,12 @@ from jaxformer.parity.report import MODELS
 
 LONG = ("prove_training", "prove_resume")
 PROOFS = [
-    pytest.param(proof, case, id=f"{model}-{dtype}-{proof.__name__.removeprefix('prove_')}-{place}")
+    pytest.param(
+        proof,
+        case,
+        id=f"{model}-{dtype}-{proof.__name__.removeprefix('prove_')}-{place}",
+        marks=[pytest.mark.slow] if dtype == "float32" else [],
+    )
     for model, subjects in MODELS.items()
     for dtype in ("float64", "float32")
     for subject in subjects

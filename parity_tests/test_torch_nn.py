@@ -20,8 +20,8 @@ from jaxformer.models.pure import bind, flat_params
 from jaxformer.parity.compare import BOUNDS, measure
 from jaxformer.parity.settings import arithmetic
 from jaxformer.training.loss import cross_entropy
+from parity_tests.dtypes import EACH_DTYPE
 
-DTYPES = ("float64", "float32")
 # The type of a proof is set once for all the examples of a test.
 draws = settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -30,7 +30,7 @@ draws = settings(
 shapes = st.sampled_from([(1, 1, 1), (2, 5, 2), (3, 4, 4)])
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=EACH_DTYPE)
 def dtype(request):
     with arithmetic(request.param):
         yield request.param

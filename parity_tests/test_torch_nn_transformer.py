@@ -15,6 +15,7 @@ from jaxformer.models.pure import abstract_model, bind, flat_params
 from jaxformer.parity.cases import Case, draw_params
 from jaxformer.parity.compare import BOUNDS, as_numpy, measure
 from jaxformer.parity.settings import arithmetic
+from parity_tests.dtypes import EACH_DTYPE
 
 B, L, M, D, H = 4, 5, 7, 16, 4
 DECODER = {
@@ -47,7 +48,7 @@ class Stacks(nnx.Module):
         return self.decoder(y, self.encoder(x, source_mask), target_mask, source_mask)
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=EACH_DTYPE)
 def dtype(request):
     with arithmetic(request.param):
         yield request.param

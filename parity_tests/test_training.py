@@ -23,9 +23,9 @@ from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
 from jaxformer.training.step import init_state, make_train_step
+from parity_tests.dtypes import DTYPES
 
 SMALL = dataclasses.replace(TINY, width=8, mlp_width=8, num_layers=1)
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
 @DTYPES

@@ -85,6 +85,7 @@ def test_every_parameter_has_a_gradient_that_was_compared(share, placement):
     assert embeddings | {"encoder", "decoder", "decoder[1]"} <= inputs
 
 
+@pytest.mark.slow
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch():
     case = transformer_case(Case(WIDER, "bfloat16", length=12), activation="gelu")
     found = prove_pooled(transformer.prove_transformer, case)

@@ -16,9 +16,9 @@ from jaxformer.parity.cases import TINY, Case
 from jaxformer.parity.settings import arithmetic
 from jaxformer.parity.transformer import transformer_case
 from jaxformer.training.optimizer import adam
+from parity_tests.dtypes import DTYPES
 
 SMALL = Case(dataclasses.replace(TINY, width=8, mlp_width=8, num_layers=1))
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 FUNCTIONS = [
     translation_training.prove_smoothed_cross_entropy,
     translation_training.prove_annotated_kl,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import pytest
 
 from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
@@ -14,12 +15,22 @@ from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.training.step import Metrics, TrainState
 
+MIXED = "tensor 2 x fsdp 2 x data 2"
 MESHES = {
     "data 8": MeshConfig(data=8),
     "fsdp 8": MeshConfig(data=1, fsdp=8),
     "tensor 2 x data 4": MeshConfig(data=4, tensor=2),
-    "tensor 2 x fsdp 2 x data 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    MIXED: MeshConfig(data=2, fsdp=2, tensor=2),
 }
+
+EACH_MESH = pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, id=name, marks=[] if name == MIXED else [pytest.mark.slow])
+        for name, mesh in MESHES.items()
+    ],
+)
+"""The one with all axes in every run of the tests, the others in the full counts."""
 
 
 class Ran(NamedTuple):

@@ -54,7 +54,10 @@ def gradient(name: str, **changes: Any):
     return jax.jit(jax.value_and_grad(loss)), init_params(model, config, jax.random.key(0)), batch
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "bert"))],
+)
 def test_loss_and_gradients_are_those_of_kept_activations(name):
     with jax.enable_x64(True):
         kept, params, batch = gradient(name, num_layers=1)

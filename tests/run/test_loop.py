@@ -28,12 +28,21 @@ from jaxformer.run.loop import train
 from jaxformer.run.metrics import read_metrics
 from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
+from tests.run import tiny
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> LanguageConfig:
+def config(divided, monkeypatch) -> LanguageConfig:
+    """On one device, which compiles sooner."""
+    tiny.one_device(monkeypatch)
+    return dataclasses.replace(divided, mesh=MeshConfig())
+
+
+@pytest.fixture
+def divided(tmp_path, monkeypatch) -> LanguageConfig:
+    """On eight devices."""
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
@@ -89,7 +98,8 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(config, tmp_path, 
         [*flags(config, halves, steps), "--stop-after", str(half)],
         [*flags(config, halves, steps)[:5], "--resume"],  # the run knows its own flags
     ):
-        subprocess.run(words, check=True, capture_output=True)
+        one_device = {**os.environ, "XLA_FLAGS": ""}
+        subprocess.run(words, check=True, capture_output=True, env=one_device)
     assert losses(halves) == losses(whole)
     assert [row[0] for row in losses(whole) if row[1] == "train"] == list(range(1, steps + 1))
     states = [checkpoint.read_metadata(run / "checkpoints") for run in (whole, halves)]
@@ -100,8 +110,8 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(config, tmp_path, 
     assert len(hashes) == 1
 
 
-def test_a_run_leaves_what_a_run_directory_holds(config, tmp_path, capsys):
-    outcome = train(config, RunOptions(run_dir=tmp_path / "run"))
+def test_a_run_leaves_what_a_run_directory_holds(divided, tmp_path, capsys):
+    outcome = train(divided, RunOptions(run_dir=tmp_path / "run"))
     assert outcome.exit_status == 0
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
     assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png"}
@@ -222,10 +232,11 @@ def test_resuming_with_other_data_is_refused(config, tmp_path):
         train(config, dataclasses.replace(options, resume=True))
 
 
-def test_resuming_on_another_mesh_is_allowed_and_close(config, tmp_path):
-    train(config, RunOptions(run_dir=tmp_path / "whole"))
-    train(config, RunOptions(run_dir=tmp_path / "halves", stop_after=20))
-    moved = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8))
+@pytest.mark.slow  # the quick set does so from two processes: test_processes.py
+def test_resuming_on_another_mesh_is_allowed_and_close(divided, tmp_path):
+    train(divided, RunOptions(run_dir=tmp_path / "whole"))
+    train(divided, RunOptions(run_dir=tmp_path / "halves", stop_after=20))
+    moved = dataclasses.replace(divided, mesh=MeshConfig(data=1, fsdp=8))
     train(moved, RunOptions(run_dir=tmp_path / "halves", resume=True))
     for (*what, ours, _), (*same, theirs, _) in zip(
         losses(tmp_path / "halves"), losses(tmp_path / "whole"), strict=True

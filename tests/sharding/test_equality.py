@@ -7,9 +7,7 @@ import pytest
 from jaxformer.config import MeshConfig
 from jaxformer.parity.compare import TRUE_ZEROS, measure
 from jaxformer.parity.settings import arithmetic
-from tests.meshes import MESHES, Ran, run, toy_run
-
-EACH_MESH = pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+from tests.meshes import EACH_MESH, MESHES, Ran, run, toy_run
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def test_in_float32_a_mesh_gives_the_losses_of_one_device(in_float32, mesh):
     np.testing.assert_allclose(losses, in_float32.losses, rtol=0, atol=2e-6)
 
 
-@EACH_MESH
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_in_float64_a_mesh_gives_all_that_one_device_gives(in_float64, mesh):
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)

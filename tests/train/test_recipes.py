@@ -112,11 +112,12 @@ def test_copy_presets_differ_in_the_task_alone():
             "--preset reverse --data.num-pairs 200 --data.num-val-pairs 10",
             "of 10 held-out pairs",
         ),
-        (
+        pytest.param(
             "transformer_numbers",
             "--data.num-pairs 200 --data.num-val-pairs 10 --data.vocab-size 300 "
             "--data.target-language fr",
             "of 10 held-out pairs",
+            marks=pytest.mark.slow,  # the README's commands run it every time
         ),
         (
             "transformer_text",

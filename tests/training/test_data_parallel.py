@@ -69,7 +69,10 @@ def assert_same(found: Ran, expected: Ran, dtype: str):
 
 @pytest.mark.parametrize(
     ("dtype", "mesh"),
-    [("float32", DATA_8), ("float64", MeshConfig(data=4, fsdp=2))],
+    [
+        ("float32", DATA_8),
+        pytest.param("float64", MeshConfig(data=4, fsdp=2), marks=pytest.mark.slow),
+    ],
 )
 def test_written_out_it_is_what_the_compiler_makes(dtype, mesh):
     assert_same(run("shard_map", dtype, False, mesh), run("jit", dtype, False, mesh), dtype)
