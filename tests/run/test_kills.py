@@ -146,7 +146,7 @@ def test_40_signals_each_save_the_step_within_5_seconds(
 
 @contextlib.contextmanager
 def two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> Iterator[list[BaseProcess]]:
-    """Two processes of one device each as one run; JAX lets the first alone fill a shared cache."""
+    """Two processes of one device each as one run."""
     port = free_port()
     with contextlib.ExitStack() as stack:
         yield [
@@ -155,7 +155,6 @@ def two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> Iterator
                     [*words, *meeting(process, port)],
                     logs[process],
                     JAXFORMER_CACHE=str(directory / "cache"),
-                    JAX_ENABLE_COMPILATION_CACHE="false",
                 )
             )
             for process in (0, 1)
