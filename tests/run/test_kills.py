@@ -68,26 +68,40 @@ def kill_and_resume(config: LanguageConfig, directory: Path, kills: int) -> int:
             process.kill()
             process.join()
         amid += under_way(run_dir)
-        listed = checkpoint.steps(run_dir / "checkpoints")
-        assert listed[-1] >= seen > reached, "a completed step is lost"
-        for step in listed:
-            assert load_run(run_dir, step=step).step == step
-        reached = listed[-1]
-    with training([*words, "--stop-after", str(reached + 3)], log, **environment) as process:
-        process.join(PATIENCE)
-        assert process.exitcode == 0, log.read_text()
-    rare = dataclasses.replace(config, checkpoint=CheckpointConfig(every=10**6, keep=1))
-    whole = [*flags(rare, directory / "whole"), "--stop-after", str(reached + 3)]
-    with training(whole, log, **environment) as process:
-        process.join(10 * PATIENCE)
-        assert process.exitcode == 0, log.read_text()
-    ends = [checkpoint.state_hash(whole_state(config, directory / run)) for run in ("run", "whole")]
-    assert ends[0] == ends[1]
-    assert train_losses(run_dir) == train_losses(directory / "whole")
-    assert [step for step, _ in train_losses(run_dir)] == list(range(1, reached + 4))
-    assert not under_way(run_dir), "what a kill left behind is cleared away"
+        reached = nothing_is_lost(run_dir, seen, reached)
+
+    def run(words: list[str]) -> None:
+        with training(words, log, **environment) as process:
+            process.join(10 * PATIENCE)
+            assert process.exitcode == 0, log.read_text()
+
+    ends_as_if_never_killed(config, directory, reached, run)
     assert "Traceback" not in log.read_text()
     return amid
+
+
+def nothing_is_lost(run_dir: Path, seen: int, reached: int) -> int:
+    """The newest step after a kill; one that was complete before is there, all can be read."""
+    listed = checkpoint.steps(run_dir / "checkpoints")
+    assert listed[-1] >= seen > reached, "a completed step is lost"
+    for step in listed:
+        assert load_run(run_dir, step=step).step == step
+    return listed[-1]
+
+
+def ends_as_if_never_killed(
+    config: LanguageConfig, directory: Path, reached: int, run: Callable[[list[str]], None]
+) -> None:
+    """After three more steps the run's state and losses are those of an uninterrupted one."""
+    run_dir, whole, until = directory / "run", directory / "whole", str(reached + 3)
+    run([*flags(config, run_dir), "--resume", "--stop-after", until])
+    rare = dataclasses.replace(config, checkpoint=CheckpointConfig(every=10**6, keep=1))
+    run([*flags(rare, whole), "--stop-after", until])
+    ends = [checkpoint.state_hash(whole_state(config, place)) for place in (run_dir, whole)]
+    assert ends[0] == ends[1]
+    assert train_losses(run_dir) == train_losses(whole)
+    assert [step for step, _ in train_losses(run_dir)] == list(range(1, reached + 4))
+    assert not under_way(run_dir), "what a kill left behind is cleared away"
 
 
 def test_killed_at_any_moment_a_run_loses_nothing(config: LanguageConfig, tmp_path: Path) -> None:
@@ -161,13 +175,6 @@ def two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> Iterator
         ]
 
 
-def train_two(words: Sequence[str], directory: Path, logs: Sequence[Path]) -> None:
-    with two(words, directory, logs) as pair:
-        for process, log in zip(pair, logs, strict=True):
-            process.join(10 * PATIENCE)
-            assert process.exitcode == 0, log.read_text()
-
-
 def kill_of_two_and_resume(config: LanguageConfig, directory: Path, kills: int) -> list[float]:
     """Kill the first, the second or both of two processes so often, and check the run each time.
 
@@ -196,20 +203,15 @@ def kill_of_two_and_resume(config: LanguageConfig, directory: Path, kills: int) 
                 assert f"pid {pair[1 - other].pid}" in last
             for process in lost:
                 pair[process].join()
-        listed = checkpoint.steps(run_dir / "checkpoints")
-        assert listed[-1] >= seen > reached, "a completed step is lost"
-        for step in listed:
-            assert load_run(run_dir, step=step).step == step
-        reached = listed[-1]
-    train_two([*words, "--stop-after", str(reached + 3)], directory, logs)
-    rare = dataclasses.replace(config, checkpoint=CheckpointConfig(every=10**6, keep=1))
-    whole = [*flags(rare, directory / "whole"), "--stop-after", str(reached + 3)]
-    train_two(whole, directory, logs)
-    ends = [checkpoint.state_hash(whole_state(config, directory / run)) for run in ("run", "whole")]
-    assert ends[0] == ends[1]
-    assert train_losses(run_dir) == train_losses(directory / "whole")
-    assert [step for step, _ in train_losses(run_dir)] == list(range(1, reached + 4))
-    assert not under_way(run_dir), "what a kill left behind is cleared away"
+        reached = nothing_is_lost(run_dir, seen, reached)
+
+    def run(words: list[str]) -> None:
+        with two(words, directory, logs) as pair:
+            for process, log in zip(pair, logs, strict=True):
+                process.join(10 * PATIENCE)
+                assert process.exitcode == 0, log.read_text()
+
+    ends_as_if_never_killed(config, directory, reached, run)
     for log in logs:
         assert "Traceback" not in log.read_text()
     return seconds
