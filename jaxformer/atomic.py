@@ -1,6 +1,7 @@
 """Files that are either the old ones or the new ones, whatever happens in between."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write, whose content takes `path`'s place when the block ends without an error.
 
-    It is written under a temporary name in the same directory, forced to disk, then renamed.
+    It is written under a temporary name in the same directory, forced to disk, then renamed. Of a
+    link it is the file behind it that is replaced.
 
     Raises:
-        OSError: naming `path`, when the directory or the disk does not let it be written; whatever
-            stood at `path` is unharmed.
+        OSError: naming `path`, when the directory or the disk does not let it be written, or it is
+            a device or a pipe; whatever stood at `path` is unharmed.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -169,6 +169,7 @@ class CheckpointWriter:
         self._is_first_process = jax.process_index() == 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._sound: dict[int, bool] = {}
         if self._is_first_process:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -268,19 +269,20 @@ class CheckpointWriter:
                 manifest.write(saving, content)
                 os.rename(saving, self._directory / str(step))  # from here on it exists
                 manifest.sync(self._directory)
+                self._sound[step] = True
                 self._retain(step)
 
     def _retain(self, newest: int) -> None:
         """Delete what is not to be kept of the steps up to the one just saved.
 
-        Later ones were passed over at resume; they are left alone until the run reaches them.
+        Later ones were passed over at resume; they are left alone until the run reaches them, and
+        damaged ones always.
         """
         losses: dict[int, float | None] = {}
         for step in _numbers(self._directory):
-            with contextlib.suppress(DamagedError):
-                if step <= newest:
-                    content = _content(self._directory, step, manifest.read)
-                    losses[step] = content["val_loss"]
+            if step <= newest and self._is_sound(step):
+                content = _content(self._directory, step, manifest.read)
+                losses[step] = content["val_loss"]
         best = sorted((loss, step) for step, loss in losses.items() if loss is not None)[:1]
         scheduled = [step for step in sorted(losses) if step % self._every == 0]
         kept = {newest, *scheduled[-self._keep :], *(step for _, step in best)}
@@ -288,6 +290,17 @@ class CheckpointWriter:
             # Renamed first: a deletion that is cut short must not leave half a step.
             os.rename(self._directory / str(step), self._directory / f"{_TRASH}{step}")
         self._sweep()
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether a step is what was written: looked at once, and not at all if written here."""
+        if step not in self._sound:
+            try:
+                _content(self._directory, step, manifest.verify)
+            except DamagedError:
+                self._sound[step] = False
+            else:
+                self._sound[step] = True
+        return self._sound[step]
 
     def _sweep(self) -> None:
         for prefix in (_SAVING, _TRASH):

@@ -50,6 +50,26 @@ def test_the_file_is_readable_as_any_new_one(tmp_path):
     assert stat.S_IMODE(replaced.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+def test_the_file_behind_a_link_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "a", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with replacing(link) as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"new"
+    assert link.is_symlink()
+
+
+def test_a_pipe_is_not_made_a_file(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="Not a regular file") as caught, replacing(path):
+        pass
+    assert caught.value.filename == str(path)
+    assert path.is_fifo()
+
+
 def test_a_missing_directory_names_the_file(tmp_path):
     path = tmp_path / "absent" / "a"
     with pytest.raises(FileNotFoundError) as caught, replacing(path):

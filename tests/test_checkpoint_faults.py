@@ -13,7 +13,7 @@ import pytest
 from jaxformer import checkpoint, manifest
 from jaxformer.checkpoint import CheckpointWriter, restore, steps
 from jaxformer.errors import UserError
-from tests.states import abstract, assert_same_bits, save_all, small_state
+from tests.states import abstract, assert_same_bits, save_all, small_state, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,20 @@ def test_a_run_goes_on_past_the_damaged_step_it_came_from(two_steps: Path, tmp_p
     assert (found.step, found.skipped) == (20, ())
     assert_same_bits(restored, small_state(21))
     assert len(list(directory.glob(".damaged-20-*"))) == 1
+
+
+def test_a_damaged_step_takes_the_place_of_no_good_one(two_steps: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(two_steps, directory)
+    damage(next((directory / "20" / "state").rglob("_METADATA")), "truncate", random.Random(0))
+    before = snapshot(directory / "20")
+    with CheckpointWriter(directory, keep=2) as writer:
+        writer.save(30, small_state(30), {})
+    assert steps(directory) == [10, 20, 30], "10 is the second good one"
+    with CheckpointWriter(directory, keep=1) as writer:
+        writer.save(40, small_state(40), {})
+    assert steps(directory) == [20, 40]
+    assert snapshot(directory / "20") == before, "what is damaged is left to whoever can mend it"
 
 
 def save_and_wait(writer: CheckpointWriter) -> None:

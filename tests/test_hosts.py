@@ -20,7 +20,11 @@ while [[ $1 == --* ]]; do shift; done
 for i in 0 1; do
     SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & started+=($!)
 done
-for process in "${started[@]}"; do wait $process || status=$?; done
+status=0
+for process in "${started[@]}"; do
+    wait $process; ended=$?
+    if [ $ended -gt $status ]; then status=$ended; fi
+done
 exit $status
 """
 
@@ -84,9 +88,10 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "requeued").exists()
-    failing = batch_file.replace("python -m", "exit_with_75 -m")
-    (tmp_path / "exit_with_75").write_text("#!/bin/bash\nexit 75\n")
-    (tmp_path / "exit_with_75").chmod(0o755)
-    done = subprocess.run(["bash", "-c", failing], cwd=tmp_path, env=environment)
-    assert done.returncode == 75
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    for status, queued in ((75, 1), (137, 2), (143, 3), (130, 3), (1, 3)):
+        failing = batch_file.replace("python -m", "failing -m")
+        (tmp_path / "failing").write_text(f"#!/bin/bash\nexit {status}\n")
+        (tmp_path / "failing").chmod(0o755)
+        done = subprocess.run(["bash", "-c", failing], cwd=tmp_path, env=environment)
+        assert done.returncode == status
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n" * queued

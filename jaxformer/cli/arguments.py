@@ -183,6 +183,36 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
 
 
 def _run_to_its_end(prog: str, function: Callable[[], int | None]) -> None:
+    with _signals_sent_again():
+        _run_and_explain(prog, function)
+
+
+@contextlib.contextmanager
+def _signals_sent_again() -> Iterator[None]:
+    """Send a signal again whose exception was raised where Python ignores exceptions.
+
+    Between two instructions of the main thread may be one of a callback of the garbage collector,
+    such as jax's; what a handler raises there is reported and forgotten.
+    """
+    before = sys.unraisablehook
+
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if lost.exc_type not in numbers:
+            before(lost)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), numbers[lost.exc_type]))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -31,6 +31,8 @@ PROG = "jaxformer plan"
 RECIPES = tuple(
     module.name for module in pkgutil.iter_modules(importlib.import_module("train").__path__)
 )
+MOST_DEVICES = 1024
+"""Each simulated device has threads of its own."""
 DESCRIPTION = (
     "Compile a recipe's train step for simulated devices, without its data and without allocating "
     "the model, and print what it takes of each: memory, work, and a prediction of its time on a "
@@ -48,8 +50,8 @@ class PlanOptions:
     gpu: str = "A100-80GB"
     """The kind of them, by its name in the table of jaxformer/run/peaks.py."""
     reserve: float = 0.25
-    """Share of a GPU's memory that the run cannot have; jax takes three quarters of it by default
-    (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
+    """Share of a GPU's memory that the run cannot have. By default jax takes three quarters of the
+    memory (XLA_PYTHON_CLIENT_MEM_FRACTION) and leaves 0.25."""
     check: bool = False
     """Also run two steps on the devices that are here, and print what they used."""
     json: Path | None = None
@@ -57,14 +59,19 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         require_positive("devices", self.devices)
+        if self.devices > MOST_DEVICES:
+            raise UserError(
+                f"devices {self.devices} is more than can be simulated: choose {MOST_DEVICES} or "
+                "fewer"
+            )
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
         if not 0 <= self.reserve < 1:
             raise UserError(f"reserve {self.reserve} is no share: choose one from 0 to 0.99")
         if self.json is not None and not self.json.parent.is_dir():
             raise UserError(f"{self.json.parent} is not a directory: create it first")
-        if self.json is not None and self.json.is_dir():
-            raise UserError(f"{self.json} is a directory: name a file")
+        if self.json is not None and self.json.exists() and not self.json.is_file():
+            raise UserError(f"{self.json} is no file: name one, or a new one")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -204,13 +211,25 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     for name, number in memory._asdict().items():
         yield f"  {name:12} {size(number):>11}"
     yield f"  {'together':12} {size(memory.total):>11}"
+    yield from undivided(plan)
     yield "work of a device in a step"
-    yield f"  FLOPs        {plan.model_flops / 1e12:>7.3f} T by formula"
+    yield f"  FLOPs        {count(plan.model_flops):>9} by formula"
     if plan.compiled_flops:
-        yield f"               {plan.compiled_flops / 1e12:>7.3f} T in the compiled program"
+        yield f"               {count(plan.compiled_flops):>9} in the compiled program"
     yield f"  memory read and written {size(plan.traffic)}"
     for kind, total in plan.collectives.items():
         yield f"  {kind}: {total.number} times, {size(total.sent)} sent"
+
+
+def undivided(plan: "Plan") -> Iterator[str]:
+    """What could be divided over the mesh were its size another."""
+    vocabulary, ways = plan.config.model.vocab_size, plan.mesh["fsdp"] * plan.mesh["tensor"]
+    if vocabulary % ways:
+        padded = -(-vocabulary // ways) * ways
+        yield (
+            f"  every device holds the token embeddings whole, as {ways} does not divide "
+            f"{vocabulary:,}: --model.vocab-size {padded}"
+        )
 
 
 def predicted(plan: "Plan", prediction: "Prediction", options: PlanOptions) -> Iterator[str]:
@@ -274,10 +293,23 @@ def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
 
 
 def size(number: float) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.2f} MiB"
+    """Bytes as KiB, MiB or GiB."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if number >= 2**power:
+            return f"{number / 2**power:,.2f} {unit}"
+    return f"{number / 2**10:,.2f} KiB"
+
+
+def count(number: float) -> str:
+    """FLOPs with the prefix of their size, M, G or T."""
+    for power, prefix in ((12, "T"), (9, "G")):
+        if number >= 10**power:
+            return f"{number / 10**power:,.3f} {prefix}"
+    return f"{number / 10**6:,.3f} M"
 
 
 def time(seconds: float) -> str:
-    """Seconds as ms or s."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+    """Seconds as µs, ms or s."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2f} µs"

@@ -108,7 +108,8 @@ class SpikeConfig:
     """Training losses far above their running mean."""
 
     deviations: float = 6.0
-    """Standard deviations above the mean of about 100 steps that make a loss a spike."""
+    """Standard deviations above the mean of about 100 steps that make a loss a spike; none is told
+    before 69 losses."""
     skip: bool = False
     """Make no update from a spike's gradient; otherwise it is only noted."""
 

@@ -20,7 +20,8 @@ def settle(config: ConfigT, needed: int) -> ConfigT:
     if 0 < chosen < needed:
         raise UserError(
             f"model.vocab-size {chosen} is less than the tokenizer's {needed}: "
-            f"choose {needed} or more, or 0 to take the tokenizer's"
+            f"choose {needed} or more, or 0 to take the tokenizer's; a run that is resumed had a "
+            "text of fewer tokens: restore it, or start a new run"
         )
     model: Any = dataclasses.replace(config.model, vocab_size=chosen or needed)
     return dataclasses.replace(config, model=model, data=paths_in_full(config.data))

@@ -67,7 +67,8 @@ class Watchdog:
         faulthandler.dump_traceback(sys.__stderr__ or 2)
         line = (
             f"error: no progress for {self._seconds:g} s (--watchdog) in {self._what}; the stacks "
-            f"are above and in {self._stacks}; start again with --resume"
+            f"are above and in {self._stacks}; start again with --resume, with a larger --watchdog "
+            "if it takes so long"
         )
         os.write(2, f"{line}\n".encode())
         os._exit(TRY_AGAIN)

@@ -50,7 +50,7 @@ def join(config: DistributedConfig) -> None:
     Raises:
         UserError: when nothing was detected, the address cannot be had, or jax runs already. Where
             the others do not come in time, JAX's runtime aborts, and the process ends here with
-            one line and status 2.
+            one line and status 75.
     """
     global _roll
     if not config.wanted:
@@ -67,7 +67,7 @@ def join(config: DistributedConfig) -> None:
             assert config.coordinator is not None
             _require_free(config.coordinator)
             explicit["coordinator_bind_address"] = config.coordinator
-    _say_when_aborted(lambda: (_not_all_came(config), 2))
+    _say_when_aborted(lambda: (_not_all_came(config), TRY_AGAIN))
     with _standard_error_held_back():
         try:
             jax.distributed.initialize(

@@ -48,7 +48,30 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     for kind, total in found["collectives"].items():
         assert f"{kind}: {total['number']} times" in out
     step = found["predicted"]["step"]
-    assert f"step {step * 1e3:.2f} ms" in out
+    assert f"step {jaxformer.cli.plan.time(step)}, " in out
+    assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
+
+
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(capsys):
+    main([*GPT, "--model.vocab-size", "15", "--mesh.fsdp", "2", "--devices", "2"])
+    assert "as 2 does not divide 15: --model.vocab-size 16\n" in capsys.readouterr().out
+    main([*GPT, "--model.vocab-size", "16", "--mesh.fsdp", "2", "--devices", "2"])
+    assert "does not divide" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(512, "0.50 KiB"), (3 << 20, "3.00 MiB"), (5 << 30, "5.00 GiB"), (0, "0.00 KiB")],
+)
+def test_bytes_have_a_unit_of_their_size(number, said):
+    assert jaxformer.cli.plan.size(number) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
+)
+def test_flops_have_a_prefix_of_their_size(number, said):
+    assert jaxformer.cli.plan.count(number) == said
 
 
 def test_what_does_not_fit_is_told_with_what_would(tmp_path, capsys, monkeypatch):
@@ -112,7 +135,9 @@ def test_a_preset_gives_the_defaults():
         ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], "--mesh.data 3 --mesh.fsdp 1"),
         ([*GPT[1:], "--devices", "3"], "batch-size 16 in 1 slices does not split over 3"),
         ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64 needs jax's wide mode"),
-        (["gpt_char", "--devices", "9000"], "jax was started with 8 simulated devices, not 9000"),
+        (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
+        (["gpt_char", "--devices", "9000"], "devices 9000 is more than can be simulated"),
+        (["gpt_char", "--json", "/dev/null"], "/dev/null is no file"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, said):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxformer.config import DistributedConfig
-from jaxformer.errors import UserError
+from jaxformer.errors import TRY_AGAIN, UserError
 from jaxformer.sharding import distributed
 from tests.processes import Process, ends, free_port, start
 
@@ -69,9 +69,11 @@ def test_what_does_not_come_about_is_reported_in_one_line():
         "not all 2 processes came to 127.0.0.1": joining(explicit(free_port(), 0)),
         "found no SLURM, Open MPI or Kubernetes job": joining("auto=True"),
     }
-    for expected, end in zip(processes, ends(processes.values()), strict=True):
+    statuses = (TRY_AGAIN, TRY_AGAIN, 2)  # the others may come yet; a launcher will not
+    ended = ends(processes.values())
+    for expected, right, end in zip(processes, statuses, ended, strict=True):
         status, output, complaint = end
-        assert (status, output, complaint.count("\n")) == (2, "", 1), complaint
+        assert (status, output, complaint.count("\n")) == (right, "", 1), complaint
         assert expected in complaint
 
 
