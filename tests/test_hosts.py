@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.processes import SIZES, TEXT, free_port, rows
 from train import gpt_char
 
 HOSTS = (Path(__file__).parent.parent / "docs" / "hosts.md").read_text(encoding="utf-8")
+PYTHON = str(Path(sys.executable).parent)
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 for i in 0 1; do
@@ -63,7 +65,7 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
     batch_file = batch_file.replace("--batch-size 128", "").replace("--mesh.fsdp 8", "")
     port = free_port()
     told = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": os.pathsep.join((str(tmp_path), PYTHON, os.environ["PATH"])),
         "PYTHONPATH": str(Path(__file__).parent.parent),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "SLURM_JOB_ID": "7",

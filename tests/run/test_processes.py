@@ -105,7 +105,7 @@ def lose(directory: Path, lost: int, number: signal.Signals) -> None:
     other = pair[1 - lost]
     pair[lost].send_signal(number)
     try:
-        ((status, _, complaint),) = ends([other])
+        ((status, _, complaint),) = ends([other], 30)  # seconds are what the run promises
     finally:
         pair[lost].kill()
         pair[lost].communicate()
