@@ -66,8 +66,19 @@ class Checkpoint:
 
 def steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, oldest first; their files are not read."""
-    numbers = _numbers(directory)
-    return [step for step in numbers if (directory / str(step) / manifest.FILE).is_file()]
+    complete = [path.parent.name for path in directory.glob(f"*/{manifest.FILE}")]
+    return [step for step in numbered(directory) if str(step) in complete]
+
+
+def numbered(directory: Path) -> list[int]:
+    """Everything named like a step, complete or damaged, in order."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {directory}: {error.strerror}: name another one") from error
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
@@ -79,7 +90,7 @@ def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
         UserError: there is no such checkpoint, or none verifies; names each with the file at fault.
     """
     skipped: list[str] = []
-    for candidate in reversed(_numbers(directory)) if step is None else [step]:
+    for candidate in reversed(numbered(directory)) if step is None else [step]:
         try:
             content = _content(directory, candidate, manifest.verify)
         except DamagedError as fault:
@@ -100,18 +111,25 @@ def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
 def restore(
     directory: Path, abstract_state: PyTree, step: int | None = None
 ) -> tuple[PyTree[jax.Array], Checkpoint]:
-    """Load the state of the given step, or else of the newest that verifies.
+    """Load the state of the given step, or else of the newest that verifies: both of the below."""
+    found = read_metadata(directory, step)
+    return load(directory, found, abstract_state), found
+
+
+def load(directory: Path, found: Checkpoint, abstract_state: PyTree) -> PyTree[jax.Array]:
+    """Load the state of a checkpoint that was found to verify.
 
     Restored = saved, to the bit, on whatever mesh.
 
     Args:
+        directory: where it was found.
+        found: what `read_metadata` gave.
         abstract_state: a tree of `jax.ShapeDtypeStruct` with the structure, shapes and dtypes of
             the saved one. Shardings may differ; a leaf without one goes to the first local device.
 
     Raises:
-        UserError: no such checkpoint, none verifies, or it holds other leaves, shapes or dtypes.
+        UserError: it holds other leaves, shapes or dtypes, or cannot be read.
     """
-    found = read_metadata(directory, step)
     _require_equal_leaves(found, _leaves(abstract_state))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
@@ -129,7 +147,7 @@ def restore(
         raise UserError(
             f"checkpoint {found.step} holds 64-bit numbers: set JAX_ENABLE_X64=1 and start again"
         )
-    return state, found
+    return state
 
 
 def state_hash(state: PyTree[jax.Array]) -> str:
@@ -153,7 +171,7 @@ class CheckpointWriter:
     with the lowest finite validation loss: a run that was stopped between two of them and resumed
     ends with the same checkpoints as one that was not. Opening creates
     the directory and clears away what a killed run left half-saved or half-deleted. Use it in a
-    `with` statement or close it: the next `save`, `wait` or `close` raises a background failure.
+    `with` statement or close it: `check`, `save`, `wait` and `close` raise a background failure.
 
     Raises:
         UserError: the directory cannot be created or has vanished, a step exists already, or a
@@ -215,6 +233,11 @@ class CheckpointWriter:
         with self._explained(step), options:
             response = ocp.save_async(self._directory / f"{_SAVING}{step}", state)
         self._pending = self._thread.submit(self._finish, step, response, content)
+
+    def check(self) -> None:
+        """Raise what the save under way has met, if it failed; to be called once a step."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Return when the last save is complete and old checkpoints are deleted."""
@@ -279,7 +302,7 @@ class CheckpointWriter:
         damaged ones always.
         """
         losses: dict[int, float | None] = {}
-        for step in _numbers(self._directory):
+        for step in numbered(self._directory):
             if step <= newest and self._is_sound(step):
                 content = _content(self._directory, step, manifest.read)
                 losses[step] = content["val_loss"]
@@ -313,7 +336,8 @@ class CheckpointWriter:
         try:
             yield
         except Exception as error:
-            self._sweep()
+            if self._is_first_process:
+                self._sweep()
             raise UserError(
                 f"saving checkpoint {step} in {self._directory} failed: {_brief(error)}; earlier "
                 f"checkpoints are intact (steps {steps(self._directory)}): make room and resume"
@@ -327,17 +351,6 @@ def _context_of_readers(target: PyTree) -> ocp.Context:
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         return ocp.Context(multiprocessing_options=alone)
     return ocp.Context()
-
-
-def _numbers(directory: Path) -> list[int]:
-    """Everything named like a step, whatever it holds, in order."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read {directory}: {error.strerror}: name another one") from error
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def _content(directory: Path, step: int, check: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

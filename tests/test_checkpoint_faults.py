@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +198,19 @@ def test_the_first_error_is_the_one_that_is_seen(
         run(KeyError())
     with pytest.raises(UserError, match="No space left"):
         run(None)
+
+
+def test_a_failed_save_is_seen_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_on(writer: CheckpointWriter) -> None:
+        for _ in range(1000):
+            writer.check()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(manifest, "write", full)
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, small_state(1), {})
+        with pytest.raises(UserError, match=r"saving checkpoint 1 .* No space left"):
+            train_on(writer)
+        writer.check()

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from jaxformer.config import RunOptions
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.run.config_io import RunConfig, differences, save_config
+from jaxformer.run.metrics import read_metrics
 
+APPEARS = 60.0
+"""Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
@@ -63,6 +67,14 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> No
         save_tokenizer(tokenizer, directory / TOKENIZER)
 
 
+def appears(directory: Path) -> bool:
+    """Whether the run that the first process has made, or found, is here for this one, too."""
+    deadline = time.monotonic() + APPEARS
+    while not (seen := (directory / CONFIG).is_file()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return seen
+
+
 def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
     """What saves the run's checkpoints and keeps those that its config asks for."""
     settings = config.checkpoint
@@ -81,7 +93,10 @@ def averageable(steps: Sequence[int], config: RunConfig) -> list[int]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from writing to the run while the block lasts."""
+    """Keep other processes from writing to the run while the block lasts.
+
+    What a killed one had begun to write is cleared away.
+    """
     with open(directory / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +105,24 @@ def locked(directory: Path) -> Iterator[None]:
                 f"{directory} is being trained by another process: wait for its end or choose "
                 "another --run-dir"
             ) from None
+        for name in NAMES:
+            for begun in directory.glob(f".{name}.*"):
+                begun.unlink()
         yield
+
+
+def check_nothing_lost(config: RunConfig, directory: Path) -> None:
+    """Refuse to begin anew a run without checkpoints, unless none was complete when it was killed.
+
+    A run that saves every n steps has its first checkpoint before it begins step 2n + 1.
+    """
+    metrics, checkpoints = directory / METRICS, directory / CHECKPOINTS
+    done = max((row["step"] for row in read_metrics(metrics)), default=0) if metrics.exists() else 0
+    if done and (not checkpoints.is_dir() or done > 2 * config.checkpoint.every):
+        raise UserError(
+            f"{checkpoints} holds no checkpoint, though the run has done {done} steps: put them "
+            "back, or start a new run in another --run-dir"
+        )
 
 
 def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ from jaxformer.run.metrics import MetricsWriter, read_metrics
 from jaxformer.run.plots import draw_curves
 from jaxformer.run.program import Program, build
 from jaxformer.run.progress import Progress
-from jaxformer.run.signals import Interrupt, SharedInterrupt
+from jaxformer.run.signals import AskedToEndError, Interrupt, SharedInterrupt
 from jaxformer.run.steplog import StepLog, product_type
 from jaxformer.run.task import Task
 from jaxformer.run.vigil import Vigil
@@ -110,12 +110,28 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
-        introduce(progress, task, mesh, start)
+        introduce(progress, task, mesh, start if options.resume else None)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
         vigil = Vigil(config.spikes, options.max_skipped, before)
         log = StepLog(task.method, mesh, lines, progress, vigil)
-        distributed.agree("ready")  # on CPUs a collective waits 30 s for the last process
+
+        def validate(step: int, params: Any) -> Evaluation | None:
+            """Score and log; None if the run was asked to end meanwhile."""
+            log.flush()
+            scored = watchdog.over(task.validation(), "evaluation after step", step)
+            try:
+                found = evaluate(program.eval_step, params, interrupt.over(scored), program.rows)
+            except AskedToEndError:
+                return None
+            log.evaluated(step, found)
+            return found
+
+        # On CPUs a collective waits 30 s for the last process.
+        distributed.agree(f"ready, and sees the run: {directory.appears(run_dir)}")
+        validated = {row["step"] for row in before if row["split"] == "val"}
+        if start not in validated and is_to_validate(config, start):  # was broken off
+            evaluation = validate(start, state.params)
         for step in range(start + 1, last + 1):
             # Step.
             watchdog.expect("step", step)
@@ -123,19 +139,17 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             state, metrics = program.train_step(state, place(batch, program.rows))
             # Log.
             log.add(step, metrics, task.work(batch))
-            stop = step == last or interrupt.reached(step)
+            stop = step == last or interrupt.reached()
             # Evaluate.
             evaluation = None
-            if step % config.eval_every == 0 or step == config.steps:
-                log.flush()
-                batches_to_score = watchdog.over(task.validation(), "evaluation after step", step)
-                evaluation = evaluate(
-                    program.eval_step, state.params, batches_to_score, program.rows
-                )
-                log.evaluated(step, evaluation)
+            if is_to_validate(config, step):
+                evaluation = validate(step, state.params)
+                stop = stop or evaluation is None
             # Save.
+            writer.check()
             if step % config.checkpoint.every == 0 or stop:
                 log.flush()
+                lines.sync()
                 watchdog.expect("checkpoint", step)
                 val_loss = None if evaluation is None else evaluation.loss
                 writer.save(step, state, {**metadata, "position": step}, val_loss)
@@ -143,6 +157,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
                 break
         log.note_compilations(program.train_step._cache_size(), task.num_shapes)
         writer.wait()
+        distributed.agree(f"saved {step}")  # the first process hashes what the others only wrote
         if interrupt.signal is not None:
             progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
     distributed.leave(interrupt.exit_status)
@@ -152,24 +167,32 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 
 
+def is_to_validate(config: RunConfig, step: int) -> bool:
+    """Whether the validation loss after this step belongs to the run."""
+    return step > 0 and (step % config.eval_every == 0 or step == config.steps)
+
+
 def restore(
     program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
 ) -> tuple[TrainState, int]:
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
-    if not (options.resume and checkpoint.steps(checkpoints)):
-        distributed.agree(json.dumps([metadata, 0]))
+    alike = [metadata, options.stop_after, options.max_skipped]
+    if not (options.resume and checkpoint.numbered(checkpoints)):
+        if options.resume:
+            directory.check_nothing_lost(config, options.run_dir)
+        distributed.agree(json.dumps([*alike, 0]))
         return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
     found = checkpoint.read_metadata(checkpoints)
-    distributed.agree(json.dumps([metadata, found.step]))
+    distributed.agree(json.dumps([*alike, found.step]))
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)
     directory.check_metadata(options.run_dir, found.metadata, metadata)
     changed = directory.other_versions(found.metadata, metadata)
     for line in [*found.skipped, *changed]:
-        print(line, file=sys.stderr)
-    state, found = checkpoint.restore(checkpoints, program.state, found.step)
-    return state, found.step
+        if distributed.is_first():
+            print(line, file=sys.stderr)
+    return checkpoint.load(checkpoints, found, program.state), found.step
 
 
 def require_wide_mode(dtype: str) -> None:
@@ -178,8 +201,8 @@ def require_wide_mode(dtype: str) -> None:
         raise UserError("model.dtype float64 needs jax's wide mode: set JAX_ENABLE_X64=1")
 
 
-def introduce(progress: Progress, task: Task, mesh: Mesh, start: int) -> None:
-    """Say what is about to be trained, on what."""
+def introduce(progress: Progress, task: Task, mesh: Mesh, resumed: int | None) -> None:
+    """Say what is about to be trained, on what; and of a resumed run from which step."""
     config = task.method.config
     device = mesh.devices.flat[0]
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -192,6 +215,8 @@ def introduce(progress: Progress, task: Task, mesh: Mesh, start: int) -> None:
         f"{config.model.dtype}, products in {product_type(config.model)} · "
         f"{device.device_kind} · mesh {shape} · {processes}jax {jax.__version__}"
     )
-    if start:
-        done = start >= config.steps
-        progress.print(f"resumed from step {start}" + (": nothing is left to do" if done else ""))
+    if resumed == 0:
+        progress.print("the run has no checkpoint yet: it begins anew")
+    elif resumed:
+        done = resumed >= config.steps
+        progress.print(f"resumed from step {resumed}" + (": nothing is left to do" if done else ""))

@@ -66,6 +66,11 @@ class MetricsWriter:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
+    def sync(self) -> None:
+        """Return when the lines are on disk, where a loss of power does not reach them."""
+        if not self.path.is_char_device():
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

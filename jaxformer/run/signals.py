@@ -6,10 +6,17 @@ all processes, and says at which step they stop; a handler of Python's would shu
 
 import os
 import signal
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+BatchT = TypeVar("BatchT")
+
+
+class AskedToEndError(Exception):
+    """What was under way is broken off, for the run is to end."""
 
 
 class Interrupt:
@@ -26,9 +33,20 @@ class Interrupt:
         """0 without a signal, 130 after SIGINT, 143 after SIGTERM."""
         return 0 if self.signal is None else 128 + self.signal
 
-    def reached(self, step: int) -> bool:
-        """Whether the run is to end with this step; to be asked once a step."""
+    def reached(self) -> bool:
+        """Whether the run is to end here; all processes have to ask at the same moments."""
         return self.signal is not None
+
+    def over(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
+        """The batches, each of them a moment at which the run may end.
+
+        Raises:
+            AskedToEndError: it is to end.
+        """
+        for batch in batches:
+            if self.reached():
+                raise AskedToEndError
+            yield batch
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -57,12 +75,19 @@ class SharedInterrupt(Interrupt):
 
     handled = (signal.SIGINT,)
 
-    def reached(self, step: int) -> bool:
-        """Whether all processes are to end with this step."""
-        reached = reached_preemption_sync_point(step)
-        if reached and self.signal is None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._moments = 0
+        self._reached = False
+
+    def reached(self) -> bool:
+        """Whether all processes are to end here."""
+        if not self._reached:
+            self._moments += 1
+            self._reached = reached_preemption_sync_point(self._moments)
+        if self._reached and self.signal is None:
             self.signal = signal.SIGTERM
-        return reached
+        return self._reached
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         super()._note(number, frame)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jaxformer import checkpoint, manifest
 from jaxformer.config import LanguageConfig, RunOptions
+from jaxformer.errors import UserError
 from jaxformer.run import directory, loop
 from jaxformer.run.load import load_run
 from tests.run.forked import training
@@ -117,6 +120,60 @@ def test_a_run_killed_before_its_first_step_goes_on(
     loop.train(config, RunOptions(run_dir=run_dir, resume=resume))
     loop.train(config, RunOptions(run_dir=tmp_path / "whole"))
     assert train_losses(run_dir) == train_losses(tmp_path / "whole")
+    assert {path.name for path in run_dir.iterdir()} == {*directory.NAMES, directory.LOCK}
+
+
+def moved_away(checkpoints: Path) -> None:
+    checkpoints.rename(checkpoints.with_name("elsewhere"))
+
+
+def not_mounted(checkpoints: Path) -> None:
+    moved_away(checkpoints)
+    checkpoints.mkdir()
+
+
+def without_manifests(checkpoints: Path) -> None:
+    shutil.copytree(checkpoints, checkpoints.with_name("elsewhere"))
+    for step in checkpoint.steps(checkpoints):
+        (checkpoints / str(step) / manifest.FILE).unlink()
+
+
+@pytest.mark.parametrize("lose", [moved_away, not_mounted, without_manifests])
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
+    config: LanguageConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[Path], None],
+) -> None:
+    one_device(monkeypatch)
+    run_dir, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    loop.train(config, RunOptions(run_dir=run_dir, stop_after=3))
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    lose(checkpoints)
+    with pytest.raises(UserError, match=r"checkpoints holds no checkpoint, though|manifest.jsonl"):
+        loop.train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert (run_dir / "metrics.jsonl").read_bytes() == metrics
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    (run_dir / "elsewhere").rename(checkpoints)
+    loop.train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert [step for step, _ in train_losses(run_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(
+    config: LanguageConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    one_device(monkeypatch)
+    run_dir = tmp_path / "run"
+    loop.train(config, RunOptions(run_dir=run_dir, stop_after=2))
+    for step in (1, 2):
+        shutil.rmtree(run_dir / "checkpoints" / str(step))
+    (run_dir / ".metrics.jsonl.123").write_bytes(b"{")  # what it had begun to write
+    loop.train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert "the run has no checkpoint yet: it begins anew" in capsys.readouterr().out
+    assert [step for step, _ in train_losses(run_dir)] == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in run_dir.iterdir()} == {*directory.NAMES, directory.LOCK}
 
 

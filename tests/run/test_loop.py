@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -21,13 +23,14 @@ from jaxformer.config import (
     RunOptions,
 )
 from jaxformer.errors import UserError
+from jaxformer.run import directory
 from jaxformer.run.config_io import load_config
 from jaxformer.run.language import language_method
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
 from jaxformer.run.metrics import read_metrics
 from jaxformer.run.program import build
-from jaxformer.sharding.mesh import make_mesh
+from jaxformer.sharding.mesh import make_mesh, place
 from tests.run import tiny
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
@@ -263,3 +266,41 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
 
 def test_devices_are_simulated():
     assert jax.device_count() == 8
+
+
+def test_an_end_asked_for_amid_an_evaluation_waits_for_none_and_costs_none(
+    config, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, eval_tokens=10_000)  # several batches
+    scored = []
+
+    def asked_to_end(batch, sharding):
+        scored.append(batch)
+        if len(scored) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(batch, sharding)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxformer.run.evaluate.place", asked_to_end)
+        ended = train(config, RunOptions(run_dir=tmp_path / "run"))
+    assert (ended.exit_status, ended.step, ended.evaluation, len(scored)) == (143, 20, None, 2)
+    train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+    train(config, RunOptions(run_dir=tmp_path / "whole"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert [row[:2] for row in losses(tmp_path / "run")].count((20, "val")) == 1
+
+
+def test_a_run_directory_that_another_host_sees_late_or_never(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "APPEARS", 0.3)
+    assert not directory.appears(tmp_path)
+    threading.Timer(0.1, (tmp_path / "config.json").touch).start()
+    assert directory.appears(tmp_path)
+
+
+def test_processes_agree_on_what_each_sees_of_the_run_and_on_the_end(config, tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr("jaxformer.sharding.distributed.agree", words.append)
+    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2, max_skipped=7))
+    (started, ready, saved) = words
+    assert started.endswith(", 2, 7, 0]")
+    assert (ready, saved) == ("ready, and sees the run: True", "saved 2")

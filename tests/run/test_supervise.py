@@ -62,6 +62,10 @@ def kill_while_it_runs(directory: Path, steps: int, kills: int) -> None:
     assert final_hash(run_dir) == final_hash(whole)
 
 
+def test_a_run_that_is_killed_goes_on_by_itself(tmp_path):
+    kill_while_it_runs(tmp_path, steps=20, kills=1)
+
+
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_as_one_that_never_was(tmp_path):
     kill_while_it_runs(tmp_path, steps=120, kills=10)
