@@ -138,16 +138,19 @@ def without_manifests(checkpoints: Path) -> None:
         (checkpoints / str(step) / manifest.FILE).unlink()
 
 
-@pytest.mark.parametrize("lose", [moved_away, not_mounted, without_manifests])
+@pytest.mark.parametrize(
+    ("lose", "steps"), [(moved_away, 1), (not_mounted, 3), (without_manifests, 1)]
+)
 def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
     config: LanguageConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     lose: Callable[[Path], None],
+    steps: int,
 ) -> None:
     one_device(monkeypatch)
     run_dir, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    loop.train(config, RunOptions(run_dir=run_dir, stop_after=3))
+    loop.train(config, RunOptions(run_dir=run_dir, stop_after=steps))
     metrics = (run_dir / "metrics.jsonl").read_bytes()
     lose(checkpoints)
     with pytest.raises(UserError, match=r"checkpoints holds no checkpoint, though|manifest.jsonl"):
