@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from jaxformer.errors import TRY_AGAIN
 from jaxformer.run.config_io import load_config
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh
+from tests import processes
 from tests.processes import (
     child_of,
     command,
@@ -96,6 +98,19 @@ def test_sigterm_to_one_of_two_saves_one_step_and_ends_both(tmp_path):
     (step,) = checkpoint.steps(tmp_path / "run" / "checkpoints")
     assert f"saved step {step}" in output
     assert rows(tmp_path / "run")[-1]["step"] == step
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_breaks_off_the_evaluation_of_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TEXT", 300 * processes.TEXT)
+    evaluation = ("--eval-every", "5", "--eval-tokens", "10000000")
+    pair = start_two(tmp_path, *FOREVER, *evaluation)
+    wait_for_rows(pair[0], tmp_path / "run", 5)
+    time.sleep(2)
+    pair[1].send_signal(signal.SIGTERM)
+    assert [status for status, _, _ in ends(pair, 10)] == [143, 143]
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [5]
+    assert [row["split"] for row in rows(tmp_path / "run")] == ["train"] * 5
 
 
 def lose(directory: Path, lost: int, number: signal.Signals) -> None:
