@@ -98,12 +98,14 @@ def test_make_knows_its_targets():
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
-def test_the_python_code_runs():
+def test_the_python_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)
     assert names["logits"].shape == (2, 16, 64)
     assert "transformer.wte.weight" in names["arrays"]
+    assert (names["found"].layer, names["found"].quantity) == ("norm", "output")
 
 
 @pytest.mark.parametrize("block", COMMANDS[1:], ids=lambda block: block[-1])

@@ -25,7 +25,6 @@ DESCRIPTION = (
     "on standard error by its number and printed as an empty one; the exit status is then 2."
 )
 BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
-BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
 
 def read(line: bytes, number: int) -> str:
     """The text of a line without the white space around it, as training data are read."""
+    from jaxformer.data.parallel_text import BYTE_ORDER_MARK
+
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

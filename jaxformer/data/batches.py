@@ -18,6 +18,7 @@ from grain.sources import RandomAccessDataSource
 from jaxtyping import Int
 
 from jaxformer.batch import Batch
+from jaxformer.data.drawing import shuffled
 from jaxformer.errors import UserError
 
 BatchT = TypeVar("BatchT")
@@ -65,15 +66,10 @@ class TrainingBatches:
         return Batch(inputs, targets, np.ones(targets.shape, dtype=bool))
 
     def epoch_starts(self, epoch: int) -> Int[np.ndarray, " W"]:
-        """First tokens of an epoch's windows, in the order in which they are taken.
-
-        Drawn by sorting the raw words of Philox, which numpy promises never to change, as it does
-        not of `permutation` and `integers`.
-        """
+        """First tokens of an epoch's windows, in the order in which they are taken."""
         philox = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
-        words = philox.random_raw(1 + self.windows_per_epoch)
-        offset = int(words[0] % np.uint64(self._num_offsets))
-        return offset + self.context_length * np.argsort(words[1:], kind="stable")
+        offset = philox.random_raw() % self._num_offsets
+        return offset + self.context_length * shuffled(philox, self.windows_per_epoch)
 
 
 def training_iterator(

@@ -263,6 +263,9 @@ def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
         return None
     train_bytes, val_bytes = map(corpus.num_bytes, SIDES)
     identity = f"{corpus.sha256} {tokenizer.fingerprint}"
+    left_out = ""
+    if corpus.num_skipped:
+        left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
@@ -272,7 +275,7 @@ def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(
             f"{corpus.name}: {(train_bytes + val_bytes) / 1e6:.1f} MB, "
-            f"{corpus.num_documents} documents, {train.size + val.size:,} tokens, "
+            f"{corpus.num_documents} documents{left_out}, {train.size + val.size:,} tokens, "
             f"corpus {corpus.sha256[:12]}"
         ),
     )

@@ -1,6 +1,7 @@
-"""Draws for made-up data: which items are learned from and which held out, the same everywhere.
+"""Draws that are the same everywhere: orders of data, and which made-up items are held out.
 
-Everything comes from the raw words of Philox, which numpy promises never to change.
+Everything comes from the raw words of Philox, which numpy promises never to change, as it does not
+of `permutation` and `integers`.
 """
 
 from collections.abc import Sequence

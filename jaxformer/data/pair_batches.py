@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from jaxformer.batch import PairBatch, Specials
 from jaxformer.data.batches import NUM_STEPS
+from jaxformer.data.drawing import shuffled
 from jaxformer.data.pairs import TokenPairs
 from jaxformer.errors import UserError
 
@@ -77,11 +78,11 @@ class PairBatches:
         return pair_batch(self._pairs, self._epoch(epoch)[place], self._specials)
 
     def _laid_out_epoch(self, epoch: int) -> list[Rows]:
-        """An epoch's batches, by sorting raw words of Philox as `TrainingBatches` does."""
+        """An epoch's batches, in the order in which they are taken."""
         philox = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
-        buckets = [bucket[_shuffled(philox, len(bucket))] for bucket in self._buckets]
+        buckets = [bucket[shuffled(philox, len(bucket))] for bucket in self._buckets]
         plan = _laid_out(buckets, self._shapes)
-        return [plan[i] for i in _shuffled(philox, len(plan))]
+        return [plan[i] for i in shuffled(philox, len(plan))]
 
 
 def evaluation_rows(
@@ -176,7 +177,3 @@ def _laid_out(
     if len(waiting):
         plan.append(Rows(shapes[-1], waiting))
     return plan
-
-
-def _shuffled(philox: np.random.Philox, size: int) -> Int[np.ndarray, " size"]:
-    return np.argsort(philox.random_raw(size), kind="stable")

@@ -86,14 +86,6 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def source(self, index: int) -> Int[np.ndarray, " M"]:
-        """Tokens of a source."""
-        return self.sources[index]
-
-    def target(self, index: int) -> Int[np.ndarray, " L"]:
-        """Tokens of a target."""
-        return self.targets[index]
-
     @property
     def lengths(self) -> Int[np.ndarray, " P"]:
         """Places each pair takes in a batch: the longer of the source and the target with its

@@ -27,10 +27,6 @@ class PairTexts:
     cleaning: Cleaning
     """What was dropped before `train`."""
 
-    def num_bytes(self) -> int:
-        """UTF-8 bytes of all texts."""
-        return sum(len(text.encode()) for pair in self.train + self.val for text in pair)
-
     def sha256(self) -> str:
         """Hash of every pair, in order, and of the side it is on; the name does not count."""
         digest = hashlib.sha256()

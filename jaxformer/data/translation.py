@@ -56,13 +56,9 @@ class PreparedPairs:
     val: TokenPairs
     val_texts: tuple[Pair, ...]
     """The texts of `val`, pair by pair: what translations are compared with."""
-    num_bytes: int
-    """UTF-8 bytes of all texts."""
     val_bytes: int
-    """The same of the validation targets: bits per byte = nats per token / ln 2 * tokens / bytes,
-    an end token counted with every target."""
-    cleaning: Cleaning
-    """What was dropped; from validation files that were given nothing is."""
+    """UTF-8 bytes of the validation targets: bits per byte = nats per token / ln 2 * tokens /
+    bytes, an end token counted with every target."""
     fingerprint: str
     """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
     description: str
@@ -210,9 +206,7 @@ def _open(
         train=train,
         val=val,
         val_texts=val_texts,
-        num_bytes=texts.num_bytes(),
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
-        cleaning=cleaning,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(
             f"{texts.name}: {len(train):,} pairs to learn from, {len(val):,} held out; "

@@ -48,6 +48,9 @@ class GPT(nnx.Module):
         """Logits of a whole sequence; `mask` (padding, segments) narrows the causal one.
 
         Dropout is on when a key is given: that of the step, `step_key(key, step)`.
+
+        Raises:
+            UserError: for a text longer than the context.
         """
         L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
         if L > T:

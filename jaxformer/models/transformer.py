@@ -58,7 +58,11 @@ class Transformer(nnx.Module):
         target_valid_BL: Bool[Array, "B L"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L V"]:
-        """Logits of a whole target. Dropout is on when a key is given, `step_key(key, step)`."""
+        """Logits of a whole target. Dropout is on when a key is given, `step_key(key, step)`.
+
+        Raises:
+            UserError: for a source or target longer than the context.
+        """
         memory_BMD = self.encode(source_BM, source_valid_BM, dropout_key)
         L = target_BL.shape[1]
         x_BLD = self.embed_target(target_BL, jnp.arange(L))
@@ -76,7 +80,11 @@ class Transformer(nnx.Module):
         source_valid_BM: Bool[Array, "B M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B M D"]:
-        """The encoder's output, the memory that the decoder attends to."""
+        """The encoder's output, the memory that the decoder attends to.
+
+        Raises:
+            UserError: for a source longer than the context.
+        """
         embed = self.embed if self.config.share_embeddings else self.source_embed
         x_BMD = self.scaled(embed, source_BM, jnp.arange(source_BM.shape[1]))
         x_BMD = dropout(
@@ -110,7 +118,11 @@ class Transformer(nnx.Module):
     def scaled(
         self, embed: nnx.Embed, tokens_BL: Int[Array, "B L"], positions: Int[Array, "*B L"]
     ) -> Float[Array, "B L D"]:
-        """sqrt(D) W[token] + PE[position] (sections 3.4 and 3.5)."""
+        """sqrt(D) W[token] + PE[position] (sections 3.4 and 3.5).
+
+        Raises:
+            UserError: for a text longer than the context.
+        """
         L, T, D = tokens_BL.shape[1], self.config.context_length, self.config.width
         if L > T:
             raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")

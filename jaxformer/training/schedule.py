@@ -8,12 +8,13 @@ from jaxformer.config import NoamConfig, OptimizerConfig
 
 
 def warmup_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then half a cosine to the floor at the last of `steps`.
+    """Linear warm-up to the peak, then half a cosine, at the floor one update after the last.
 
     With w warm-up steps, update s (from 0) uses
         peak (s + 1) / (w + 1)                                                      s < w
         floor + (peak - floor) (1 + cos(pi (s - w) / (steps - w))) / 2              s >= w
-    (Loshchilov & Hutter 2017, equation 5, without restarts). Past `steps` it stays at the floor.
+    (Loshchilov & Hutter 2017, equation 5, without restarts). From s = steps on, one past
+    the last update, it is at the floor.
     """
     peak, floor, w = config.peak_learning_rate, config.floor_learning_rate, config.warmup_steps
     schedule = optax.join_schedules(

@@ -1,8 +1,8 @@
 """Loss spikes: a running mean and variance of the losses, and what is far above them.
 
-    d = x - mean        a = 1 / weight        weight <- 1 + (1 - 1/100) weight
-    mean <- mean + a d
+    weight <- 1 + (1 - 1/100) weight        a = 1 / weight        d = x - mean
     variance <- (1 - a) (variance + a d^2)
+    mean <- mean + a d
 
 are the mean and variance of all losses so far, the newest weighing most and one of 100 steps ago
 1/e as much. Plain arithmetic: numbers of Python and scalars of jax go through the same functions.

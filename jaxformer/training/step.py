@@ -8,7 +8,7 @@ once, so each slice weighs by its tokens and the result is that of the whole bat
 A step whose loss or gradient is not finite changes no parameter and no moment: both are chosen on
 the device, so that nobody waits for the verdict. Such a step has taken its batch, its dropout key
 and its place in the schedule all the same; only Adam's count of updates, which corrects the bias of
-moments that did not move, stays. A twin in PyTorch would leave out `optimizer.step()`.
+moments that did not move, stays. The twin leaves out `optimizer.step()`.
 """
 
 import math

@@ -38,7 +38,14 @@ def test_prepared_tokens_decode_to_the_text(kind, folder, cache):
         assert prepared.tokenizer.decode(tokens) == corpus.text(side)
         assert getattr(prepared, f"{side}_bytes") == len(corpus.text(side).encode())
     assert corpus.sha256[:12] in prepared.description
-    assert "40 documents" in prepared.description
+    assert "40 documents, " in prepared.description
+
+
+def test_files_that_are_left_out_are_told(folder, cache):
+    (folder / "binary").write_bytes(b"a\0b")
+    (folder / ".hidden").write_text("secret")
+    prepared = prepare(DataConfig(path=folder, tokenizer="bytes"), cache)
+    assert "40 documents (2 files left out: hidden, empty or no UTF-8" in prepared.description
 
 
 def test_prepared_again_it_is_read_not_made(file, cache, monkeypatch):

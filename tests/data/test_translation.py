@@ -51,7 +51,6 @@ def test_prepared_tokens_decode_to_the_texts(kind, tmp_path, cache):
     texts, prepared = read_pairs(data), prepare_pairs(data, cache)
     assert decoded(prepared, "train") == texts.train
     assert decoded(prepared, "val") == prepared.val_texts == texts.val
-    assert prepared.num_bytes == texts.num_bytes()
     assert prepared.val_bytes == sum(len(pair.target.encode()) for pair in texts.val)
     V = prepared.tokenizer.vocab_size
     assert prepared.specials == Specials(padding=V, start=V + 1, end=V + 2)
@@ -83,7 +82,7 @@ def test_prepared_again_they_are_read_not_made(tmp_path, cache, monkeypatch):
     first = prepare_pairs(data, cache)
     monkeypatch.setattr(module, "_make_tokenizer", None)
     second = prepare_pairs(data, cache)
-    for field in ("fingerprint", "description", "val_texts", "cleaning", "num_bytes", "specials"):
+    for field in ("fingerprint", "description", "val_texts", "val_bytes", "specials"):
         assert getattr(second, field) == getattr(first, field)
     assert decoded(second, "train") == decoded(first, "train")
 
@@ -132,8 +131,8 @@ def test_only_training_pairs_are_dropped_and_it_is_said(tmp_path, cache):
     prepared = prepare_pairs(data, cache)
     assert decoded(prepared, "train") == (train[0],)
     assert decoded(prepared, "val") == tuple(val)
-    assert prepared.cleaning == Cleaning(8, empty=1, held_out=4, too_long=1, unequal=1)
-    assert str(prepared.cleaning) in prepared.description
+    dropped = Cleaning(8, empty=1, held_out=4, too_long=1, unequal=1)
+    assert str(dropped) in prepared.description
 
 
 def test_nothing_left_to_learn_from_is_refused(tmp_path, cache):

@@ -57,11 +57,12 @@ def test_char_presets_are_the_published_settings():
         assert rates == (1e-3, 1e-4, 100)
         assert (optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.99, 0.1, 1.0)
         assert config.data.val_fraction == pytest.approx(0.1)
-        # The one departure, which the recipe owns up to: GPT-2's 0.02 scaled to the width.
+        # Two departures, which the recipe owns up to: biases, and GPT-2's 0.02 scaled to the width.
+        assert config.model.use_bias
         assert config.model.init_std == pytest.approx(
             0.02 * (768 / config.model.width) ** 0.5, abs=3e-3
         )
-    assert "One setting is not the published one" in gpt_char.__doc__
+    assert "Two settings are not the published ones" in gpt_char.__doc__
 
 
 @pytest.mark.parametrize("name", OWN_FLAGS)

@@ -7,7 +7,7 @@ from torchref.config import NoamConfig, OptimizerConfig
 
 
 def warmup_cosine(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """Linear warm-up to the peak, then half a cosine to the floor at the last of `steps`."""
+    """Linear warm-up to the peak, then half a cosine, at the floor one update after the last."""
     peak, floor, w = config.peak_learning_rate, config.floor_learning_rate, config.warmup_steps
 
     def learning_rate(step: int) -> float:

@@ -1,0 +1,122 @@
+"""What the benchmarks of train steps share: presets of `train.gpt_char`, timing in turns, a table.
+
+The presets have a vocabulary of 65, tinyshakespeare's; tokens are random. All sides take turns, so
+that a slow spell of the machine meets all, from the first to the last and back; compilation and
+first steps are left out.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.batch import Batch
+from jaxformer.config import LanguageConfig, MeshConfig
+from jaxformer.run.language import language_method
+from jaxformer.run.program import build
+from jaxformer.sharding.mesh import make_mesh
+from train.gpt_char import PRESETS
+
+VOCAB_SIZE = 65
+
+Seconds = Callable[[], float]
+"""Takes one step and returns how long it took."""
+
+
+class Row(NamedTuple):
+    """Seconds of a step of one side."""
+
+    side: str
+    median: float
+    fastest: float
+    slowest: float
+
+
+def preset(name: str) -> LanguageConfig:
+    """A preset of `train.gpt_char` with its vocabulary."""
+    config = PRESETS[name]
+    model = dataclasses.replace(config.model, vocab_size=VOCAB_SIZE)
+    return dataclasses.replace(config, model=model)
+
+
+def random_tokens(config: LanguageConfig) -> np.ndarray:
+    """Those of a batch and one more a row, always the same."""
+    shape = config.batch_size, config.model.context_length + 1
+    return np.random.default_rng(0).integers(0, VOCAB_SIZE, shape, dtype=np.int32)
+
+
+def timed(step: Callable[[], object]) -> Seconds:
+    """A step that was taken three times and will tell how long it takes."""
+    for _ in range(3):
+        step()
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def jax_step(config: LanguageConfig) -> Seconds:
+    """A whole train step as a run takes it, on one device."""
+    program = build(language_method(config), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    tokens = random_tokens(config)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool))
+    batch = jax.device_put(batch, program.rows)
+    state = program.fresh_state()
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program.train_step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return timed(step)
+
+
+def parser(description: str, repetitions: int) -> argparse.ArgumentParser:
+    """The flags that these benchmarks have in common."""
+    flags = argparse.ArgumentParser(description=description.partition("\n")[0])
+    flags.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
+    flags.add_argument("--repetitions", type=int, default=repetitions, help="steps of each side")
+    flags.add_argument("--json", type=Path, help="also write the table to this file")
+    return flags
+
+
+def compare(words: argparse.Namespace, sides: Mapping[str, Seconds], **about: Any) -> None:
+    """Time the sides, print a table and write it to `--json`; the first side is the measure."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repetition in range(words.repetitions):
+        names = list(sides)
+        for name in reversed(names) if repetition % 2 else names:
+            seconds[name].append(sides[name]())
+    model = preset(words.preset).model
+    about = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "cpus": os.cpu_count(),
+        "dtype": model.dtype,
+        "matmul_precision": "default",
+        "preset": words.preset,
+        "parameters": model.num_parameters(),
+        "repetitions": words.repetitions,
+        **about,
+    }
+    rows = [Row(name, statistics.median(s), min(s), max(s)) for name, s in seconds.items()]
+    print(*(f"{name} {value}" for name, value in about.items()), sep=", ")
+    print(f"{'milliseconds a step':20}{'median':>10}{'fastest':>10}{'slowest':>10}{'ratio':>10}")
+    for row in rows:
+        numbers = "".join(f"{1000 * number:10.2f}" for number in row[1:])
+        print(f"{row.side:20}{numbers}{row.median / rows[0].median:10.3f}")
+    if words.json:
+        table = about | {"rows": [row._asdict() for row in rows]}
+        words.json.write_text(json.dumps(table, indent=2) + "\n")
