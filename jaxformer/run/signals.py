@@ -6,19 +6,25 @@ all processes, and says at which step they stop; a handler of Python's would shu
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
+TOGETHER = 2.0
+"""Seconds within which signals are one request: whoever ends a group of processes signals them all,
+and a supervisor among them passes its own on."""
+
 
 class Interrupt:
-    """While the block lasts, a first signal is noted; a second one ends the process at once."""
+    """While the block lasts, a first signal is noted; a later one ends the process at once."""
 
     handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -31,11 +37,14 @@ class Interrupt:
         return self.signal is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._since > TOGETHER:
             # Saving is under way in other threads, whose complaints would bury the message.
-            os.write(2, b"stopped before the step was saved\n")
-            os._exit(128 + number)
-        self.signal = signal.Signals(number)
+            try:
+                os.write(2, b"stopped before the step was saved\n")
+            finally:
+                os._exit(128 + number)
 
     def __enter__(self) -> Self:
         for number in self.handled:
@@ -61,7 +70,7 @@ class SharedInterrupt(Interrupt):
         """Whether all processes are to end with this step."""
         reached = reached_preemption_sync_point(step)
         if reached and self.signal is None:
-            self.signal = signal.SIGTERM
+            super()._note(signal.SIGTERM, None)
         return reached
 
     def _note(self, number: int, frame: FrameType | None) -> None:
