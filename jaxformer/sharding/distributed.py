@@ -10,6 +10,7 @@ Source: https://docs.jax.dev/en/latest/multi_process.html
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import shutil
 import signal
@@ -66,7 +67,8 @@ def join(config: DistributedConfig) -> None:
         if config.process == 0:
             assert config.coordinator is not None
             _require_free(config.coordinator)
-            explicit["coordinator_bind_address"] = config.coordinator
+            if _is_loopback(config.coordinator):  # else jax listens at all of this machine's
+                explicit["coordinator_bind_address"] = config.coordinator
     _say_when_aborted(lambda: (_not_all_came(config), TRY_AGAIN))
     with _standard_error_held_back():
         try:
@@ -226,11 +228,24 @@ class Roll:
                 return
 
 
+def _is_loopback(address: str) -> bool:
+    """Whether an address says by itself that all processes are on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def _require_free(address: str) -> None:
-    """Refuse a port that is taken: gRPC would share it with its owner, and mix up two runs."""
+    """Refuse a port that is taken: gRPC would share it with its owner, and mix up two runs.
+
+    Only a loopback address is bound. What the others are given may be nobody's here: the address of
+    a service, or a name that /etc/hosts maps to loopback on its own machine.
+    """
     host, _, port = address.rpartition(":")
+    here = host.strip("[]") if _is_loopback(address) else None
     try:
-        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        family, *_, place = socket.getaddrinfo(here, int(port), flags=socket.AI_PASSIVE)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
@@ -249,7 +264,7 @@ def _not_all_came(config: DistributedConfig) -> str:
     if config.process == 0:
         return (
             f"not all {config.processes} processes came to {config.coordinator} {within}: start "
-            "the others, each with its own --distributed.process"
+            "the others, each with its own --distributed.process, and check the address"
         )
     return (
         f"process {config.process} of {config.processes} met no run of so many processes at "
