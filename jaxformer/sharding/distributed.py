@@ -129,8 +129,8 @@ def leave(exit_status: int) -> None:
 def _part() -> None:
     global _roll
     assert _roll is not None
+    jax.distributed.shutdown()  # waits for the others, who look for signs of life as long
     _roll.stop()
-    jax.distributed.shutdown()
     _roll = None
     _say_when_aborted(None)
 
@@ -218,12 +218,13 @@ class Roll:
                 )
                 rows = self.store.key_value_dir_get("jaxformer/alive/")
             except Exception:
-                return  # process 0 is gone, or this run ends
-            self._answered = now = time.monotonic()
-            for key, sign in rows:
-                process = int(key.rpartition("/")[2])
-                if sign != self._heard[process][0]:
-                    self._heard[process] = sign, now
+                pass  # a passing fault, or process 0 is gone: how long it gave no answer tells
+            else:
+                self._answered = now = time.monotonic()
+                for key, sign in rows:
+                    process = int(key.rpartition("/")[2])
+                    if sign != self._heard[process][0]:
+                        self._heard[process] = sign, now
             if self._done.wait(BEAT):
                 return
 
