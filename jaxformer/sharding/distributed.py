@@ -278,8 +278,9 @@ def _not_started(config: DistributedConfig, error: Exception) -> str:
     if config.auto:
         return (
             f"found no SLURM, Open MPI or Kubernetes job that this process belongs to ({reason}): "
-            "start it by srun or mpirun, in Kubernetes with jax[k8s] installed, or name "
-            "--distributed.coordinator, --distributed.processes and --distributed.process"
+            "start it by srun or mpirun (Open MPI 5 takes jax 0.12 and mpi4py), in Kubernetes with "
+            "jax[k8s] installed, or name --distributed.coordinator, --distributed.processes and "
+            "--distributed.process"
         )
     return f"cannot join the run at {config.coordinator}: {reason}: check the --distributed flags"
 
