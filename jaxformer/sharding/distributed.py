@@ -34,6 +34,8 @@ BEAT = 1.0
 """Seconds between two of our signs of life."""
 SILENT = 5.0
 """Seconds without one after which a process is named when the run is aborted."""
+GRACE = 5.0
+"""Seconds that process 0 leaves the others to end by themselves; fewer than `HEARTBEAT`."""
 PATIENCE = 7 * 24 * 3600
 """Seconds to wait for another process's word; that it lives is the heartbeat's business."""
 
@@ -152,15 +154,27 @@ def lost_processes_named() -> Iterator[None]:
 
 
 def break_off(exit_status: int) -> None:
-    """End a process that failed among others at once, without the goodbye.
+    """End a process that failed among others without the goodbye.
 
     JAX says goodbye when Python ends, and waits for the others, who are waiting for this one.
     """
     if _roll is not None:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(exit_status)
+        try:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            let_the_others_speak()  # what is wrong here may be wrong everywhere
+        finally:
+            os._exit(exit_status)
+
+
+def let_the_others_speak() -> None:
+    """Let the others come to an end of their own first: that of process 0 ends them at once.
+
+    That of another process is only noticed when its heartbeat is missed.
+    """
+    if _roll is not None and _roll.process == 0 and _roll.count > 1:
+        time.sleep(GRACE)
 
 
 class Roll:
@@ -296,9 +310,12 @@ def _say_when_aborted(words: Callable[[], tuple[str, int]] | None) -> None:
 @_LIBC_SIGNAL
 def _on_abort(_: int) -> NoReturn:
     # Python's own handlers run between two of the main thread's instructions: too late for this.
-    line, status = _last_words() if _last_words else ("aborted", 1)
-    os.write(_stderr, f"error: {line}\n".encode())
-    os._exit(status)
+    status = 1
+    try:
+        line, status = _last_words() if _last_words else ("aborted", status)
+        os.write(_stderr, f"error: {line}\n".encode())
+    finally:
+        os._exit(status)
 
 
 @contextlib.contextmanager

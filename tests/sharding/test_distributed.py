@@ -1,7 +1,10 @@
 """Joining a run of several processes: found by what launchers tell, refused in one line."""
 
 import socket
+import subprocess
 import sys
+import time
+from typing import Any
 
 import jax
 import pytest
@@ -80,6 +83,18 @@ def test_what_does_not_come_about_is_reported_in_one_line():
         assert expected in complaint
 
 
+def test_an_aborted_process_ends_with_its_status_even_if_it_cannot_say_why():
+    script = """
+import os
+from jaxformer.sharding import distributed
+distributed._say_when_aborted(lambda: ("lost", 75))
+os.abort()
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stderr=full)
+    assert done.returncode == TRY_AGAIN
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.of.the.run"])
 def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it(host):
     with socket.socket() as owner:
@@ -118,3 +133,84 @@ def test_the_first_process_is_reached_at_addresses_that_its_own_host_does_not_kn
 def test_flags_that_do_not_go_together_are_refused(arguments, complaint):
     with pytest.raises(UserError, match=complaint):
         DistributedConfig(**arguments)
+
+
+FAIL = """
+import sys, time
+from jaxformer.cli.arguments import run_command
+from jaxformer.config import DistributedConfig
+from jaxformer.errors import UserError
+from jaxformer.sharding import distributed
+distributed.GRACE = 3.0
+def main():
+    process, address = int(sys.argv[1]), sys.argv[2]
+    distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
+    distributed.agree("ready")
+    time.sleep(process)
+    raise UserError("the same everywhere")
+run_command("prog", main)
+"""
+
+
+def test_processes_that_fail_alike_all_end_with_the_same_status():
+    words = [sys.executable, "-c", FAIL]
+    address = f"127.0.0.1:{free_port()}"
+    for end in ends([start([*words, str(process), address], devices=1) for process in (0, 1)]):
+        assert end == (2, "", "prog: error: the same everywhere\n")
+
+
+class Store:
+    """JAX's store as the signs of life use it, which does not answer the first calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def key_value_set(self, *_: Any, **__: Any) -> None:
+        self.calls += 1
+        if self.calls <= 3:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
+        return [("jaxformer/alive/1", f"host, pid 1 {self.calls}")]
+
+
+def test_signs_of_life_go_on_after_the_store_gave_no_answer(monkeypatch):
+    monkeypatch.setattr(distributed, "BEAT", 0.01)
+    monkeypatch.setattr(distributed, "SILENT", 0.5)
+    roll = distributed.Roll(0, 2)
+    roll.store = Store()
+    roll.start()
+    time.sleep(1.0)
+    assert str(roll) == "process 0 of 2 had to end: JAX's runtime says why, above"
+    roll.stop()
+    time.sleep(0.6)
+    assert "process 1 (host, pid 1) died or froze" in str(roll)
+
+
+PART = """
+import os, sys, time
+from jaxformer.config import DistributedConfig
+from jaxformer.sharding import distributed
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.join(DistributedConfig(coordinator=address, processes=3, process=process))
+distributed.agree("ready")
+if process == 2:
+    time.sleep(7)  # longer than SILENT
+    os._exit(0)
+if process == 1:
+    time.sleep(60)
+distributed.leave(0)
+"""
+
+
+@pytest.mark.slow
+def test_who_waits_for_the_others_to_part_is_not_taken_for_dead():
+    words = [sys.executable, "-c", PART]
+    address = f"127.0.0.1:{free_port()}"
+    processes = [start([*words, str(i), address], devices=1) for i in range(3)]
+    for index, (status, _, complaint) in enumerate(ends(processes)[:2]):
+        assert status == TRY_AGAIN, complaint
+        last = complaint.splitlines()[-1]
+        assert f"process {index} of 3 had to end: process 2 (" in last
+        assert "process 0" not in last.partition("end:")[2]
+        assert "process 1" not in last.partition("end:")[2]
