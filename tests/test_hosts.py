@@ -41,6 +41,10 @@ def test_the_manifest_starts_a_recipe_that_finds_the_others():
     job = hosts["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 2
     assert job["completionMode"] == "Indexed"  # JAX takes a process's number from it
+    (refused,) = job["podFailurePolicy"]["rules"]
+    assert (refused["action"], refused["onExitCodes"]["values"]) == ("FailJob", [2])
+    (final,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert final == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     (container,) = job["template"]["spec"]["containers"]
     (script,) = container["args"]
     subprocess.run(["bash", "-n", "-c", script], check=True)
@@ -90,10 +94,12 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "requeued").exists()
-    for status, queued in ((75, 1), (137, 2), (143, 3), (130, 3), (1, 3)):
+    tries = [(75, 0, 1), (137, 19, 2), (75, 20, 2), (143, 20, 3), (1, 0, 4), (130, 0, 4), (2, 0, 4)]
+    for status, restarts, queued in tries:
         failing = batch_file.replace("python -m", "failing -m")
         (tmp_path / "failing").write_text(f"#!/bin/bash\nexit {status}\n")
         (tmp_path / "failing").chmod(0o755)
-        done = subprocess.run(["bash", "-c", failing], cwd=tmp_path, env=environment)
+        counted = environment | {"SLURM_RESTART_COUNT": str(restarts)}
+        done = subprocess.run(["bash", "-c", failing], cwd=tmp_path, env=counted)
         assert done.returncode == status
         assert (tmp_path / "requeued").read_text() == "requeue 7\n" * queued

@@ -6,6 +6,7 @@ all processes, and says at which step they stop; a handler of Python's would shu
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -14,18 +15,23 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 BatchT = TypeVar("BatchT")
 
+TOGETHER = 2.0
+"""Seconds within which signals are one request: whoever ends a group of processes signals them all,
+and a supervisor among them passes its own on."""
+
 
 class AskedToEndError(Exception):
     """What was under way is broken off, for the run is to end."""
 
 
 class Interrupt:
-    """While the block lasts, a first signal is noted; a second one ends the process at once."""
+    """While the block lasts, a first signal is noted; a later one ends the process at once."""
 
     handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -49,11 +55,14 @@ class Interrupt:
             yield batch
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._since > TOGETHER:
             # Saving is under way in other threads, whose complaints would bury the message.
-            os.write(2, b"stopped before the step was saved\n")
-            os._exit(128 + number)
-        self.signal = signal.Signals(number)
+            try:
+                os.write(2, b"stopped before the step was saved\n")
+            finally:
+                os._exit(128 + number)
 
     def __enter__(self) -> Self:
         for number in self.handled:
@@ -86,7 +95,7 @@ class SharedInterrupt(Interrupt):
             self._moments += 1
             self._reached = reached_preemption_sync_point(self._moments)
         if self._reached and self.signal is None:
-            self.signal = signal.SIGTERM
+            super()._note(signal.SIGTERM, None)
         return self._reached
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,9 @@
 """`--restarts N`: the run is a child process, which is started again when it crashes.
 
-A crash is any end but the good one, bad input (status 2: it would be bad again) and a signal that
-asked the run to end (130, 143), which is passed on. Of a run of several processes each has its own
-supervisor; when one process dies the others end too, and all meet again.
+A crash is any end but the good one, bad input (status 2: it would be bad again), an output that
+nobody reads (141) and a signal that asked the run to end (130, 143), which is passed on. An error
+of the program itself (1) is one: those of devices and networks look the same. Of a run of several
+processes each has its own supervisor; when one process dies the others end too, and all meet again.
 """
 
 import ctypes
@@ -32,14 +33,17 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
     try:
         status = 0
         for start in range(options.restarts + 1):
+            if asked:
+                return 128 + asked[0]
             if start:
                 line = f"the run ended with status {status}; restart {start} of {options.restarts}"
                 print(f"{module}: {line}", file=sys.stderr, flush=True)
-            if asked:
-                return 128 + asked[0]
+            resume = _resume(argv, options) if start else []
             # A group of its own: Ctrl-C on a terminal comes to this process and is passed on, once.
             child = subprocess.Popen(
-                _command(module, argv, options), process_group=0, preexec_fn=_end_with_parent
+                [sys.executable, "-m", module, *argv, *resume, "--restarts", "0"],
+                process_group=0,
+                preexec_fn=_end_with_parent,
             )
             if asked:
                 child.send_signal(asked[0])
@@ -54,11 +58,10 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
             signal.signal(number, handler)
 
 
-def _command(module: str, argv: Sequence[str], options: RunOptions) -> list[str]:
-    """The same command without a supervisor, going on with the run if there is one by now."""
+def _resume(argv: Sequence[str], options: RunOptions) -> list[str]:
+    """What lets the next start go on with the run, if an earlier one came so far as to begin it."""
     begun = (options.run_dir / "config.json").is_file()
-    resume = ["--resume"] if begun and "--resume" not in argv else []
-    return [sys.executable, "-m", module, *argv, *resume, "--restarts", "0"]
+    return ["--resume"] if begun and "--resume" not in argv else []
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from jaxformer.errors import TRY_AGAIN
+from jaxformer.sharding import distributed
 
 BatchT = TypeVar("BatchT")
 
@@ -62,16 +63,20 @@ class Watchdog:
             then = now
 
     def _end(self) -> None:
-        with contextlib.suppress(OSError), self._stacks.open("w") as file:
-            faulthandler.dump_traceback(file)
-        faulthandler.dump_traceback(sys.__stderr__ or 2)
         line = (
             f"error: no progress for {self._seconds:g} s (--watchdog) in {self._what}; the stacks "
             f"are above and in {self._stacks}; start again with --resume, with a larger --watchdog "
             "if it takes so long"
         )
-        os.write(2, f"{line}\n".encode())
-        os._exit(TRY_AGAIN)
+        try:
+            with contextlib.suppress(OSError), self._stacks.open("w") as file:
+                faulthandler.dump_traceback(file)
+            with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
+                os.write(2, f"{line}\n".encode())
+            distributed.let_the_others_speak()  # theirs may be the stacks that tell
+        finally:
+            os._exit(TRY_AGAIN)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -10,6 +10,7 @@ Source: https://docs.jax.dev/en/latest/multi_process.html
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import shutil
 import signal
@@ -33,6 +34,8 @@ BEAT = 1.0
 """Seconds between two of our signs of life."""
 SILENT = 5.0
 """Seconds without one after which a process is named when the run is aborted."""
+GRACE = 5.0
+"""Seconds that process 0 leaves the others to end by themselves; fewer than `HEARTBEAT`."""
 PATIENCE = 7 * 24 * 3600
 """Seconds to wait for another process's word; that it lives is the heartbeat's business."""
 
@@ -66,7 +69,8 @@ def join(config: DistributedConfig) -> None:
         if config.process == 0:
             assert config.coordinator is not None
             _require_free(config.coordinator)
-            explicit["coordinator_bind_address"] = config.coordinator
+            if _is_loopback(config.coordinator):  # else jax listens at all of this machine's
+                explicit["coordinator_bind_address"] = config.coordinator
     _say_when_aborted(lambda: (_not_all_came(config), TRY_AGAIN))
     with _standard_error_held_back():
         try:
@@ -127,8 +131,8 @@ def leave(exit_status: int) -> None:
 def _part() -> None:
     global _roll
     assert _roll is not None
+    jax.distributed.shutdown()  # waits for the others, who look for signs of life as long
     _roll.stop()
-    jax.distributed.shutdown()
     _roll = None
     _say_when_aborted(None)
 
@@ -150,15 +154,27 @@ def lost_processes_named() -> Iterator[None]:
 
 
 def break_off(exit_status: int) -> None:
-    """End a process that failed among others at once, without the goodbye.
+    """End a process that failed among others without the goodbye.
 
     JAX says goodbye when Python ends, and waits for the others, who are waiting for this one.
     """
     if _roll is not None:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(exit_status)
+        try:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            let_the_others_speak()  # what is wrong here may be wrong everywhere
+        finally:
+            os._exit(exit_status)
+
+
+def let_the_others_speak() -> None:
+    """Let the others come to an end of their own first: that of process 0 ends them at once.
+
+    That of another process is only noticed when its heartbeat is missed.
+    """
+    if _roll is not None and _roll.process == 0 and _roll.count > 1:
+        time.sleep(GRACE)
 
 
 class Roll:
@@ -216,21 +232,35 @@ class Roll:
                 )
                 rows = self.store.key_value_dir_get("jaxformer/alive/")
             except Exception:
-                return  # process 0 is gone, or this run ends
-            self._answered = now = time.monotonic()
-            for key, sign in rows:
-                process = int(key.rpartition("/")[2])
-                if sign != self._heard[process][0]:
-                    self._heard[process] = sign, now
+                pass  # a passing fault, or process 0 is gone: how long it gave no answer tells
+            else:
+                self._answered = now = time.monotonic()
+                for key, sign in rows:
+                    process = int(key.rpartition("/")[2])
+                    if sign != self._heard[process][0]:
+                        self._heard[process] = sign, now
             if self._done.wait(BEAT):
                 return
 
 
+def _is_loopback(address: str) -> bool:
+    """Whether an address says by itself that all processes are on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def _require_free(address: str) -> None:
-    """Refuse a port that is taken: gRPC would share it with its owner, and mix up two runs."""
+    """Refuse a port that is taken: gRPC would share it with its owner, and mix up two runs.
+
+    Only a loopback address is bound. What the others are given may be nobody's here: the address of
+    a service, or a name that /etc/hosts maps to loopback on its own machine.
+    """
     host, _, port = address.rpartition(":")
+    here = host.strip("[]") if _is_loopback(address) else None
     try:
-        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        family, *_, place = socket.getaddrinfo(here, int(port), flags=socket.AI_PASSIVE)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
@@ -249,7 +279,7 @@ def _not_all_came(config: DistributedConfig) -> str:
     if config.process == 0:
         return (
             f"not all {config.processes} processes came to {config.coordinator} {within}: start "
-            "the others, each with its own --distributed.process"
+            "the others, each with its own --distributed.process, and check the address"
         )
     return (
         f"process {config.process} of {config.processes} met no run of so many processes at "
@@ -262,8 +292,9 @@ def _not_started(config: DistributedConfig, error: Exception) -> str:
     if config.auto:
         return (
             f"found no SLURM, Open MPI or Kubernetes job that this process belongs to ({reason}): "
-            "start it by srun or mpirun, in Kubernetes with jax[k8s] installed, or name "
-            "--distributed.coordinator, --distributed.processes and --distributed.process"
+            "start it by srun or mpirun (Open MPI 5 takes jax 0.12 and mpi4py), in Kubernetes with "
+            "jax[k8s] installed, or name --distributed.coordinator, --distributed.processes and "
+            "--distributed.process"
         )
     return f"cannot join the run at {config.coordinator}: {reason}: check the --distributed flags"
 
@@ -279,9 +310,12 @@ def _say_when_aborted(words: Callable[[], tuple[str, int]] | None) -> None:
 @_LIBC_SIGNAL
 def _on_abort(_: int) -> NoReturn:
     # Python's own handlers run between two of the main thread's instructions: too late for this.
-    line, status = _last_words() if _last_words else ("aborted", 1)
-    os.write(_stderr, f"error: {line}\n".encode())
-    os._exit(status)
+    status = 1
+    try:
+        line, status = _last_words() if _last_words else ("aborted", status)
+        os.write(_stderr, f"error: {line}\n".encode())
+    finally:
+        os._exit(status)
 
 
 @contextlib.contextmanager

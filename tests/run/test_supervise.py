@@ -71,17 +71,33 @@ def test_a_run_killed_ten_times_ends_as_one_that_never_was(tmp_path):
     kill_while_it_runs(tmp_path, steps=120, kills=10)
 
 
-def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "both"), [(signal.SIGINT, False), (signal.SIGTERM, True)], ids=["one", "both"]
+)
+def test_a_signal_saves_the_step_and_nothing_is_started_again(tmp_path, number, both):
     words = ("--steps", "100000", *ONE_SAVE_A_STEP, "--restarts", "3")
     supervisor = start(command(tmp_path, *words), devices=1)
     while len(rows(tmp_path / "run")) < 3:
         assert supervisor.poll() is None, supervisor.communicate()
         time.sleep(0.05)
-    supervisor.send_signal(signal.SIGINT)
+    if both:  # as systemd does; the run is told twice, for its supervisor passes the signal on
+        os.kill(child_of(supervisor), number)
+        time.sleep(0.05)
+    supervisor.send_signal(number)
     ((status, output, complaint),) = ends([supervisor])
-    assert (status, complaint) == (130, "")
+    assert (status, complaint) == (128 + number, "")
     step = checkpoint.steps(tmp_path / "run" / "checkpoints")[-1]
-    assert f"SIGINT: saved step {step}" in output
+    assert f"{number.name}: saved step {step}" in output
+    assert rows(tmp_path / "run")[-1]["step"] == step
+
+
+def test_a_run_that_is_there_is_refused_without_resume(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    supervisor = start(command(tmp_path, "--restarts", "2"), devices=1)
+    ((status, _, complaint),) = ends([supervisor])
+    assert (status, complaint.count("\n")) == (2, 1), complaint
+    assert "already holds a run" in complaint
 
 
 CHILD = """
@@ -118,6 +134,21 @@ def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, 
     assert first == f"{statuses} --seed 3 --restarts 0"
     assert others == [f"{statuses} --seed 3 --resume --restarts 0"] * (starts - 1)
     assert done.stderr.count("restart ") == starts - 1
+
+
+def test_a_child_that_fails_when_it_is_asked_to_end_is_not_started_again(tmp_path):
+    (tmp_path / "child.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    path = os.pathsep.join(map(str, (Path(__file__).parents[2], tmp_path)))
+    supervisor = start([sys.executable, "-c", SUPERVISOR], environment={"PYTHONPATH": path})
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.readline() == "ready\n"
+    supervisor.send_signal(signal.SIGTERM)
+    assert ends([supervisor]) == [(143, "", "")]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxformer.errors import TRY_AGAIN
 from jaxformer.run.watchdog import Watchdog
-from tests.processes import command, ends, rows, start
+from tests.processes import command, ends, free_port, rows, start
 
 HANGING = """
 import dataclasses, sys, time
@@ -63,6 +63,49 @@ print("reached")
         assert f"{list(letters)}\n" in done.stdout
         assert ("reached" in done.stdout) == (status == 0)
     assert "no progress for 1 s (--watchdog) in letter 7" in done.stderr
+
+
+def test_a_run_that_hangs_ends_even_if_nothing_can_be_written(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from jaxformer.run import watchdog
+watchdog.COMPILING = 0.0
+if sys.argv[1:]:
+    sys.stderr.close()
+with watchdog.Watchdog(0.2, Path("missing/stacks.txt")):
+    time.sleep(60)
+"""
+    for close in ([], ["close"]):
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-c", script, *close]
+            done = subprocess.run(words, cwd=tmp_path, stderr=full, timeout=30)
+        assert done.returncode == TRY_AGAIN
+
+
+def test_of_two_processes_that_hang_each_writes_its_stacks(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from jaxformer.config import DistributedConfig
+from jaxformer.run import watchdog
+from jaxformer.sharding import distributed
+watchdog.COMPILING, distributed.GRACE = 0.0, 3.0
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
+distributed.agree("ready")
+with watchdog.Watchdog(1.0 + process, Path(sys.argv[3])):  # the first's end ends the other at once
+    time.sleep(60)
+"""
+    address = f"127.0.0.1:{free_port()}"
+    stacks = [tmp_path / f"stacks-{process}.txt" for process in (0, 1)]
+    words = [sys.executable, "-c", script]
+    pair = [start([*words, str(i), address, str(stacks[i])], devices=1) for i in (0, 1)]
+    for status, _, complaint in ends(pair):
+        assert status == TRY_AGAIN, complaint
+        assert "error: no progress for" in complaint
+    for file in stacks:
+        assert "_watch" in file.read_text()
 
 
 def test_nothing_is_left_behind_by_a_run_that_makes_progress(tmp_path: Path) -> None:

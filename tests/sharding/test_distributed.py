@@ -1,7 +1,10 @@
 """Joining a run of several processes: found by what launchers tell, refused in one line."""
 
 import socket
+import subprocess
 import sys
+import time
+from typing import Any
 
 import jax
 import pytest
@@ -67,9 +70,12 @@ def test_what_does_not_come_about_is_reported_in_one_line():
     processes = {
         "met no run of so many processes at 127.0.0.1": joining(explicit(free_port(), 1)),
         "not all 2 processes came to 127.0.0.1": joining(explicit(free_port(), 0)),
+        "not all 2 processes came to 192.0.2.1": joining(
+            f"coordinator='192.0.2.1:{free_port()}', processes=2, process=0, timeout=1"
+        ),
         "found no SLURM, Open MPI or Kubernetes job": joining("auto=True"),
     }
-    statuses = (TRY_AGAIN, TRY_AGAIN, 2)  # the others may come yet; a launcher will not
+    statuses = (TRY_AGAIN, TRY_AGAIN, TRY_AGAIN, 2)  # the others may come yet; a launcher will not
     ended = ends(processes.values())
     for expected, right, end in zip(processes, statuses, ended, strict=True):
         status, output, complaint = end
@@ -77,20 +83,37 @@ def test_what_does_not_come_about_is_reported_in_one_line():
         assert expected in complaint
 
 
-def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it():
+def test_an_aborted_process_ends_with_its_status_even_if_it_cannot_say_why():
+    script = """
+import os
+from jaxformer.sharding import distributed
+distributed._say_when_aborted(lambda: ("lost", 75))
+os.abort()
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stderr=full)
+    assert done.returncode == TRY_AGAIN
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "host.of.the.run"])
+def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it(host):
     with socket.socket() as owner:
         owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         owner.bind(("127.0.0.1", 0))
         owner.listen()
-        address = f"127.0.0.1:{owner.getsockname()[1]}"
+        address = f"{host}:{owner.getsockname()[1]}"
+        config = DistributedConfig(coordinator=address, processes=2, process=0, timeout=1)
         with pytest.raises(UserError, match=f"cannot listen at {address}: Address already in use"):
-            distributed.join(DistributedConfig(coordinator=address, processes=2, process=0))
+            distributed.join(config)
 
 
-def test_an_address_that_is_not_of_this_machine_is_refused():
-    config = DistributedConfig(coordinator="192.0.2.1:1234", processes=2, process=0)
-    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:1234"):
-        distributed.join(config)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not of this machine")
+def test_the_first_process_is_reached_at_addresses_that_its_own_host_does_not_know():
+    port = free_port()
+    named = f"coordinator='{socket.gethostname()}:{port}', processes=2, process=0"
+    others = f"coordinator='127.0.0.2:{port}', processes=2, process=1"
+    for index, end in enumerate(ends([joining(named), joining(others)])):
+        assert end == (0, f"{index} 2 True\n", "")
 
 
 @pytest.mark.parametrize(
@@ -110,3 +133,84 @@ def test_an_address_that_is_not_of_this_machine_is_refused():
 def test_flags_that_do_not_go_together_are_refused(arguments, complaint):
     with pytest.raises(UserError, match=complaint):
         DistributedConfig(**arguments)
+
+
+FAIL = """
+import sys, time
+from jaxformer.cli.arguments import run_command
+from jaxformer.config import DistributedConfig
+from jaxformer.errors import UserError
+from jaxformer.sharding import distributed
+distributed.GRACE = 3.0
+def main():
+    process, address = int(sys.argv[1]), sys.argv[2]
+    distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
+    distributed.agree("ready")
+    time.sleep(process)
+    raise UserError("the same everywhere")
+run_command("prog", main)
+"""
+
+
+def test_processes_that_fail_alike_all_end_with_the_same_status():
+    words = [sys.executable, "-c", FAIL]
+    address = f"127.0.0.1:{free_port()}"
+    for end in ends([start([*words, str(process), address], devices=1) for process in (0, 1)]):
+        assert end == (2, "", "prog: error: the same everywhere\n")
+
+
+class Store:
+    """JAX's store as the signs of life use it, which does not answer the first calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def key_value_set(self, *_: Any, **__: Any) -> None:
+        self.calls += 1
+        if self.calls <= 3:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
+        return [("jaxformer/alive/1", f"host, pid 1 {self.calls}")]
+
+
+def test_signs_of_life_go_on_after_the_store_gave_no_answer(monkeypatch):
+    monkeypatch.setattr(distributed, "BEAT", 0.01)
+    monkeypatch.setattr(distributed, "SILENT", 0.5)
+    roll = distributed.Roll(0, 2)
+    roll.store = Store()
+    roll.start()
+    time.sleep(1.0)
+    assert str(roll) == "process 0 of 2 had to end: JAX's runtime says why, above"
+    roll.stop()
+    time.sleep(0.6)
+    assert "process 1 (host, pid 1) died or froze" in str(roll)
+
+
+PART = """
+import os, sys, time
+from jaxformer.config import DistributedConfig
+from jaxformer.sharding import distributed
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.join(DistributedConfig(coordinator=address, processes=3, process=process))
+distributed.agree("ready")
+if process == 2:
+    time.sleep(7)  # longer than SILENT
+    os._exit(0)
+if process == 1:
+    time.sleep(60)
+distributed.leave(0)
+"""
+
+
+@pytest.mark.slow
+def test_who_waits_for_the_others_to_part_is_not_taken_for_dead():
+    words = [sys.executable, "-c", PART]
+    address = f"127.0.0.1:{free_port()}"
+    processes = [start([*words, str(i), address], devices=1) for i in range(3)]
+    for index, (status, _, complaint) in enumerate(ends(processes)[:2]):
+        assert status == TRY_AGAIN, complaint
+        last = complaint.splitlines()[-1]
+        assert f"process {index} of 3 had to end: process 2 (" in last
+        assert "process 0" not in last.partition("end:")[2]
+        assert "process 1" not in last.partition("end:")[2]
