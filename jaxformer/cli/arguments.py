@@ -201,6 +201,7 @@ def _signals_sent_again() -> Iterator[None]:
         if lost.exc_type not in numbers:
             before(lost)
             return
+        signal.signal(signal.SIGTERM, _terminate)
         again = threading.Timer(0.05, os.kill, (os.getpid(), numbers[lost.exc_type]))
         again.daemon = True
         again.start()
@@ -252,6 +253,7 @@ class Terminated(BaseException):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would find us on the way out
     raise Terminated
 
 

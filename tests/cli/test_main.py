@@ -129,6 +129,21 @@ def test_a_signal_amid_garbage_collection_is_not_lost(number, status):
     assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", said)
 
 
+def test_a_second_sigterm_on_the_way_out_changes_nothing():
+    program = (
+        "import signal, sys\n"
+        "from jaxformer.cli.arguments import run_command\n"
+        "write = sys.stderr.write\n"
+        "def interrupted_write(text):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    return write(text)\n"
+        "sys.stderr.write = interrupted_write\n"
+        "run_command('p', lambda: signal.raise_signal(signal.SIGTERM))"
+    )
+    ran = python(program)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (143, "", "p: terminated\n")
+
+
 def test_an_ascii_terminal_shows_any_text():
     program = (
         "from jaxformer.cli.arguments import run_command\n"
