@@ -16,8 +16,9 @@ The gradients are told apart by formula: XLA gives one number for all that is te
 them over activations that are needed no more.
 
 It is the program of XLA's CPU compiler that is measured. Its GPU compiler fuses more, so that it
-keeps and moves less, and adds the workspace of its libraries; a CPU computes bfloat16 by way of
-float32, so that activations count nearly double. `jaxformer.run.check` compares with a device.
+keeps and moves less, sends less (`jaxformer.run.predict` says by how much), and adds the workspace
+of its libraries; a CPU computes bfloat16 by way of float32, so that activations count nearly
+double. `jaxformer.run.check` compares with a device.
 """
 
 import dataclasses
@@ -38,10 +39,12 @@ from jaxformer.sharding.mesh import make_mesh
 
 CPU_OPTIONS = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    "xla_disable_hlo_passes": "cse_barrier_expander",
+    "xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invariant-code-motion",
 }
 """XLA orders a CPU's program for its threads and a GPU's for memory, as this does. The barriers
-that hold rematerialisation back until a block's gradients are due stay in; else it saves little."""
+that hold rematerialisation back until a block's gradients are due stay in; else it saves little.
+And the matrices that `fsdp` gathers are gathered in each slice, as on a GPU: a CPU's compiler would
+gather them all before the loop, and hold the whole model."""
 
 
 class Memory(NamedTuple):

@@ -112,6 +112,12 @@ def test_slices_save_activations_and_keep_the_work():
     assert whole.compiled_flops == pytest.approx(whole.model_flops, rel=0.35)
 
 
+def test_every_slice_gathers_for_itself():
+    """XLA's CPU compiler would gather before the loop, and hold the whole model through it."""
+    whole, cut = (make_plan(on(MESHES["fsdp 8"], accumulation=n), jax.devices()) for n in (1, 2))
+    assert cut.collectives["all-gather"].number == 2 * whole.collectives["all-gather"].number
+
+
 def test_rematerialising_saves_activations_for_work():
     long = dataclasses.replace(TOY, context_length=64, num_layers=3)
     kept, again = (
