@@ -31,7 +31,7 @@ from jaxformer.run.plan import CPU_OPTIONS, Memory, Plan, analysed_total, make_p
 from jaxformer.run.predict import PRODUCT_SHARE, TRAFFIC_SHARE, predict
 from jaxformer.run.program import build
 from jaxformer.run.steplog import peak_bytes
-from jaxformer.run.suggest import suggestions
+from jaxformer.run.suggest import slice_numbers, suggestions
 from jaxformer.sharding.collectives import Total
 from jaxformer.sharding.mesh import make_mesh
 
@@ -79,7 +79,9 @@ def test_the_check_allocates_and_runs_what_was_planned():
     plan = make_plan(config, jax.devices())
     used = run_two_steps(config, jax.devices())
     assert used.state == plan.memory.parameters + plan.memory.optimizer
-    assert used.program == plan.memory.total
+    # Compiled as a run compiles it, without the options that make a plan: 0.94 measured.
+    assert 0.85 < plan.memory.total / used.program < 1.05
+    assert used.program != plan.memory.total
     assert used.peak is None  # CPUs do not count
 
 
@@ -265,6 +267,24 @@ def test_changes_are_put_together_only_if_none_is_enough():
     ]
     found = asked(lambda config: 64 // config.accumulation // config.mesh.fsdp, room=1)
     assert found[-1] == ("--mesh.data 1 --mesh.fsdp 2 --model.remat --accumulation 32", True)
+
+
+def test_slices_leave_the_largest_batch_of_pairs_as_it_is():
+    config = CopyTranslationConfig(
+        model=dataclasses.replace(PAIRS, vocab_size=10),
+        data=CopyConfig(num_symbols=7, max_length=30),
+        batch_tokens=750,
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    shape = largest_batch(config, mesh).shape
+    assert shape == (24, 31)
+    plan = dataclasses.replace(SIXTEEN, config=config, batch_shape=shape)
+    assert slice_numbers(plan) == [2, 3, 4, 6, 12]
+    for number in slice_numbers(plan):
+        cut = dataclasses.replace(config, accumulation=number)
+        assert largest_batch(cut, mesh).shape == shape
+    eight = dataclasses.replace(config, accumulation=8)
+    assert largest_batch(eight, mesh).shape != shape, "what is not offered changes it"
 
 
 def test_a_change_that_was_made_is_not_suggested():
