@@ -227,7 +227,7 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
         yield f"  {name:12} {size(number):>11}"
     yield f"  {'together':12} {size(memory.total):>11}"
     yield from undivided(plan)
-    yield "work of a device in a step"
+    yield "work of a device in a step, by XLA's CPU compiler; a GPU's moves and sends less"
     yield f"  FLOPs        {count(plan.model_flops):>9} by formula"
     if plan.compiled_flops:
         yield f"               {count(plan.compiled_flops):>9} in the compiled program"
