@@ -12,10 +12,10 @@ peak. Large products come out too slow, small ones too fast. Compare meshes and 
 see which of the three terms rules; only a clock knows the time.
 
 The bytes are those of XLA's CPU compiler, and a bound from above. It fuses less than a GPU's and so
-moves more. It sends more, by its passes: copies sum their gradients in each of N accumulation
-slices, where a GPU's compiler sums them once (N times as much); `fsdp` sums whole gradients, where
-it sums each device's part (twice); `tensor` sums activations of bfloat16 as float32 (twice), and
-the gradients of queries, keys and values one by one, where it adds them first (three times).
+moves more. It also sends more: copies sum all gradients in each accumulation slice, where a GPU's
+compiler sums those of the blocks once; `fsdp` sums whole gradients, where it sums each device's
+part (half of it); `tensor` sums the gradients of queries, keys and values one by one, where it adds
+them first (a third), and bfloat16 as float32, where it sums half of the activations as they are.
 """
 
 import dataclasses

@@ -27,7 +27,7 @@ from jaxformer.run.abstract import abstract_method, largest_batch, longest_pair
 from jaxformer.run.check import run_two_steps
 from jaxformer.run.flops import gpt_flops
 from jaxformer.run.peaks import GPUS
-from jaxformer.run.plan import CPU_OPTIONS, Memory, Plan, analysed_total, make_plan
+from jaxformer.run.plan import Memory, Plan, analysed_total, cpu_options, make_plan
 from jaxformer.run.predict import PRODUCT_SHARE, TRAFFIC_SHARE, predict
 from jaxformer.run.program import build
 from jaxformer.run.steplog import peak_bytes
@@ -66,7 +66,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
         assert plan.memory.parameters == held_by(device, state.params)
         assert plan.memory.optimizer == held_by(device, (state.opt_state, state.step))
         assert plan.memory.batch == held_by(device, batch)
-    compiled = program.train_step.lower(state, batch).compile(CPU_OPTIONS)
+    compiled = program.train_step.lower(state, batch).compile(cpu_options(remat=False))
     assert plan.memory.total == analysed_total(compiled.memory_analysis())
     assert plan.memory.gradients == plan.memory.parameters
     assert plan.memory.activations > 0
@@ -126,7 +126,7 @@ def test_rematerialising_saves_activations_for_work():
         make_plan(on(MeshConfig(), model=dataclasses.replace(long, remat=r)), jax.devices()[:1])
         for r in (False, True)
     )
-    assert again.memory.activations < 0.9 * kept.memory.activations
+    assert again.memory.activations < 0.5 * kept.memory.activations
     assert again.compiled_flops > 1.1 * kept.compiled_flops
     assert again.model_flops == kept.model_flops
 
