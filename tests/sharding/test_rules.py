@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,9 +52,12 @@ def test_fsdp_divides_the_memory_of_every_matrix():
 
 @pytest.fixture
 def compile_anew():
+    """A program from the cache says nothing; jax asks once whether there is one, so it is reset."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     yield
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def compile_step(mesh: MeshConfig) -> None:
