@@ -1,7 +1,7 @@
 """`jaxformer plan RECIPE --devices N`: what a recipe takes of each device, before there is one."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -27,12 +27,13 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     from jaxformer.run.suggest import Suggestion
 
 PROG = "jaxformer plan"
+HOME = Path(__file__).parents[2] / "train"
 # By name: recipes stand above commands, and import them.
-RECIPES = tuple(
-    module.name for module in pkgutil.iter_modules(importlib.import_module("train").__path__)
-)
+RECIPES = tuple(module.name for module in pkgutil.iter_modules([str(HOME)]))
 MOST_DEVICES = 1024
 """Each simulated device has threads of its own."""
+A_MACHINE = 8
+"""Devices that a machine has at most."""
 DESCRIPTION = (
     "Compile a recipe's train step for simulated devices, without its data and without allocating "
     "the model, and print what it takes of each: memory, work, and a prediction of its time on a "
@@ -49,6 +50,9 @@ class PlanOptions:
     """Devices of the run."""
     gpu: str = "A100-80GB"
     """The kind of them, by its name in the table of jaxformer/run/peaks.py."""
+    link: float | None = None
+    """GB/s that a device sends to the others, instead of the table's, which are those of one
+    machine."""
     reserve: float = 0.25
     """Share of a GPU's memory that the run cannot have. By default jax takes three quarters of the
     memory (XLA_PYTHON_CLIENT_MEM_FRACTION) and leaves 0.25."""
@@ -66,6 +70,8 @@ class PlanOptions:
             )
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
+        if self.link is not None:
+            require_positive("link", self.link)
         if not 0 <= self.reserve < 1:
             raise UserError(f"reserve {self.reserve} is no share: choose one from 0 to 0.99")
         if self.json is not None and not self.json.parent.is_dir():
@@ -93,6 +99,12 @@ def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
     name = argv[0].removeprefix("train.")
     if name not in RECIPES:
         raise UserError(f"recipe {argv[0]} is unknown: choose one of {', '.join(RECIPES)}")
+    found = importlib.util.find_spec("train")
+    if found is None or found.origin != str(HOME / "__init__.py"):
+        raise UserError(
+            f"the recipes are in {HOME}, and Python finds {found and found.origin} in their place: "
+            "plan from another directory"
+        )
     presets = importlib.import_module(f"train.{name}").PRESETS
     words = argv[1:]
     prog = f"{PROG} {name}"
@@ -143,6 +155,8 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
     from jaxformer.run.suggest import suggestions
 
     gpu = GPUS[options.gpu]
+    if options.link is not None:
+        gpu = dataclasses.replace(gpu, link=options.link * 1e9)
     room = (1 - options.reserve) * gpu.memory
     simulated = jax.devices("cpu")[: options.devices]
 
@@ -159,6 +173,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
     found: dict[str, Any] = {
         "recipe": recipe,
         "gpu": options.gpu,
+        "link": gpu.link,
         "room": room,
         "fits": fits(plan),
         **figures(plan, prediction),
@@ -212,7 +227,7 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
         yield f"  {name:12} {size(number):>11}"
     yield f"  {'together':12} {size(memory.total):>11}"
     yield from undivided(plan)
-    yield "work of a device in a step"
+    yield "work of a device in a step, by XLA's CPU compiler; a GPU's moves and sends less"
     yield f"  FLOPs        {count(plan.model_flops):>9} by formula"
     if plan.compiled_flops:
         yield f"               {count(plan.compiled_flops):>9} in the compiled program"
@@ -247,6 +262,11 @@ def predicted(plan: "Plan", prediction: "Prediction", options: PlanOptions) -> I
         f"  step {time(prediction.step)}, {rows * length / prediction.step:,.0f} tokens/s, MFU "
         f"{prediction.mfu:.1%}"
     )
+    if plan.num_devices > A_MACHINE and options.link is None:
+        yield (
+            f"  the {plan.num_devices} devices are taken to be linked as the {A_MACHINE} of a "
+            "machine are; a network between machines is slower: give its speed with --link GB/S"
+        )
 
 
 def suggested(one: "Suggestion", prediction: "Prediction") -> str:
@@ -265,7 +285,7 @@ def checked(plan: "Plan", used: "Used", kind: str) -> Iterator[str]:
     rows: list[tuple[str, int, int | None]] = [
         ("parameters and optimizer", state, used.state),
         ("whole program", plan.memory.total, used.program),
-        ("most the device held", plan.memory.total, used.peak),
+        ("most held, compiling too", plan.memory.total, used.peak),
     ]
     for name, expected, seen in rows:
         if seen is None:

@@ -1,8 +1,8 @@
 """A plan held against devices: two steps are run on them, and what they held is read.
 
-Devices that count their memory (GPUs) tell the most they ever held; others (CPUs) do not, and there
-the program that was run tells what it holds. Either way the state that was really allocated is
-counted, shard by shard.
+The program is compiled for them as a training run compiles it, without the options of the plan, and
+tells what it holds. Devices that count their memory (GPUs) tell the most they ever held besides;
+others (CPUs) do not. The state that was really allocated is counted, shard by shard.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer.run.abstract import abstract_method, largest_batch
 from jaxformer.run.config_io import RunConfig
-from jaxformer.run.plan import CPU_OPTIONS, analysed_total
+from jaxformer.run.plan import analysed_total
 from jaxformer.run.program import build
 from jaxformer.run.steplog import peak_bytes
 from jaxformer.sharding.mesh import make_mesh
@@ -27,7 +27,8 @@ class Used(NamedTuple):
     program: int
     """What the program that was run holds, by its `memory_analysis`."""
     peak: int | None
-    """The most the device held, if it counts."""
+    """The most that this process ever held on a device, if it counts: what XLA tried out while it
+    compiled for a GPU is among it."""
 
 
 def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Used:
@@ -42,8 +43,7 @@ def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Used:
     shapes = largest_batch(method.config, mesh).arrays
     batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
     state = program.fresh_state()
-    on_cpu = devices[0].platform == "cpu"
-    step = program.train_step.lower(state, batch).compile(CPU_OPTIONS if on_cpu else None)
+    step = program.train_step.lower(state, batch).compile()
     for _ in range(2):
         state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))

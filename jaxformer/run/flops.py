@@ -2,17 +2,17 @@
 
 Two in the forward pass, four in the backward pass, and 12 K for each pair of a query and a key of
 a head, whether a mask hides it or not (Chowdhery et al. 2022, PaLM, appendix B). Tables are looked
-up, not multiplied; norms and softmax are not counted, nor is what rematerialisation repeats.
+up, not multiplied; norms, biases and softmax are not counted, nor what rematerialisation repeats.
 """
 
 from jaxformer.config import GPTConfig, TransformerConfig
 
 
 def gpt_flops(config: GPTConfig, rows: int, length: int) -> float:
-    """Of a batch (rows, length): 6 (parameters in matrix products) + 12 N D length, a token."""
-    multiplied = config.num_parameters() - config.context_length * config.width
-    attention = config.num_layers * config.width * length
-    return rows * length * (6.0 * multiplied + 12.0 * attention)
+    """Of a batch (rows, length): 6 (N (4D² + 2DF) + DV) + 12 N D length, a token."""
+    D, F, N, V = config.width, config.mlp_width, config.num_layers, config.vocab_size
+    products, attention = N * (4 * D * D + 2 * D * F) + D * V, N * D * length
+    return rows * length * (6.0 * products + 12.0 * attention)
 
 
 def transformer_flops(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import jax
 
-Product = Literal["float16", "bfloat16", "tensorfloat32", "float32"]
+Product = Literal["bfloat16", "tensorfloat32", "float32"]
 """The arithmetic of the matrix products; JAX multiplies float32 arrays in tensorfloat32 on GPUs
 that have it, unless the matrix product precision says otherwise."""
 
-_COLUMNS: tuple[Product, ...] = ("float16", "bfloat16", "tensorfloat32", "float32")
+_COLUMNS: tuple[Product, ...] = ("bfloat16", "tensorfloat32", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class GPU:
 
     device_kind: str
     """Regular expression of what jax calls it; the first row that matches counts."""
-    flops: tuple[float | None, float | None, float | None, float]
-    """FLOP/s in float16, bfloat16, tensorfloat32 and float32; None where it has no such product."""
+    flops: tuple[float | None, float | None, float]
+    """FLOP/s in bfloat16, tensorfloat32 and float32; None where it has no such product."""
     memory: float
     """Bytes, a gigabyte taken as 1e9 of them: the least that the name can mean."""
     bandwidth: float
@@ -44,14 +44,14 @@ class GPU:
         return self.flops[_COLUMNS.index(product)]
 
 
-_V100 = (125e12, None, None, 15.7e12)
-_A100 = (312e12, 312e12, 156e12, 19.5e12)
-_H100 = (989.4e12, 989.4e12, 494.7e12, 66.9e12)
-_H100_PCIE = (756e12, 756e12, 378e12, 51e12)
-_B200 = (2250e12, 2250e12, 1100e12, 75e12)
-_T4 = (65e12, None, None, 8.1e12)
-_L4 = (121e12, 121e12, 60e12, 30.3e12)
-_RTX4090 = (165.2e12, 165.2e12, 82.6e12, 82.6e12)
+_V100 = (None, None, 15.7e12)
+_A100 = (312e12, 156e12, 19.5e12)
+_H100 = (989.4e12, 494.7e12, 66.9e12)
+_H100_PCIE = (756e12, 378e12, 51e12)
+_B200 = (2250e12, 1100e12, 75e12)
+_T4 = (None, None, 8.1e12)
+_L4 = (121e12, 60e12, 30.3e12)
+_RTX4090 = (165.2e12, 82.6e12, 82.6e12)
 
 GPUS: Mapping[str, GPU] = {
     # name: what jax calls it, FLOP/s, bytes of memory, bytes/s of memory, bytes/s of links

@@ -16,8 +16,9 @@ The gradients are told apart by formula: XLA gives one number for all that is te
 them over activations that are needed no more.
 
 It is the program of XLA's CPU compiler that is measured. Its GPU compiler fuses more, so that it
-keeps and moves less, and adds the workspace of its libraries; a CPU computes bfloat16 by way of
-float32, so that activations count nearly double. `jaxformer.run.check` compares with a device.
+keeps and moves less, sends less (`jaxformer.run.predict` says by how much), and adds the workspace
+of its libraries; a CPU computes bfloat16 by way of float32, so that activations count a third more.
+`jaxformer.run.check` compares with a device, docs/plan.md with the GPU compiler.
 """
 
 import dataclasses
@@ -36,12 +37,22 @@ from jaxformer.run.program import Program, build
 from jaxformer.sharding.collectives import Total, collectives, totals
 from jaxformer.sharding.mesh import make_mesh
 
-CPU_OPTIONS = {
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    "xla_disable_hlo_passes": "cse_barrier_expander",
-}
-"""XLA orders a CPU's program for its threads and a GPU's for memory, as this does. The barriers
-that hold rematerialisation back until a block's gradients are due stay in; else it saves little."""
+BY_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+AS_ON_GPU = {"xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invariant-code-motion"}
+
+
+def cpu_options(remat: bool) -> Mapping[str, str]:
+    """What makes XLA's CPU compiler hold about as much as its GPU compiler does.
+
+    The barriers that hold rematerialisation back until a block's gradients are due stay in; else it
+    saves little. The matrices that `fsdp` gathers are gathered in each slice: the CPU's compiler
+    would gather them all before the loop, and hold the whole model.
+
+    XLA orders a GPU's program for memory, and a CPU's if it is told to. With rematerialisation it
+    is not told: that order would leave all blocks' weight gradients to the end, and hold what they
+    are made of.
+    """
+    return AS_ON_GPU if remat else AS_ON_GPU | BY_MEMORY
 
 
 class Memory(NamedTuple):
@@ -103,7 +114,8 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
     batch = largest_batch(method.config, mesh)
     program = build(method, mesh)
     begun = time.perf_counter()
-    compiled = program.train_step.lower(program.state, batch.arrays).compile(CPU_OPTIONS)
+    lowered = program.train_step.lower(program.state, batch.arrays)
+    compiled = lowered.compile(dict(cpu_options(config.model.remat)))
     seconds = time.perf_counter() - begun
     memory = split_memory(program, batch.arrays, compiled.memory_analysis())
     costs = compiled.cost_analysis() or {}

@@ -6,11 +6,16 @@
     collectives = bytes sent / (TRAFFIC_SHARE of the bandwidth of its link)
 
 (Williams, Waterman & Patterson 2009, "Roofline"). It assumes that all devices are in one machine,
-on the links of the table of GPUs; that sending does not overlap with computing; that collectives go
-around a ring; and that matrix products are large enough to reach their share of the peak. The bytes
-are those of XLA's CPU compiler, which fuses less than a GPU's and so moves more. Large products
-come out too slow, small ones too fast. Compare meshes and batches with it, and see which of the
-three terms rules; only a clock knows the time.
+on the links of the table of GPUs or of `--link`; that sending does not overlap with computing; that
+collectives go around a ring; and that matrix products are large enough to reach their share of the
+peak. Large products come out too slow, small ones too fast. Compare meshes and batches with it, and
+see which of the three terms rules; only a clock knows the time.
+
+The bytes are those of XLA's CPU compiler, and a bound from above. It fuses less than a GPU's and so
+moves more. It also sends more: copies sum all gradients in each accumulation slice, where a GPU's
+compiler sums those of the blocks once; `fsdp` sums whole gradients, where it sums each device's
+part (half of it); `tensor` sums the gradients of queries, keys and values one by one, where it adds
+them first (a third), and bfloat16 as float32, where it sums half of the activations as they are.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.run.task import Method
-from jaxformer.sharding.mesh import batch_sharding
+from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.step import TrainState, init_state, make_eval_step, make_train_step
 
@@ -35,7 +35,12 @@ class Program:
 
 
 def build(method: Method, mesh: Mesh) -> Program:
-    """Compile nothing yet, allocate nothing yet: functions, shapes and places."""
+    """Compile nothing yet, allocate nothing yet: functions, shapes and places.
+
+    Raises:
+        UserError: when the mesh would cut through the model's heads.
+    """
+    check_heads(method.config.model.num_heads, mesh)
     config, optimizer = method.config, method.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     graph, _ = abstract_model(method.model, config.model)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxformer.config import LanguageConfig, MeshConfig
+from jaxformer.config import MeshConfig
 from jaxformer.run.config_io import RunConfig
 from jaxformer.run.plan import Plan
 
@@ -103,12 +103,9 @@ def _fewest_slices(
 def slice_numbers(plan: Plan) -> list[int]:
     """Numbers of slices above the plan's own into which its batch can be cut, in order.
 
-    Every slice has a row for every device. A translation's batch keeps to its budget of tokens and
-    so may lose a few rows; numbers are then those that double.
+    Every slice has as many rows for every device, so that the batch stays as it is. A translation's
+    batches of other lengths keep to their budget of tokens, and may lose a few rows.
     """
-    config, rows = plan.config, plan.batch_shape[0]
-    ways = plan.mesh["data"] * plan.mesh["fsdp"]
-    more = range(config.accumulation + 1, rows // ways + 1)
-    if isinstance(config, LanguageConfig) or config.batch_size is not None:
-        return [number for number in more if rows % (ways * number) == 0]
-    return [number for number in more if (number & (number - 1)) == 0]
+    rows, ways = plan.batch_shape[0], plan.mesh["data"] * plan.mesh["fsdp"]
+    more = range(plan.config.accumulation + 1, rows // ways + 1)
+    return [number for number in more if rows % (ways * number) == 0]

@@ -55,20 +55,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def place(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
-    """Put arrays that every process has in full where they belong; each places its own parts.
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
+    """Put arrays that every process has in full where they belong; each places its own parts."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
 
-    `shardings` is one sharding, or a tree of them.
-    """
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(shardings)):
-        return jax.device_put(tree, shardings)
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-
-    def place_own_parts(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def place_own_parts(leaf: Any) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
 
-    return jax.tree.map(place_own_parts, tree, shardings)
+    return jax.tree.map(place_own_parts, tree)
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -77,10 +72,26 @@ def batch_ways(mesh: Mesh) -> int:
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Refuse a batch whose slices do not split evenly over the mesh."""
+    """Refuse a batch whose slices do not split evenly over data and fsdp."""
     ways = batch_ways(mesh)
     if batch_size % (ways * accumulation):
+        data, fsdp = (mesh.shape[axis] for axis in BATCH_AXES)
         raise UserError(
-            f"batch-size {batch_size} in {accumulation} slices does not split over {ways} devices: "
-            f"choose a multiple of {ways * accumulation}, or a smaller --mesh.data"
+            f"batch-size {batch_size} in {accumulation} slices does not split over {ways} devices, "
+            f"mesh.data {data} x mesh.fsdp {fsdp}: choose --batch-size as a multiple of "
+            f"{ways * accumulation}, or put fewer devices on data and fsdp and more on "
+            "--mesh.tensor"
+        )
+
+
+def check_heads(num_heads: int, mesh: Mesh) -> None:
+    """Refuse a mesh whose tensor axis would cut through heads.
+
+    The columns of queries, keys and values would split, (B, L, H, K) would not: the compiler would
+    then move activations between devices in every layer.
+    """
+    if num_heads % mesh.shape["tensor"]:
+        raise UserError(
+            f"mesh.tensor {mesh.shape['tensor']} does not divide model.num-heads {num_heads}: "
+            "choose --mesh.tensor as a divisor of it, or another --model.num-heads"
         )

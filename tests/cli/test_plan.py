@@ -52,6 +52,24 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
 
 
+def test_devices_of_several_machines_are_told_of_and_may_have_a_link(tmp_path, capsys, monkeypatch):
+    told = "the 2 devices are taken to be linked as the 1 of a machine are"
+    words = [*GPT, "--devices", "2", "--gpu", "A100-40GB", "--json", str(tmp_path / "plan.json")]
+
+    def planned(*more: str) -> tuple[float, str]:
+        main([*words, *more])
+        found = json.loads((tmp_path / "plan.json").read_text())
+        return found["predicted"]["collectives"], capsys.readouterr().out
+
+    assert told not in planned()[1]
+    monkeypatch.setattr(jaxformer.cli.plan, "A_MACHINE", 1)
+    by_the_table, out = planned()
+    assert told in out
+    given, out = planned("--link", "25")
+    assert told not in out
+    assert given == pytest.approx(by_the_table * 300 / 25)
+
+
 def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(capsys):
     main([*GPT, "--model.vocab-size", "15", "--mesh.fsdp", "2", "--devices", "2"])
     assert "as 2 does not divide 15: --model.vocab-size 16\n" in capsys.readouterr().out
@@ -96,13 +114,15 @@ def test_the_check_prints_predicted_beside_used(tmp_path, capsys):
     file = tmp_path / "plan.json"
     main([*GPT, "--devices", "8", "--check", "--json", str(file)])
     found = json.loads(file.read_text())
-    memory = found["memory"]
-    assert found["used"] == {
-        "state": memory["parameters"] + memory["optimizer"],
-        "program": memory["total"],
-        "peak": None,
-    }
-    assert capsys.readouterr().out.count(" 1.00 times") == 2
+    memory, used = found["memory"], found["used"]
+    assert used["state"] == memory["parameters"] + memory["optimizer"]
+    share = memory["total"] / used["program"]
+    assert 0.7 < share < 1.4
+    assert used["peak"] is None
+    *_, state, program, peak = capsys.readouterr().out.splitlines()
+    assert state.endswith(" 1.00 times")
+    assert program.endswith(f" {share:.2f} times")
+    assert peak.endswith(" not counted")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -129,11 +149,13 @@ def test_a_preset_gives_the_defaults():
         (["gpt_char", "--gpu", "H1000"], "gpu H1000 is unknown: choose one of V100, "),
         (["gpt_char", "--devices", "0"], "devices 0 "),
         (["gpt_char", "--reserve", "1"], "reserve 1.0 is no share"),
+        (["gpt_char", "--link", "0"], "link 0"),
         (["gpt_char", "--run-dir", "x"], "unknown argument --run-dir"),
         (["gpt_char", "--json", "no/where.json"], "no is not a directory"),
         (["gpt_char", "--devices", "8"], "a tokenizer of 'characters' has as many tokens as"),
         ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], "--mesh.data 3 --mesh.fsdp 1"),
         ([*GPT[1:], "--devices", "3"], "batch-size 16 in 1 slices does not split over 3"),
+        ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], "mesh.tensor 4 does not divide"),
         ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64 needs jax's wide mode"),
         (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
         (["gpt_char", "--devices", "9000"], "devices 9000 is more than can be simulated"),
@@ -176,3 +198,17 @@ def test_a_fresh_process_plans_without_data_or_devices(tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "3 simulated devices" in ran.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_users_by_the_name_of_the_recipes_is_not_run(tmp_path):
+    (tmp_path / "train.py").write_text("raise SystemExit('I am no recipe')")
+    ran = subprocess.run(
+        [sys.executable, "-m", "jaxformer", "plan", "gpt_char"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert f"Python finds {tmp_path / 'train.py'} in their place" in ran.stderr

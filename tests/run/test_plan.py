@@ -27,11 +27,11 @@ from jaxformer.run.abstract import abstract_method, largest_batch, longest_pair
 from jaxformer.run.check import run_two_steps
 from jaxformer.run.flops import gpt_flops
 from jaxformer.run.peaks import GPUS
-from jaxformer.run.plan import CPU_OPTIONS, Memory, Plan, analysed_total, make_plan
+from jaxformer.run.plan import Memory, Plan, analysed_total, cpu_options, make_plan
 from jaxformer.run.predict import PRODUCT_SHARE, TRAFFIC_SHARE, predict
 from jaxformer.run.program import build
 from jaxformer.run.steplog import peak_bytes
-from jaxformer.run.suggest import suggestions
+from jaxformer.run.suggest import slice_numbers, suggestions
 from jaxformer.sharding.collectives import Total
 from jaxformer.sharding.mesh import make_mesh
 
@@ -66,7 +66,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
         assert plan.memory.parameters == held_by(device, state.params)
         assert plan.memory.optimizer == held_by(device, (state.opt_state, state.step))
         assert plan.memory.batch == held_by(device, batch)
-    compiled = program.train_step.lower(state, batch).compile(CPU_OPTIONS)
+    compiled = program.train_step.lower(state, batch).compile(cpu_options(remat=False))
     assert plan.memory.total == analysed_total(compiled.memory_analysis())
     assert plan.memory.gradients == plan.memory.parameters
     assert plan.memory.activations > 0
@@ -79,7 +79,9 @@ def test_the_check_allocates_and_runs_what_was_planned():
     plan = make_plan(config, jax.devices())
     used = run_two_steps(config, jax.devices())
     assert used.state == plan.memory.parameters + plan.memory.optimizer
-    assert used.program == plan.memory.total
+    # Compiled as a run compiles it, without the options that make a plan: 0.94 measured.
+    assert 0.85 < plan.memory.total / used.program < 1.05
+    assert used.program != plan.memory.total
     assert used.peak is None  # CPUs do not count
 
 
@@ -112,13 +114,19 @@ def test_slices_save_activations_and_keep_the_work():
     assert whole.compiled_flops == pytest.approx(whole.model_flops, rel=0.35)
 
 
+def test_every_slice_gathers_for_itself():
+    """XLA's CPU compiler would gather before the loop, and hold the whole model through it."""
+    whole, cut = (make_plan(on(MESHES["fsdp 8"], accumulation=n), jax.devices()) for n in (1, 2))
+    assert cut.collectives["all-gather"].number == 2 * whole.collectives["all-gather"].number
+
+
 def test_rematerialising_saves_activations_for_work():
     long = dataclasses.replace(TOY, context_length=64, num_layers=3)
     kept, again = (
         make_plan(on(MeshConfig(), model=dataclasses.replace(long, remat=r)), jax.devices()[:1])
         for r in (False, True)
     )
-    assert again.memory.activations < 0.9 * kept.memory.activations
+    assert again.memory.activations < 0.5 * kept.memory.activations
     assert again.compiled_flops > 1.1 * kept.compiled_flops
     assert again.model_flops == kept.model_flops
 
@@ -259,6 +267,24 @@ def test_changes_are_put_together_only_if_none_is_enough():
     ]
     found = asked(lambda config: 64 // config.accumulation // config.mesh.fsdp, room=1)
     assert found[-1] == ("--mesh.data 1 --mesh.fsdp 2 --model.remat --accumulation 32", True)
+
+
+def test_slices_leave_the_largest_batch_of_pairs_as_it_is():
+    config = CopyTranslationConfig(
+        model=dataclasses.replace(PAIRS, vocab_size=10),
+        data=CopyConfig(num_symbols=7, max_length=30),
+        batch_tokens=750,
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    shape = largest_batch(config, mesh).shape
+    assert shape == (24, 31)
+    plan = dataclasses.replace(SIXTEEN, config=config, batch_shape=shape)
+    assert slice_numbers(plan) == [2, 3, 4, 6, 12]
+    for number in slice_numbers(plan):
+        cut = dataclasses.replace(config, accumulation=number)
+        assert largest_batch(cut, mesh).shape == shape
+    eight = dataclasses.replace(config, accumulation=8)
+    assert largest_batch(eight, mesh).shape != shape, "what is not offered changes it"
 
 
 def test_a_change_that_was_made_is_not_suggested():

@@ -1,5 +1,8 @@
 """Collectives are read from a program's text: number, bytes, groups and loops."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -70,6 +73,15 @@ def test_a_ring_step_sends_what_it_has():
 
     (found,) = collectives(text_of(function, MeshConfig(), P("data"), P("data"), (8, 16)))
     assert (found.kind, found.sent) == ("collective-permute", 16 * 4)
+
+
+def test_the_example_of_the_docs_runs(capsys):
+    page = Path("docs/sharding.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {})
+    told = capsys.readouterr().out
+    assert told.startswith(("all-gather (", "all-reduce ("))
+    assert "'all-gather': Total(number=" in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize("turns", [1, 5])

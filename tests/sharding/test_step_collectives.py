@@ -101,6 +101,12 @@ def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
     assert whole <= summed <= whole + lookup + 8 + norms
 
 
+def test_slices_gather_once_for_all():
+    """The CPU's compiler gathers before the loop; a GPU's, and that of a plan, does in the loop."""
+    _, found = compiled(FSDP, accumulation=3)
+    assert {one.times for one in found if one.kind == "all-gather"} == {1}
+
+
 @pytest.mark.parametrize(
     "mesh", [TENSOR, MIXED], ids=["tensor 2 x data 4", "tensor 2 x fsdp 2 x data 2"]
 )

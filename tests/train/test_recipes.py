@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from jaxformer.cli.arguments import run_command
+from jaxformer.run import loop
+from jaxformer.sharding.mesh import make_mesh
 from tests.run.tiny import one_device
 from train import gpt_char, transformer_base, transformer_copy
 
@@ -225,3 +227,12 @@ def test_bad_input_of_a_transformer_ends_with_one_line(refused, name, words, nam
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(refused, words, named):
     refused("gpt_char", words, named)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gpt_char", "--data.path {text}"), ("transformer_copy", "")]
+)
+def test_a_mesh_that_cuts_through_heads_is_refused(refused, monkeypatch, name, words):
+    monkeypatch.setattr(loop, "make_mesh", make_mesh)  # on all eight devices
+    words += " --mesh.data 2 --mesh.tensor 4 --model.width 48 --model.num-heads 6 --batch-size 8"
+    refused(name, words, "mesh.tensor 4 does not divide model.num-heads 6")
