@@ -202,7 +202,8 @@ def _signals_sent_again() -> Iterator[None]:
             before(lost)
             return
         signal.signal(signal.SIGTERM, _terminate)
-        again = threading.Timer(0.05, os.kill, (os.getpid(), numbers[lost.exc_type]))
+        main = threading.main_thread().ident  # another thread would not be woken for it
+        again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
         again.daemon = True
         again.start()
 
