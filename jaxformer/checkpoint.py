@@ -66,8 +66,8 @@ class Checkpoint:
 
 def steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, oldest first; their files are not read."""
-    complete = [path.parent.name for path in directory.glob(f"*/{manifest.FILE}")]
-    return [step for step in numbered(directory) if str(step) in complete]
+    numbers = numbered(directory)
+    return [step for step in numbers if (directory / str(step) / manifest.FILE).is_file()]
 
 
 def numbered(directory: Path) -> list[int]:
@@ -169,9 +169,9 @@ class CheckpointWriter:
 
     Kept are the newest `keep` of the steps that `every` divides, the newest of all, and the one
     with the lowest finite validation loss: a run that was stopped between two of them and resumed
-    ends with the same checkpoints as one that was not. Opening creates
-    the directory and clears away what a killed run left half-saved or half-deleted. Use it in a
-    `with` statement or close it: `check`, `save`, `wait` and `close` raise a background failure.
+    ends with the same checkpoints as one that was not. Opening creates the directory and clears
+    away what a killed run left half-saved or half-deleted. Use it in a `with` statement or close
+    it: `check`, `save`, `wait` and `close` raise a background failure.
 
     Raises:
         UserError: the directory cannot be created or has vanished, a step exists already, or a

@@ -201,7 +201,8 @@ def _signals_sent_again() -> Iterator[None]:
         if lost.exc_type not in numbers:
             before(lost)
             return
-        signal.signal(signal.SIGTERM, _terminate)
+        if lost.exc_type is Terminated:  # else the handler may be another's by now
+            signal.signal(signal.SIGTERM, _terminate)
         main = threading.main_thread().ident  # another thread would not be woken for it
         again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
         again.daemon = True

@@ -107,7 +107,6 @@ def test_a_port_that_is_taken_is_refused_even_if_its_owner_would_share_it(host):
             distributed.join(config)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not of this machine")
 def test_the_first_process_is_reached_at_addresses_that_its_own_host_does_not_know():
     port = free_port()
     named = f"coordinator='{socket.gethostname()}:{port}', processes=2, process=0"
