@@ -22,6 +22,7 @@ FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
 def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
     """Run `python -m module argv`, up to `options.restarts` times again; its last exit status."""
     asked: list[int] = []
+    own = not _has_begun(options)  # a run that was there before is gone on with only by --resume
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -38,7 +39,7 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
             if start:
                 line = f"the run ended with status {status}; restart {start} of {options.restarts}"
                 print(f"{module}: {line}", file=sys.stderr, flush=True)
-            resume = _resume(argv, options) if start else []
+            resume = ["--resume"] if own and _has_begun(options) else []
             # A group of its own: Ctrl-C on a terminal comes to this process and is passed on, once.
             child = subprocess.Popen(
                 [sys.executable, "-m", module, *argv, *resume, "--restarts", "0"],
@@ -58,10 +59,9 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
             signal.signal(number, handler)
 
 
-def _resume(argv: Sequence[str], options: RunOptions) -> list[str]:
-    """What lets the next start go on with the run, if an earlier one came so far as to begin it."""
-    begun = (options.run_dir / "config.json").is_file()
-    return ["--resume"] if begun and "--resume" not in argv else []
+def _has_begun(options: RunOptions) -> bool:
+    """Whether there is a run to resume."""
+    return (options.run_dir / "config.json").is_file()
 
 
 def _end_with_parent() -> None:

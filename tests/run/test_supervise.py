@@ -106,7 +106,7 @@ with open("starts", "a") as file:
     print(*sys.argv[1:], file=file)
 starts = len(open("starts").readlines())
 if starts == 1:
-    os.makedirs("run")
+    os.makedirs("run", exist_ok=True)
     open("run/config.json", "w").close()
 sys.exit(int(sys.argv[1].split(",")[starts - 1]))
 """
@@ -123,8 +123,12 @@ sys.exit(supervise("child", sys.argv[1:], RunOptions(run_dir=Path("run"), restar
     ("statuses", "status", "starts"),
     [("75,1,0", 0, 3), ("1,1,1", 1, 3), ("2", 2, 1), ("1,2", 2, 2), ("143", 143, 1), ("0", 0, 1)],
 )
-def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, starts):
+@pytest.mark.parametrize("was_there", [False, True])
+def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, starts, was_there):
     (tmp_path / "child.py").write_text(CHILD)
+    if was_there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.json").touch()
     words = [sys.executable, "-c", SUPERVISOR, statuses, "--seed", "3"]
     path = os.pathsep.join(map(str, (Path(__file__).parents[2], tmp_path)))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -132,7 +136,8 @@ def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, 
     assert done.returncode == status, done.stderr
     first, *others = (tmp_path / "starts").read_text().splitlines()
     assert first == f"{statuses} --seed 3 --restarts 0"
-    assert others == [f"{statuses} --seed 3 --resume --restarts 0"] * (starts - 1)
+    resume = "" if was_there else " --resume"
+    assert others == [f"{statuses} --seed 3{resume} --restarts 0"] * (starts - 1)
     assert done.stderr.count("restart ") == starts - 1
 
 
