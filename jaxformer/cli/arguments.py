@@ -16,16 +16,15 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
+from jaxformer.run.ending import Ending, Terminated, last_words, leave
 from jaxformer.run.supervise import supervise
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -170,54 +169,24 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
 
     A defect of the program itself is one line too; with JAXFORMER_TRACEBACK=1 its traceback shows.
 
+    Ended by a signal, it ends the process.
+
     Raises:
         SystemExit: with the status, unless that is 0.
     """
     try:
-        _run_to_its_end(prog, function)
+        with Ending(prog):
+            _run_and_explain(prog, function)
     except SystemExit as stop:
         distributed = sys.modules.get("jaxformer.sharding.distributed")
         if distributed is not None:
             distributed.break_off(stop.code)
+        if stop.code in (130, 143):
+            leave(stop.code)
         raise
 
 
-def _run_to_its_end(prog: str, function: Callable[[], int | None]) -> None:
-    with _signals_sent_again():
-        _run_and_explain(prog, function)
-
-
-@contextlib.contextmanager
-def _signals_sent_again() -> Iterator[None]:
-    """Send a signal again whose exception was raised where Python ignores exceptions.
-
-    Between two instructions of the main thread may be one of a callback of the garbage collector,
-    such as jax's; what a handler raises there is reported and forgotten.
-    """
-    before = sys.unraisablehook
-
-    def send_again(lost: "sys.UnraisableHookArgs") -> None:
-        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
-        if lost.exc_type not in numbers:
-            before(lost)
-            return
-        if lost.exc_type is Terminated:  # else the handler may be another's by now
-            signal.signal(signal.SIGTERM, _terminate)
-        main = threading.main_thread().ident  # another thread would not be woken for it
-        again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
-        again.daemon = True
-        again.start()
-
-    sys.unraisablehook = send_again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-
-
 def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal can show any text
     try:
@@ -228,10 +197,10 @@ def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
     except UserError as error:
         fail(prog, str(error))
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        print(last_words(prog, signal.SIGINT), file=sys.stderr)
         raise SystemExit(130) from None
     except Terminated:
-        print(f"{prog}: terminated", file=sys.stderr)
+        print(last_words(prog, signal.SIGTERM), file=sys.stderr)
         raise SystemExit(143) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit
@@ -248,15 +217,6 @@ def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
         fail(prog, message, status=1)
     if status:
         raise SystemExit(status)
-
-
-class Terminated(BaseException):
-    """SIGTERM, where nothing else listens for it."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one would find us on the way out
-    raise Terminated
 
 
 def fail(prog: str, message: str, status: int = 2) -> NoReturn:

@@ -13,11 +13,9 @@ from typing import Any, Self, TypeVar
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-BatchT = TypeVar("BatchT")
+from jaxformer.run.ending import TOGETHER
 
-TOGETHER = 2.0
-"""Seconds within which signals are one request: whoever ends a group of processes signals them all,
-and a supervisor among them passes its own on."""
+BatchT = TypeVar("BatchT")
 
 
 class AskedToEndError(Exception):

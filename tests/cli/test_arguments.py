@@ -205,7 +205,6 @@ def raising(error: BaseException):
     ("error", "status", "line"),
     [
         (UserError("no\ncorpus: name one"), 2, "p: error: no corpus: name one"),
-        (KeyboardInterrupt(), 130, "p: interrupted"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/metrics.jsonl"),
             2,

@@ -108,43 +108,6 @@ def test_python_dash_m_is_the_same_command():
     assert ran.stderr.startswith("jaxformer: error: unknown command 'plto'")
 
 
-@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_amid_garbage_collection_is_not_lost(number, status):
-    program = (
-        "import gc, os, signal, time\n"
-        "from jaxformer.cli.arguments import run_command\n"
-        "gc.disable()  # but for the one below\n"
-        "times = []\n"
-        "def callback(phase, info):\n"
-        "    if not times:\n"
-        "        times.append(phase)\n"
-        f"        os.kill(os.getpid(), signal.{number})\n"
-        "gc.callbacks.append(callback)\n"
-        "def work():\n"
-        "    gc.collect()\n"
-        "    time.sleep(60)\n"
-        "run_command('p', work)"
-    )
-    ran = python(program)
-    said = {143: "p: terminated\n", 130: "p: interrupted\n"}[status]
-    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "", said)
-
-
-def test_a_second_sigterm_on_the_way_out_changes_nothing():
-    program = (
-        "import signal, sys\n"
-        "from jaxformer.cli.arguments import run_command\n"
-        "write = sys.stderr.write\n"
-        "def interrupted_write(text):\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
-        "    return write(text)\n"
-        "sys.stderr.write = interrupted_write\n"
-        "run_command('p', lambda: signal.raise_signal(signal.SIGTERM))"
-    )
-    ran = python(program)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (143, "", "p: terminated\n")
-
-
 def test_an_ascii_terminal_shows_any_text():
     program = (
         "from jaxformer.cli.arguments import run_command\n"
