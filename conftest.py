@@ -1,6 +1,7 @@
 """Settings every test shares; they have to stand before jax starts."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import Phase, settings
@@ -24,6 +25,9 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.generate],
 )
 settings.load_profile("few")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests run in the background send it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 TOGETHER = 2.0
 """Seconds within which signals are one request: whoever ends a group of processes signals them all,
@@ -33,9 +34,8 @@ class Ending:
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._send_again
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._raise)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else: ignored
-                signal.signal(signal.SIGINT, self._raise)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                listen(number, self._raise)
         return self
 
     def __exit__(
@@ -72,6 +72,17 @@ class Ending:
         again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
         again.daemon = True
         again.start()
+
+
+def listen(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Any:
+    """Let a signal come to the handler, unless who started the process wants it ignored.
+
+    So a shell keeps Ctrl-C from what it runs in the background. Returns the handler before.
+    """
+    before = signal.getsignal(number)
+    if before is not signal.SIG_IGN:
+        signal.signal(number, handler)
+    return before
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from jaxformer.run.ending import TOGETHER
+from jaxformer.run.ending import TOGETHER, listen
 
 BatchT = TypeVar("BatchT")
 
@@ -64,7 +64,7 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         for number in self.handled:
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = listen(number, self._note)
         return self
 
     def __exit__(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jaxformer.config import RunOptions
+from jaxformer.run.ending import listen
 
 FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
 """Exit statuses after which nothing is started again."""
@@ -30,7 +31,7 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
         if child is not None:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: listen(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = 0
         for start in range(options.restarts + 1):

@@ -115,11 +115,17 @@ def test_a_second_signal_on_the_way_out_changes_nothing(number, status, line):
 
 
 def test_who_is_not_to_hear_ctrl_c_does_not():
-    """As nohup and a shell's background do."""
+    """As a shell's background: neither a command nor a training loop in it."""
     program = (
         "import signal\n"
         "from jaxformer.cli.arguments import run_command\n"
-        "run_command('p', lambda: signal.raise_signal(signal.SIGINT))"
+        "from jaxformer.run.signals import Interrupt\n"
+        "def work():\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    with Interrupt() as interrupt:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        return interrupt.exit_status\n"
+        "run_command('p', work)"
     )
     assert python(program, "sh", "-c", "trap '' INT; exec \"$@\"", "sh") == (0, "", "")
 
