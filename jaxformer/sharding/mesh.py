@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"{flags} does not fill the {len(devices)} devices here: choose axes that multiply to "
+            f"{flags} does not fill the {len(devices)} devices: choose axes that multiply to "
             f"{len(devices)}"
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
@@ -76,8 +76,9 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     ways = batch_ways(mesh)
     if batch_size % (ways * accumulation):
         data, fsdp = (mesh.shape[axis] for axis in BATCH_AXES)
+        slices = f" in {accumulation} slices" if accumulation > 1 else ""
         raise UserError(
-            f"batch-size {batch_size} in {accumulation} slices does not split over {ways} devices, "
+            f"batch-size {batch_size}{slices} does not split over {ways} devices, "
             f"mesh.data {data} x mesh.fsdp {fsdp}: choose --batch-size as a multiple of "
             f"{ways * accumulation}, or put fewer devices on data and fsdp and more on "
             "--mesh.tensor"

@@ -154,7 +154,7 @@ def test_a_preset_gives_the_defaults():
         (["gpt_char", "--json", "no/where.json"], "no is not a directory"),
         (["gpt_char", "--devices", "8"], "a tokenizer of 'characters' has as many tokens as"),
         ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], "--mesh.data 3 --mesh.fsdp 1"),
-        ([*GPT[1:], "--devices", "3"], "batch-size 16 in 1 slices does not split over 3"),
+        ([*GPT[1:], "--devices", "3"], "batch-size 16 does not split over 3"),
         ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], "mesh.tensor 4 does not divide"),
         ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64 needs jax's wide mode"),
         (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),

@@ -159,16 +159,20 @@ def listens(pid: int) -> bool:
 
 @pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_run_that_has_hardly_begun_ends_so_too(tmp_path, count):
-    """Amid imports, the first compilation, the first files or the first steps."""
-    config = tiny_config(tmp_path, steps=100_000)
+    """Amid imports, the first compilation, the first files or the first steps; the next goes on."""
+    config, run_dir = tiny_config(tmp_path, steps=100_000), tmp_path / "run"
+    command = [sys.executable, "-m", "train.gpt_char", *flags(config, run_dir)]
     environment = os.environ | {"JAXFORMER_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""}
     rng, seconds = random.Random(5), []
     for index in range(count):
-        run_dir = tmp_path / f"run{index}"
-        command = [sys.executable, "-m", "train.gpt_char", *flags(config, run_dir)]
+        begun = (run_dir / "config.json").is_file()
         number, status = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[index % 2]
         with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, *(["--resume"] if begun else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             while not listens(process.pid):
                 assert process.poll() is None
