@@ -41,6 +41,7 @@ PATIENCE = 7 * 24 * 3600
 
 _LIBC_SIGNAL = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _last_words: Callable[[], tuple[str, int]] | None = None
+_aborting = threading.Lock()  # several threads of Gloo may find the same process lost
 _stderr = 2
 _roll: "Roll | None" = None
 
@@ -81,9 +82,10 @@ def join(config: DistributedConfig) -> None:
             )
         except Exception as error:
             raise UserError(_not_started(config, error)) from error
-    _roll = Roll(global_state.process_id, global_state.num_processes)
-    _say_when_aborted(lambda: (f"{_roll}; start them all again with --resume", TRY_AGAIN))
-    _roll.start()
+    _roll = roll = Roll(global_state.process_id, global_state.num_processes)
+    again = "start them all again with --resume"
+    _say_when_aborted(lambda: (f"{roll.last_word()}; {again}", TRY_AGAIN))
+    roll.start()
 
 
 def is_first() -> bool:
@@ -201,18 +203,26 @@ class Roll:
         self._done.set()
         self._thread.join()
 
-    def __str__(self) -> str:
-        """Who is missing, for the last line of a process that was aborted."""
-        now = time.monotonic()
-        others = [other for other in range(self.count) if other != self.process]
-        silent = [other for other in others if now - self._heard[other][1] > SILENT]
-        no_answer = self.process != 0 and now - self._answered > SILENT
-        if self.process != 0 and (no_answer or not silent):
-            silent = [0]  # the store died with its process, before the others could fall silent
+    def last_word(self) -> str:
+        """Who is missing, said by a process that was aborted.
+
+        Gloo may abort it sooner than a silence can be told: then this takes as long as one.
+        """
+        deadline = time.monotonic() + SILENT + 2 * BEAT
+        while not (silent := self._silent()) and time.monotonic() < deadline:
+            time.sleep(BEAT / 10)
+        if self.process == 0:
+            time.sleep(2 * BEAT)  # the others look into the store that ends with this process
         me = f"process {self.process} of {self.count} had to end"
         if not silent:
             return f"{me}: JAX's runtime says why, above"
         return f"{me}: {', '.join(map(self._name, silent))} died or froze"
+
+    def _silent(self) -> list[int]:
+        if self.process != 0 and time.monotonic() - self._answered > SILENT:
+            return [0]  # the store died with its process, and tells nothing of the others
+        others = [other for other in range(self.count) if other != self.process]
+        return [other for other in others if self._answered - self._heard[other][1] > SILENT]
 
     def _name(self, process: int) -> str:
         where = self._heard[process][0].rpartition(" ")[0]
@@ -311,11 +321,12 @@ def _say_when_aborted(words: Callable[[], tuple[str, int]] | None) -> None:
 def _on_abort(_: int) -> NoReturn:
     # Python's own handlers run between two of the main thread's instructions: too late for this.
     status = 1
-    try:
-        line, status = _last_words() if _last_words else ("aborted", status)
-        os.write(_stderr, f"error: {line}\n".encode())
-    finally:
-        os._exit(status)
+    with _aborting:
+        try:
+            line, status = _last_words() if _last_words else ("aborted", status)
+            os.write(_stderr, f"error: {line}\n".encode())
+        finally:
+            os._exit(status)
 
 
 @contextlib.contextmanager

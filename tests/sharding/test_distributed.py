@@ -3,7 +3,9 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -159,31 +161,95 @@ def test_processes_that_fail_alike_all_end_with_the_same_status():
 
 
 class Store:
-    """JAX's store as the signs of life use it, which does not answer the first calls."""
+    """JAX's store as the signs of life use it, with processes that all live at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, fault: Callable[[int], None] = lambda call: None) -> None:
         self.calls = 0
+        self.lost: tuple[int, ...] = ()
+        self.fault = fault
 
     def key_value_set(self, *_: Any, **__: Any) -> None:
         self.calls += 1
-        if self.calls <= 3:
-            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+        self.fault(self.calls)
 
     def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
-        return [("jaxformer/alive/1", f"host, pid 1 {self.calls}")]
+        signs = ["last" if process in self.lost else str(self.calls) for process in range(3)]
+        return [(f"jaxformer/alive/{i}", f"host, pid {i} {sign}") for i, sign in enumerate(signs)]
 
 
-def test_signs_of_life_go_on_after_the_store_gave_no_answer(monkeypatch):
+@pytest.fixture
+def roll_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Store], distributed.Roll]:
+    """The roll of one of three processes, by a clock that runs fast."""
     monkeypatch.setattr(distributed, "BEAT", 0.01)
     monkeypatch.setattr(distributed, "SILENT", 0.5)
-    roll = distributed.Roll(0, 2)
-    roll.store = Store()
-    roll.start()
+
+    def begin(process: int, store: Store) -> distributed.Roll:
+        roll = distributed.Roll(process, 3)
+        roll.store = store
+        roll.start()
+        return roll
+
+    return begin
+
+
+def test_signs_of_life_go_on_after_the_store_gave_no_answer(roll_call):
+    def passing(call: int) -> None:
+        if call <= 3:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    roll = roll_call(0, Store(passing))
     time.sleep(1.0)
-    assert str(roll) == "process 0 of 2 had to end: JAX's runtime says why, above"
+    assert roll.last_word() == "process 0 of 3 had to end: JAX's runtime says why, above"
     roll.stop()
-    time.sleep(0.6)
-    assert "process 1 (host, pid 1) died or froze" in str(roll)
+
+
+@pytest.mark.parametrize("process", [0, 2])
+def test_a_process_that_was_lost_a_moment_ago_is_named_and_no_other(roll_call, process):
+    store = Store()
+    roll = roll_call(process, store)
+    time.sleep(0.1)
+    store.lost = (1,)
+    said = f"process {process} of 3 had to end: process 1 (host, pid 1) died or froze"
+    assert roll.last_word() == said
+    roll.stop()
+
+
+def test_with_the_store_the_first_process_is_lost(roll_call):
+    def gone(call: int) -> None:
+        if call > 3:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    roll = roll_call(2, Store(gone))
+    time.sleep(0.1)
+    assert "had to end: process 0 (host, pid 0, coordinator at None) died" in roll.last_word()
+    roll.stop()
+
+
+def test_who_cannot_look_takes_nobody_for_lost(roll_call):
+    """An aborted process may hold the lock that its own store waits for."""
+    free = threading.Event()
+    roll = roll_call(0, Store(lambda call: free.wait(60) if call > 3 else None))
+    time.sleep(0.1)
+    assert roll.last_word() == "process 0 of 3 had to end: JAX's runtime says why, above"
+    free.set()
+    roll.stop()
+
+
+def test_threads_that_abort_together_have_one_last_word():
+    script = """
+import os, threading, time
+from jaxformer.sharding import distributed
+def words():
+    time.sleep(0.5)
+    return "lost", 75
+distributed._say_when_aborted(words)
+threads = [threading.Thread(target=os.abort) for _ in range(4)]
+for thread in threads:
+    thread.start()
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (TRY_AGAIN, "error: lost\n")
 
 
 PART = """
@@ -213,3 +279,30 @@ def test_who_waits_for_the_others_to_part_is_not_taken_for_dead():
         assert f"process {index} of 3 had to end: process 2 (" in last
         assert "process 0" not in last.partition("end:")[2]
         assert "process 1" not in last.partition("end:")[2]
+
+
+ABORT = """
+import os, sys, time
+from jaxformer.config import DistributedConfig
+from jaxformer.sharding import distributed
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.join(DistributedConfig(coordinator=address, processes=3, process=process))
+distributed.agree("ready")
+time.sleep(2)
+if process == 1:
+    os._exit(0)
+time.sleep(0.9 * (process == 2))
+os.abort()  # as Gloo does when a connection breaks
+"""
+
+
+@pytest.mark.slow
+def test_who_is_aborted_before_a_silence_can_be_told_names_the_lost_one():
+    words = [sys.executable, "-c", ABORT]
+    address = f"127.0.0.1:{free_port()}"
+    processes = [start([*words, str(i), address], devices=1) for i in range(3)]
+    first, _, last = ends(processes)
+    for index, (status, _, complaint) in ((0, first), (2, last)):
+        assert status == TRY_AGAIN, complaint
+        assert f"process {index} of 3 had to end: process 1 (" in complaint
+        assert "), process" not in complaint
