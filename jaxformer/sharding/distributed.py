@@ -32,8 +32,9 @@ HEARTBEAT = 10
 """Seconds without a heartbeat after which JAX takes a process for dead."""
 BEAT = 1.0
 """Seconds between two of our signs of life."""
-SILENT = 5.0
-"""Seconds without one after which a process is named when the run is aborted."""
+SILENT = 3.0
+"""Seconds without one after which a process is named when the run is aborted; JAX aborts it after
+six or more, and then nobody can look any more."""
 GRACE = 5.0
 """Seconds that process 0 leaves the others to end by themselves; fewer than `HEARTBEAT`."""
 PATIENCE = 7 * 24 * 3600
@@ -151,7 +152,7 @@ def lost_processes_named() -> Iterator[None]:
     except Exception as error:
         own = isinstance(error, UserError) and error.__cause__ is None
         if _roll is not None and not own:
-            time.sleep(HEARTBEAT + SILENT)
+            time.sleep(1.5 * HEARTBEAT)
         raise
 
 
