@@ -21,9 +21,9 @@ import numpy as np
 
 from jaxformer.batch import Batch
 from jaxformer.config import LanguageConfig, MeshConfig
-from jaxformer.run.language import language_method
-from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import build
 from train.gpt_char import PRESETS
 
 VOCAB_SIZE = 65

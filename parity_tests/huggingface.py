@@ -5,7 +5,7 @@ import torch
 from jaxtyping import PyTree
 
 from jaxformer.models.pure import flat_params
-from jaxformer.parity.compare import TRUE_ZEROS, measure
+from jaxformer.porting.compare import TRUE_ZEROS, measure
 from jaxformer.weights.convert import from_torch, to_torch
 from jaxformer.weights.tables import Row
 

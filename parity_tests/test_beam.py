@@ -21,11 +21,11 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam as search
 from jaxformer.decoding.beam import translate, translate_uncached
-from jaxformer.parity import beam as proofs
-from jaxformer.parity.cases import TINY, Case
-from jaxformer.parity.compare import BOUNDS, measure
-from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.transformer import transformer_case
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.proofs import beam as proofs
+from jaxformer.parity.proofs.transformer import transformer_case
+from jaxformer.porting.compare import BOUNDS, measure
 
 
 @pytest.fixture(autouse=True)

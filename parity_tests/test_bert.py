@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import BertConfig
-from jaxformer.parity import bert
-from jaxformer.parity.bfloat16 import prove_pooled
-from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.engine.bfloat16 import prove_pooled
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.proofs import bert
 from jaxformer.parity.report import WIDER
 
 MASKS = [

@@ -13,8 +13,8 @@ from torch.nn import functional
 from jaxformer.config import BertConfig
 from jaxformer.models.bert import Bert
 from jaxformer.models.pure import abstract_model, bind
-from jaxformer.parity.compare import BOUNDS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import BOUNDS, measure
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import BERT_HUGGING_FACE

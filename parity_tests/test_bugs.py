@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxformer.parity.bugs import Bug, Finding, hunt
-from jaxformer.parity.divergence import Comparison
+from jaxformer.parity.engine.mutation import Bug, Finding, hunt
 from jaxformer.parity.report import BUGS
+from jaxformer.porting.locate import Comparison
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

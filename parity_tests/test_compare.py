@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.parity.compare import (
+from jaxformer.porting.compare import (
     BFLOAT16_RATIO,
     BOUNDS,
     Key,

@@ -8,8 +8,8 @@ import torch
 from flax import nnx
 
 from jaxformer.errors import UserError
-from jaxformer.parity.divergence import OUTPUT, first_divergence
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.locate import OUTPUT, first_divergence
 
 BOUND = 1e-12
 

@@ -21,7 +21,7 @@ from jaxformer.decoding.generate import generate, row_keys
 from jaxformer.decoding.sampling import gumbel_noise
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
-from jaxformer.parity.twins import twin_config
+from jaxformer.parity.engine.twins import twin_config
 from jaxformer.weights import tables
 from jaxformer.weights.convert import to_torch
 

@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from jaxformer.config import GPTConfig
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind
-from jaxformer.parity.compare import BOUNDS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import BOUNDS, measure
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import GPT2_HUGGING_FACE

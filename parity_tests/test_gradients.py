@@ -21,9 +21,9 @@ from jaxformer.layers.norms import layer_norm
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.models.pure import abstract_model, bind
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.cases import TINY, Case, draw_params
-from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.transformer import transformer_case
+from jaxformer.parity.engine.cases import TINY, Case, draw_params
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.proofs.transformer import transformer_case
 from jaxformer.training.loss import cross_entropy
 
 CASE = Case(dataclasses.replace(TINY, activation="gelu"))

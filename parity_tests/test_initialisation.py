@@ -10,11 +10,11 @@ import torch
 
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.models.pure import flat_params, init_params
-from jaxformer.parity.bert import BERT_TWINS
-from jaxformer.parity.cases import Case
-from jaxformer.parity.gpt import GPT_TWINS
-from jaxformer.parity.transformer import TRANSFORMER_TWINS
-from jaxformer.parity.twins import twin_config
+from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.twins import twin_config
+from jaxformer.parity.proofs.bert import BERT_TWINS
+from jaxformer.parity.proofs.gpt import GPT_TWINS
+from jaxformer.parity.proofs.transformer import TRANSFORMER_TWINS
 
 SIZES = {
     "vocab_size": 500,

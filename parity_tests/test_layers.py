@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import GPTConfig
-from jaxformer.parity import layers
-from jaxformer.parity.bfloat16 import prove_pooled
-from jaxformer.parity.cases import Case
+from jaxformer.parity.engine.bfloat16 import prove_pooled
+from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.proofs import layers
 
 PROOFS = [
     layers.prove_masks,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.training.loss import annotated_kl, cross_entropy, smoothed_cross_entropy
 
 SHAPE = (3, 5)

@@ -20,8 +20,8 @@ from jaxformer.config import TransformerConfig
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.models.pure import abstract_model, bind, leaf_path
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.compare import BOUNDS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import BOUNDS, measure
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import MARIAN_HUGGING_FACE
 from parity_tests.dtypes import EACH_DTYPE

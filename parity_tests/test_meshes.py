@@ -6,11 +6,11 @@ import pytest
 
 from jaxformer.config import MeshConfig
 from jaxformer.models.pure import flat_params
-from jaxformer.parity import training, translation_training
-from jaxformer.parity.cases import TINY, Case
-from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.steps import begin, compare_steps
-from jaxformer.parity.transformer import transformer_case
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.engine.steps import begin, compare_steps
+from jaxformer.parity.proofs import training, translation_training
+from jaxformer.parity.proofs.transformer import transformer_case
 from tests.meshes import EACH_MESH, MESHES
 
 SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)

@@ -6,7 +6,7 @@ of training and of resume run on smaller models.
 
 import pytest
 
-from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.report import MODELS
 
 LONG = ("prove_training", "prove_resume")

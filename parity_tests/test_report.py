@@ -11,9 +11,10 @@ from rich.console import Console
 from jaxformer.cli import parity as command
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.parity import layers, report
-from jaxformer.parity.compare import Row
-from jaxformer.parity.divergence import Comparison
+from jaxformer.parity import report
+from jaxformer.parity.proofs import layers
+from jaxformer.porting.compare import Row
+from jaxformer.porting.locate import Comparison
 
 CONTRACT = {"model", "layer", "quantity", "path", "dtype", "error", "bound", "ok"}
 SINUSOID_BUG = next(bug for bug in report.BUGS if bug.layer == "sinusoidal_positions")

@@ -17,8 +17,8 @@ from jaxformer.layers.masks import causal_mask, combine_masks, padding_mask
 from jaxformer.layers.mlp import gelu, gelu_tanh
 from jaxformer.layers.norms import LayerNorm, layer_norm
 from jaxformer.models.pure import bind, flat_params
-from jaxformer.parity.compare import BOUNDS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import BOUNDS, measure
 from jaxformer.training.loss import cross_entropy
 from parity_tests.dtypes import EACH_DTYPE
 

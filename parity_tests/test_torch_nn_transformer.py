@@ -12,9 +12,9 @@ from jaxformer.layers.blocks import DecoderBlock
 from jaxformer.layers.masks import causal_mask, padding_mask
 from jaxformer.layers.stacks import Decoder, Encoder
 from jaxformer.models.pure import abstract_model, bind, flat_params
-from jaxformer.parity.cases import Case, draw_params
-from jaxformer.parity.compare import BOUNDS, as_numpy, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import BOUNDS, as_numpy, measure
 from parity_tests.dtypes import EACH_DTYPE
 
 B, L, M, D, H = 4, 5, 7, 16, 4

@@ -14,11 +14,11 @@ from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, OptimizerConfig
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
-from jaxformer.parity import resume, training
-from jaxformer.parity.cases import TINY, Case
-from jaxformer.parity.compare import judge
-from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.steps import bound_of, compare_steps, take_steps, take_twin_steps
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.engine.steps import bound_of, compare_steps, take_steps, take_twin_steps
+from jaxformer.parity.proofs import resume, training
+from jaxformer.porting.compare import judge
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine

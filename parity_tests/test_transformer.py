@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import TransformerConfig
-from jaxformer.parity import transformer
-from jaxformer.parity.bfloat16 import prove_pooled
-from jaxformer.parity.cases import TINY, Case
+from jaxformer.parity.engine.bfloat16 import prove_pooled
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.proofs import transformer
+from jaxformer.parity.proofs.transformer import transformer_case
 from jaxformer.parity.report import WIDER
-from jaxformer.parity.transformer import transformer_case
 
 MASKS = ["padding", "source padding", "target padding", "holes", "nothing"]
 

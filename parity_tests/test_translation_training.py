@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from jaxformer.config import NoamConfig
-from jaxformer.parity import bert_training, translation_training
-from jaxformer.parity.bert import bert_case
-from jaxformer.parity.cases import TINY, Case
-from jaxformer.parity.settings import arithmetic
-from jaxformer.parity.transformer import transformer_case
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.proofs import bert_training, translation_training
+from jaxformer.parity.proofs.bert import bert_case
+from jaxformer.parity.proofs.transformer import transformer_case
 from jaxformer.training.optimizer import adam
 from parity_tests.dtypes import DTYPES
 

@@ -10,9 +10,9 @@ import pytest
 from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
 from jaxformer.models.pure import flat_params
-from jaxformer.run.language import language_method
-from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import build
 from jaxformer.training.step import Metrics, TrainState
 
 MIXED = "tensor 2 x fsdp 2 x data 2"

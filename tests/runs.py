@@ -9,8 +9,8 @@ from jaxformer.config import TrainConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.models.pure import init_params
 from jaxformer.run import directory
-from jaxformer.run.config_io import config_to_json
-from jaxformer.run.kinds import make_method
+from jaxformer.tasks.config_io import config_to_json
+from jaxformer.tasks.kinds import make_method
 from jaxformer.training.step import init_state
 
 

@@ -13,8 +13,8 @@ from jaxformer.config import CopyConfig, CopyTranslationConfig, DataConfig, Tran
 from jaxformer.data.corpus import prepare, read_corpus
 from jaxformer.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
 from jaxformer.data.translation import prepare_pairs
-from jaxformer.run.config_io import config_to_json, load_config
-from jaxformer.run.metrics import MetricsWriter, read_metrics
+from jaxformer.monitor.metrics import MetricsWriter, read_metrics
+from jaxformer.tasks.config_io import config_to_json, load_config
 from jaxformer.weights.files import load_tensors, save_tensors
 from tests.fuzz import accepted_or_refused, counted, damaged, odd_file
 from tests.run.tiny import TEXT, tiny_config

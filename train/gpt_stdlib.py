@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     """Train by the flags and compare what came out with a bigram model and with xz."""
     config, options = parse_recipe(PRESETS, "demo", argv, PROG, __doc__)
     from jaxformer.data.corpus import read_corpus
-    from jaxformer.run.baselines import compare
+    from jaxformer.evaluation.baselines import compare
     from jaxformer.run.loop import train
     from jaxformer.run.summary import bits_per_byte, summarise
 

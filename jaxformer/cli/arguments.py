@@ -24,8 +24,8 @@ import tyro
 
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
-from jaxformer.run.ending import Ending, Terminated, last_words, leave
-from jaxformer.run.supervise import supervise
+from jaxformer.runtime.ending import Ending, Terminated, last_words, leave
+from jaxformer.runtime.restarts import supervise
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
@@ -151,7 +151,7 @@ def parse_beside(
 
 
 def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> ConfigT:
-    from jaxformer.run.config_io import load_config
+    from jaxformer.tasks.config_io import load_config
 
     try:
         config = load_config(config_file)
@@ -178,7 +178,7 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
         with Ending(prog):
             _run_and_explain(prog, function)
     except SystemExit as stop:
-        distributed = sys.modules.get("jaxformer.sharding.distributed")
+        distributed = sys.modules.get("jaxformer.runtime.distributed")
         if distributed is not None:
             distributed.break_off(stop.code)
         if stop.code in (130, 143):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     import numpy as np
 
     from jaxformer.data.tokenizer import Tokenizer
-    from jaxformer.run.attention_maps import Stack
+    from jaxformer.evaluation.attention_maps import Stack
     from jaxformer.run.load import Run
 
 DESCRIPTION = (
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parse(AttentionArguments, argv, "jaxformer attention", DESCRIPTION)
     from jaxformer.config import GPTConfig
-    from jaxformer.run.attention_maps import draw_attention
+    from jaxformer.evaluation.attention_maps import draw_attention
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run)
@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
 
 def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
     """The attention of a text to itself."""
+    from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
     from jaxformer.models.pure import bind
-    from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
 
     tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "--text")
     weights = attention_weights(bind(run.graph, run.params), tokens[None])
@@ -89,8 +89,8 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
     from jaxformer.config import BeamConfig, TransformerConfig
     from jaxformer.decoding.beam import translate
+    from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
     from jaxformer.models.pure import bind
-    from jaxformer.run.attention_maps import Stack, attention_weights, layers_of
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)

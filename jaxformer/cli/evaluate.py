@@ -82,7 +82,7 @@ def language_figures(run: "Run", arguments: EvaluateArguments) -> dict[str, Any]
     """Loss, perplexity and bits a byte over a split; printed, and as they go into JSON."""
     from jaxformer.data.batches import evaluation_batches
     from jaxformer.data.corpus import prepare
-    from jaxformer.run.evaluate import evaluate_run
+    from jaxformer.run.load import evaluate_run
 
     if arguments.decoding:
         raise UserError(
@@ -119,8 +119,8 @@ def pair_figures(run: "Run", arguments: EvaluateArguments) -> dict[str, Any]:
     """Loss and perplexity of the targets, BLEU and exact matches of the translations."""
     from jaxformer.data.pair_batches import evaluation_pair_batches
     from jaxformer.data.translation import prepare_pairs
-    from jaxformer.run.evaluate import evaluate_run
-    from jaxformer.run.scoring import score
+    from jaxformer.evaluation.bleu import score
+    from jaxformer.run.load import evaluate_run
 
     assert not isinstance(run.config, LanguageConfig)
     if arguments.split == "train" and arguments.decoding:

@@ -14,7 +14,7 @@ from jaxformer.errors import UserError
 
 DESCRIPTION = (
     "Prove every layer, gradient, update and decoded token equal to PyTorch, within the bounds of "
-    "jaxformer/parity/compare.py, and show that the proofs catch planted bugs. The exit status is "
+    "jaxformer/porting/compare.py, and show that the proofs catch planted bugs. The exit status is "
     "0 only if all hold."
 )
 DType = Literal["float64", "float32", "bfloat16"]

@@ -15,16 +15,16 @@ from jaxformer.atomic import replacing
 from jaxformer.cli.arguments import parse, parse_beside, preset_name
 from jaxformer.config import require_positive
 from jaxformer.errors import UserError
-from jaxformer.run.peaks import GPUS
+from jaxformer.planning.hardware import GPUS
 
 if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     import jax
 
-    from jaxformer.run.check import Used
-    from jaxformer.run.config_io import RunConfig
-    from jaxformer.run.plan import Plan
-    from jaxformer.run.predict import Prediction
-    from jaxformer.run.suggest import Suggestion
+    from jaxformer.planning.plan import Plan
+    from jaxformer.planning.roofline import Prediction
+    from jaxformer.planning.suggest import Suggestion
+    from jaxformer.planning.verify import Used
+    from jaxformer.tasks.config_io import RunConfig
 
 PROG = "jaxformer plan"
 HOME = Path(__file__).parents[2] / "train"
@@ -49,7 +49,7 @@ class PlanOptions:
     devices: int = 1
     """Devices of the run."""
     gpu: str = "A100-80GB"
-    """The kind of them, by its name in the table of jaxformer/run/peaks.py."""
+    """The kind of them, by its name in the table of jaxformer/planning/hardware.py."""
     link: float | None = None
     """GB/s that a device sends to the others, instead of the table's, which are those of one
     machine."""
@@ -149,10 +149,10 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
     """Plan, predict, suggest and check, and print it all."""
     import jax
 
-    from jaxformer.run.check import run_two_steps
-    from jaxformer.run.plan import make_plan
-    from jaxformer.run.predict import predict
-    from jaxformer.run.suggest import suggestions
+    from jaxformer.planning.plan import make_plan
+    from jaxformer.planning.roofline import predict
+    from jaxformer.planning.suggest import suggestions
+    from jaxformer.planning.verify import run_two_steps
 
     gpu = GPUS[options.gpu]
     if options.link is not None:

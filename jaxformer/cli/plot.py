@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.errors import UserError
-from jaxformer.run.metrics import read_metrics
+from jaxformer.monitor.metrics import read_metrics
 
 DESCRIPTION = "Draw RUN/curves.png from RUN/metrics.jsonl and print its path."
 
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
     metrics = read_metrics(run / "metrics.jsonl")
 
-    from jaxformer.run.config_io import load_config
-    from jaxformer.run.kinds import smoothing_of
-    from jaxformer.run.plots import draw_curves
+    from jaxformer.monitor.plots import draw_curves
+    from jaxformer.tasks.config_io import load_config
+    from jaxformer.tasks.kinds import smoothing_of
 
     curves, config = run / "curves.png", run / "config.json"
     smoothing = smoothing_of(load_config(config)) if config.exists() else 0.0

@@ -12,17 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxformer.errors import UserError
-from jaxformer.parity import (
+from jaxformer.parity.bugs import beam as bugs_beam
+from jaxformer.parity.bugs import bert as bugs_bert
+from jaxformer.parity.bugs import decoding as bugs_decoding
+from jaxformer.parity.bugs import model as bugs_model
+from jaxformer.parity.bugs import training as bugs_training
+from jaxformer.parity.bugs import transformer as bugs_transformer
+from jaxformer.parity.bugs import translation as bugs_translation
+from jaxformer.parity.engine.bfloat16 import prove_pooled
+from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.engine.mutation import Finding, hunt
+from jaxformer.parity.engine.settings import described
+from jaxformer.parity.engine.twins import Proof
+from jaxformer.parity.proofs import (
     beam,
     bert,
     bert_training,
-    bugs_beam,
-    bugs_bert,
-    bugs_decoding,
-    bugs_model,
-    bugs_training,
-    bugs_transformer,
-    bugs_translation,
     decoding,
     gpt,
     layers,
@@ -31,12 +36,7 @@ from jaxformer.parity import (
     transformer,
     translation_training,
 )
-from jaxformer.parity.bfloat16 import prove_pooled
-from jaxformer.parity.bugs import Finding, hunt
-from jaxformer.parity.cases import TINY, Case
-from jaxformer.parity.compare import DType, Row, all_ok
-from jaxformer.parity.settings import described
-from jaxformer.parity.twins import Proof
+from jaxformer.porting.compare import DType, Row, all_ok
 
 Subject = Callable[[Case], list[tuple[Proof, Case]]]
 

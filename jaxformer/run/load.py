@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,17 +15,19 @@ from jaxtyping import Array, PyTree
 from jaxformer import checkpoint
 from jaxformer.batch import Specials
 from jaxformer.checkpoint import Checkpoint
-from jaxformer.config import require_positive
+from jaxformer.config import MeshConfig, require_positive
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import specials_of
 from jaxformer.errors import UserError
+from jaxformer.evaluation.loss import Evaluation, evaluate
 from jaxformer.models.pure import abstract_model
 from jaxformer.run import directory
-from jaxformer.run.config_io import RunConfig, config_from_json, kind_of, load_config
-from jaxformer.run.kinds import make_method, num_tokens, writing_command
-from jaxformer.run.task import Method
+from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.tasks.config_io import RunConfig, config_from_json, kind_of, load_config
+from jaxformer.tasks.kinds import make_method, num_tokens, writing_command
+from jaxformer.tasks.task import Method
 from jaxformer.training.average import average as average_of
-from jaxformer.training.step import TrainState, init_state
+from jaxformer.training.step import TrainState, init_state, make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,3 +139,10 @@ def _read_average(
         )
     params = average_of(_read_one(checkpoints, expected, each)[0] for each in steps)
     return params, dataclasses.replace(newest, skipped=tuple(skipped))
+
+
+def evaluate_run(run: Run, batches: Iterable[Any]) -> Evaluation:
+    """The mean loss of a run's parameters over the batches, on one device."""
+    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    eval_step = jax.jit(make_eval_step(run.graph, run.method.eval_objective))
+    return evaluate(eval_step, run.params, batches, batch_sharding(mesh))

@@ -21,24 +21,23 @@ from jax.sharding import Mesh
 from jaxformer import checkpoint
 from jaxformer.config import RunOptions
 from jaxformer.data.batches import training_iterator
-from jaxformer.errors import UserError
+from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.monitor.loss_monitor import Vigil
+from jaxformer.monitor.metrics import MetricsWriter, read_metrics
+from jaxformer.monitor.plots import draw_curves
+from jaxformer.monitor.progress import Progress
+from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory
-from jaxformer.run.config_io import RunConfig, config_from_json, config_to_json, load_config
-from jaxformer.run.deterministic import make_deterministic
-from jaxformer.run.evaluate import Evaluation, evaluate
-from jaxformer.run.host_memory import keep_freed_memory
-from jaxformer.run.kinds import make_task, smoothing_of
-from jaxformer.run.metrics import MetricsWriter, read_metrics
-from jaxformer.run.plots import draw_curves
-from jaxformer.run.program import Program, build
-from jaxformer.run.progress import Progress
-from jaxformer.run.signals import AskedToEndError, Interrupt, SharedInterrupt
-from jaxformer.run.steplog import StepLog, product_type
-from jaxformer.run.task import Task
-from jaxformer.run.vigil import Vigil
-from jaxformer.run.watchdog import Watchdog
-from jaxformer.sharding import distributed
+from jaxformer.runtime import distributed
+from jaxformer.runtime.deterministic import make_deterministic
+from jaxformer.runtime.memory import keep_freed_memory
+from jaxformer.runtime.signals import AskedToEndError, Interrupt, SharedInterrupt
+from jaxformer.runtime.watchdog import Watchdog
 from jaxformer.sharding.mesh import make_mesh, place
+from jaxformer.tasks.config_io import RunConfig, config_from_json, config_to_json, load_config
+from jaxformer.tasks.kinds import make_task, smoothing_of
+from jaxformer.tasks.program import Program, build, require_wide_mode
+from jaxformer.tasks.task import Task
 from jaxformer.training.step import TrainState
 
 
@@ -193,12 +192,6 @@ def restore(
         if distributed.is_first():
             print(line, file=sys.stderr)
     return checkpoint.load(checkpoints, found, program.state), found.step
-
-
-def require_wide_mode(dtype: str) -> None:
-    """Refuse float64 where jax would make float32 of it."""
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("model.dtype float64 needs jax's wide mode: set JAX_ENABLE_X64=1")
 
 
 def introduce(progress: Progress, task: Task, mesh: Mesh, resumed: int | None) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from jaxformer import checkpoint
 from jaxformer.config import BeamConfig, LanguageConfig
 from jaxformer.data.pairs import Pair
+from jaxformer.evaluation.bleu import Scores, score
 from jaxformer.run.directory import CHECKPOINTS, CURVES, averageable
-from jaxformer.run.kinds import writing_command
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
-from jaxformer.run.scoring import Scores, score
+from jaxformer.tasks.kinds import writing_command
 
 
 def summarise(outcome: Outcome, run_dir: Path) -> str:

@@ -1,6 +1,6 @@
 """Data parallelism written out: what each device computes, and the one sum over all of them.
 
-`jaxformer/run/program.py` leaves the dividing of a step to the compiler: `jax.jit` of
+`jaxformer/tasks/program.py` leaves the dividing of a step to the compiler: `jax.jit` of
 `make_train_step` with shardings, for every mesh. This is the same step for copies of the model, as
 `jax.shard_map` lets one say it by hand, kept to be read and to check the compiler by:
 

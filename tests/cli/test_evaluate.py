@@ -22,9 +22,9 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.data.pairs import Pair
+from jaxformer.evaluation.bleu import decode, score
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
-from jaxformer.run.scoring import decode, score
 
 TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
 
@@ -188,7 +188,7 @@ def test_translations_keep_the_order_of_their_sources(copy_run):
 def test_scores_are_those_of_the_translations(copy_run, monkeypatch):
     known = {"a": "one two three four", "b": "five six seven eight"}
     monkeypatch.setattr(
-        "jaxformer.run.scoring.decode", lambda run, sources, beam: [known[s] for s in sources]
+        "jaxformer.evaluation.bleu.decode", lambda run, sources, beam: [known[s] for s in sources]
     )
     pairs = [Pair("a", "one two three four "), Pair("b", "nine ten eleven twelve")]
     assert score(None, pairs[:1], BeamConfig()).bleu == pytest.approx(100)

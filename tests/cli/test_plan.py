@@ -12,7 +12,7 @@ import jaxformer.cli.plan
 from jaxformer.cli.main import main
 from jaxformer.cli.plan import RECIPES, read, settings
 from jaxformer.errors import UserError
-from jaxformer.run.peaks import GPUS
+from jaxformer.planning.hardware import GPUS
 
 SIZES = {"width": 8, "num-heads": 2, "mlp-width": 16, "num-layers": 1, "context-length": 32}
 TINY = [f"--model.{name}={size}" for name, size in SIZES.items()]

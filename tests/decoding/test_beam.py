@@ -15,7 +15,7 @@ from jaxformer.decoding.beam import translate, translate_all, translate_uncached
 from jaxformer.errors import UserError
 from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, measure
 
 CONFIG = TransformerConfig(
     vocab_size=14, context_length=16, width=16, num_heads=2, mlp_width=32, num_layers=1

@@ -11,10 +11,10 @@ import pytest
 from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, LanguageConfig, RunOptions, SpikeConfig
 from jaxformer.errors import UserError
+from jaxformer.evaluation.loss import Evaluation
+from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import loop
-from jaxformer.run.evaluate import Evaluation
 from jaxformer.run.loop import train
-from jaxformer.run.metrics import read_metrics
 from tests.run.tiny import one_device, spoil, tiny_config, whole_state
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from jaxformer import checkpoint
 from jaxformer.config import LanguageConfig, RunOptions
+from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import loop
-from jaxformer.run.language import language_method
 from jaxformer.run.load import load_run
-from jaxformer.run.metrics import read_metrics
-from jaxformer.run.program import build
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import build
 from tests.run.tiny import one_device, tiny_config, whole_state
 
 KINDS = ("flip", "truncate", "append", "delete", "stray")

@@ -23,14 +23,14 @@ from jaxformer.config import (
     RunOptions,
 )
 from jaxformer.errors import UserError
+from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
-from jaxformer.run.config_io import load_config
-from jaxformer.run.language import language_method
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
-from jaxformer.run.metrics import read_metrics
-from jaxformer.run.program import build
 from jaxformer.sharding.mesh import make_mesh, place
+from jaxformer.tasks.config_io import load_config
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import build
 from tests.run import tiny
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
@@ -281,7 +281,7 @@ def test_an_end_asked_for_amid_an_evaluation_waits_for_none_and_costs_none(
         return place(batch, sharding)
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxformer.run.evaluate.place", asked_to_end)
+        patch.setattr("jaxformer.evaluation.loss.place", asked_to_end)
         ended = train(config, RunOptions(run_dir=tmp_path / "run"))
     assert (ended.exit_status, ended.step, ended.evaluation, len(scored)) == (143, 20, None, 2)
     train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
@@ -299,7 +299,7 @@ def test_a_run_directory_that_another_host_sees_late_or_never(tmp_path, monkeypa
 
 def test_processes_agree_on_what_each_sees_of_the_run_and_on_the_end(config, tmp_path, monkeypatch):
     words = []
-    monkeypatch.setattr("jaxformer.sharding.distributed.agree", words.append)
+    monkeypatch.setattr("jaxformer.runtime.distributed.agree", words.append)
     train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2, max_skipped=7))
     (started, ready, saved) = words
     assert started.endswith(", 2, 7, 0]")

@@ -11,9 +11,9 @@ import pytest
 from jaxformer import checkpoint
 from jaxformer.config import MeshConfig, RunOptions
 from jaxformer.errors import TRY_AGAIN
-from jaxformer.run.config_io import load_config
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.config_io import load_config
 from tests import processes
 from tests.processes import (
     child_of,

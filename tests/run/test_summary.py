@@ -1,7 +1,7 @@
 """The last words of a run: examples of what it translates."""
 
 from jaxformer.data.pairs import Pair
-from jaxformer.run.scoring import Scores
+from jaxformer.evaluation.bleu import Scores
 from jaxformer.run.summary import examples
 
 PAIRS = [Pair("one", "eins"), Pair("two", "zwei"), Pair("three", "drei"), Pair("four", "vier")]

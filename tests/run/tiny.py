@@ -13,10 +13,11 @@ import pytest
 from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig
 from jaxformer.data.batches import training_iterator
-from jaxformer.run import language, loop
-from jaxformer.run.metrics import read_metrics
-from jaxformer.run.program import build
+from jaxformer.monitor.metrics import read_metrics
+from jaxformer.run import loop
 from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks import language_modeling as language
+from jaxformer.tasks.program import build
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(100))
 BAD, GOOD = 0, 1

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxformer.config import MeshConfig
-from jaxformer.parity.compare import TRUE_ZEROS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import TRUE_ZEROS, measure
 from tests.meshes import EACH_MESH, MESHES, Ran, run, toy_run
 
 

@@ -10,8 +10,8 @@ from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS, MeshConfig, NoamConfig
 from jaxformer.models.pure import abstract_model, flat_params, init_params
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.compare import TRUE_ZEROS, measure
-from jaxformer.parity.settings import arithmetic
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import TRUE_ZEROS, measure
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.objectives import translation

@@ -14,11 +14,11 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
 from jaxformer.models.transformer import Transformer
-from jaxformer.run.language import language_method
-from jaxformer.run.program import build
 from jaxformer.sharding import rules
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import build
 from tests.meshes import MESHES, MIXED, toy_batches, toy_run
 
 MODELS = (

@@ -10,10 +10,10 @@ import pytest
 
 from jaxformer.config import MeshConfig
 from jaxformer.models.pure import flat_params
-from jaxformer.run.language import language_method
-from jaxformer.run.program import Program, build
-from jaxformer.sharding.collectives import Collective, array_bytes, collectives
+from jaxformer.planning.hlo import Collective, array_bytes, collectives
 from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.program import Program, build
 from tests.meshes import toy_batches, toy_run
 
 LAYERS, ROWS = 2, 24

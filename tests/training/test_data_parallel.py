@@ -9,9 +9,9 @@ import pytest
 from jaxformer.config import MeshConfig, OptimizerConfig
 from jaxformer.models.gpt import GPT
 from jaxformer.models.pure import abstract_model, init_params
-from jaxformer.parity.compare import TRUE_ZEROS, measure
-from jaxformer.parity.settings import arithmetic
-from jaxformer.sharding.collectives import collectives
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.planning.hlo import collectives
+from jaxformer.porting.compare import TRUE_ZEROS, measure
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.data_parallel import make_data_parallel_step

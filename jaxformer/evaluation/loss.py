@@ -1,0 +1,48 @@
+"""The loss of a model on a split, and what it comes to in perplexity and in bits per byte."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jaxtyping import PyTree
+
+from jaxformer.sharding.mesh import place
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A mean loss and the number of tokens it is the mean over."""
+
+    loss: float
+    """Nats a token."""
+    num_tokens: int
+    """Tokens scored."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def bits_per_byte(self, tokens_per_byte: float) -> float:
+        """loss / ln 2 * tokens / bytes: comparable between tokenizers."""
+        return self.loss / math.log(2) * tokens_per_byte
+
+
+def evaluate(
+    eval_step: Callable[[PyTree, Any], Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    sharding: NamedSharding,
+) -> Evaluation:
+    """The mean loss over every token that counts in the batches."""
+    sums: list[Any] = []
+    for batch in batches:
+        sums.append(eval_step(params, place(batch, sharding)))
+        jax.block_until_ready(sums[-2:-1])  # whoever breaks off waits for two batches, not for all
+    # Summed in float64 on the host: the result depends on no device and no order.
+    total = math.fsum(float(loss) for loss, _ in sums)
+    count = sum(int(number) for _, number in sums)
+    return Evaluation(total / count, count)

@@ -1,0 +1,125 @@
+"""What a training step leaves behind: a line of metrics and a look at the progress.
+
+The numbers of a step are read back only when the next step has been started, so that reading them
+does not keep the device waiting.
+"""
+
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxformer.config import BlockConfig
+from jaxformer.evaluation.loss import Evaluation
+from jaxformer.monitor.loss_monitor import Vigil
+from jaxformer.monitor.metrics import MetricsWriter
+from jaxformer.monitor.progress import Progress
+from jaxformer.planning.hardware import Product, mfu
+from jaxformer.runtime.memory import memory_bytes
+from jaxformer.tasks.task import Method, Work
+from jaxformer.training.step import Metrics
+
+
+class StepLog:
+    """Writes each step's metrics once and in order, with how long it took."""
+
+    def __init__(
+        self,
+        method: Method,
+        mesh: Mesh,
+        writer: MetricsWriter,
+        progress: Progress,
+        vigil: Vigil,
+    ):
+        self.config = method.config
+        self.mesh = mesh
+        self.learning_rate = jax.jit(method.learning_rate)
+        self.writer = writer
+        self.progress = progress
+        self.vigil = vigil
+        self._pending: tuple[int, Metrics, Work] | None = None
+        self._since: float | None = None
+
+    def add(self, step: int, metrics: Metrics, work: Work) -> None:
+        """Note a step that was just started and write the one before it.
+
+        Raises:
+            UserError: when too many updates in a row were skipped; their lines are written.
+        """
+        self._write_pending()
+        self._pending = (step, metrics, work)
+
+    def flush(self) -> None:
+        """Write the last step; the pause that follows is not counted as a step's time."""
+        self._since = None  # a step that no other follows was not timed from end to end
+        self._write_pending()
+        self._since = None
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Write a validation loss."""
+        self.writer.write(step, "val", loss=evaluation.loss, tokens=evaluation.num_tokens)
+        line = f"step {step}/{self.config.steps} · validation loss {evaluation.loss:.4f} · "
+        if math.isfinite(evaluation.loss):
+            line += f"perplexity {evaluation.perplexity:.2f}"
+        else:
+            line += "no finite number, so this step is never the best checkpoint"
+        self.progress.print(line)
+
+    def note_compilations(self, number: int, expected: int) -> None:
+        """Say so if the train step was compiled more often than batches have shapes.
+
+        Each compilation costs what the first did.
+        """
+        if number > expected:
+            allowed = "once" if expected == 1 else f"{expected}"
+            self.progress.print(f"the train step was compiled {number} times, not {allowed}")
+
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics, work = self._pending
+        self._pending = None
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        now, since = time.perf_counter(), self._since
+        self._since = now
+        learning_rate = float(self.learning_rate(step - 1))
+        speed = {} if since is None else self._speed(work, now - since)
+        memory = memory_bytes(self.mesh.local_devices)
+        marks, warning = self.vigil.see(step, loss, grad_norm, bool(metrics.skipped))
+        self.writer.write(
+            step,
+            "train",
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            memory_bytes=memory,
+            **speed,
+            **marks,
+        )
+        if warning is not None:
+            self.progress.print(warning)
+        self.vigil.require_progress()
+        self.progress.update(
+            step,
+            loss=loss,
+            learning_rate=learning_rate,
+            tokens_per_second=speed.get("tokens_per_second"),
+        )
+
+    def _speed(self, work: Work, seconds: float) -> dict[str, float]:
+        speed = {"step_seconds": seconds, "tokens_per_second": work.tokens / seconds}
+        devices = list(self.mesh.devices.flat)
+        share = mfu(work.flops, seconds, devices, product_type(self.config.model))
+        return speed if share is None else {**speed, "mfu": share}
+
+
+def product_type(config: BlockConfig) -> Product:
+    """The arithmetic of matrix products: JAX's own choice for float32 on GPUs is TF32."""
+    if config.dtype == "bfloat16":
+        return "bfloat16"
+    on_gpu = jax.default_backend() == "gpu"
+    settings: Any = jax.config
+    precise = settings.jax_default_matmul_precision in ("highest", "float32")
+    return "tensorfloat32" if on_gpu and not precise else "float32"

@@ -1,0 +1,1 @@
+"""One file per subject: the bugs that its proofs must catch."""

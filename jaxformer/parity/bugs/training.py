@@ -1,0 +1,224 @@
+"""Bugs planted in the loss, the schedule, the optimizer and the train step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxformer import checkpoint
+from jaxformer.parity.engine.mutation import SMALL, Bug, patched
+from jaxformer.parity.proofs.resume import prove_resume
+from jaxformer.parity.proofs.training import (
+    prove_accumulation,
+    prove_clipping,
+    prove_loss,
+    prove_optimizer,
+    prove_schedule,
+    prove_step,
+)
+from jaxformer.training import loss, objectives, optimizer, schedule, step
+
+
+def padding_counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def cross_entropy(logits: Any, targets: Any, mask: Any) -> Any:
+        total, _ = function(logits, targets, mask)
+        return total, jnp.asarray(mask.size)
+
+    return cross_entropy
+
+
+def mean_of_slice(function: Callable[..., Any]) -> Callable[..., Any]:
+    def cross_entropy(*args: Any) -> Any:
+        total, count = function(*args)
+        return total / count, jnp.ones_like(count)
+
+    return cross_entropy
+
+
+def with_config(**fields: Any) -> Callable[[Any], Any]:
+    """A function of an optimizer config that is given another."""
+    return lambda function: (
+        lambda config, steps: function(dataclasses.replace(config, **fields), steps)
+    )
+
+
+def clip_last(config: Any, steps: int) -> Any:
+    return optax.chain(
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optimizer.clip_by_global_norm(config.clip_norm),
+        optax.add_decayed_weights(config.weight_decay, optimizer.is_matrix),
+        optax.scale_by_learning_rate(schedule.warmup_cosine(config, steps)),
+    )
+
+
+def coupled_decay(config: Any, steps: int) -> Any:
+    return optax.chain(
+        optimizer.clip_by_global_norm(config.clip_norm),
+        optax.add_decayed_weights(config.weight_decay, optimizer.is_matrix),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.scale_by_learning_rate(schedule.warmup_cosine(config, steps)),
+    )
+
+
+def clip_each(max_norm: float) -> optax.GradientTransformation:
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        def clip(g: jax.Array) -> jax.Array:
+            return g * jnp.minimum(1.0, max_norm / (jnp.linalg.norm(g) + 1e-6))
+
+        return jax.tree.map(clip, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def epsilon_in_root(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, eps, **rest: function(*args, eps=0.0, eps_root=eps**2, **rest)
+
+
+def updates_scaled(factor: float) -> Callable[[Any], Any]:
+    """An optimizer whose updates are multiplied by a further factor."""
+    return lambda function: lambda *args: optax.chain(function(*args), optax.scale(factor))
+
+
+def step_lost(function: Callable[..., Any]) -> Callable[..., Any]:
+    def restore(*args: Any) -> Any:
+        state, found = function(*args)
+        return state._replace(step=jnp.zeros_like(state.step)), found
+
+    return restore
+
+
+BUGS = [
+    Bug(
+        "padding counted in the mean loss",
+        "loss",
+        patched(loss, "cross_entropy", padding_counted),
+        prove_loss,
+    ),
+    Bug(
+        "loss of padding added",
+        "loss",
+        patched(loss, "cross_entropy", lambda f: lambda x, t, m: (f(x, t, m | True)[0], m.sum())),
+        prove_loss,
+    ),
+    Bug(
+        "mean of the slices' means",
+        "accumulation",
+        patched(objectives, "cross_entropy", mean_of_slice),
+        prove_accumulation,
+        SMALL,
+    ),
+    Bug(
+        "schedule one step ahead",
+        "schedule",
+        patched(schedule, "warmup_cosine", lambda f: lambda *a: lambda s: f(*a)(s + 1)),
+        prove_schedule,
+    ),
+    Bug(
+        "schedule decays to 0, not to the floor",
+        "schedule",
+        patched(schedule, "warmup_cosine", with_config(floor_learning_rate=0.0)),
+        prove_schedule,
+    ),
+    Bug(
+        "optimizer one step ahead of the schedule",
+        "optimizer",
+        patched(optimizer, "warmup_cosine", lambda f: lambda *a: lambda s: f(*a)(s + 1)),
+        prove_optimizer,
+    ),
+    Bug(
+        "decay on biases",
+        "optimizer",
+        patched(optimizer, "is_matrix", lambda _: lambda p: jax.tree.map(lambda x: True, p)),
+        prove_optimizer,
+    ),
+    Bug(
+        "decay missing",
+        "optimizer",
+        patched(optimizer, "adamw", with_config(weight_decay=0.0)),
+        prove_optimizer,
+    ),
+    Bug(
+        "decay inside the gradient (Adam with L2)",
+        "optimizer",
+        patched(optimizer, "adamw", lambda _: coupled_decay),
+        prove_optimizer,
+    ),
+    Bug(
+        "beta2 0.999",
+        "optimizer",
+        patched(optimizer, "adamw", with_config(beta2=0.999)),
+        prove_optimizer,
+    ),
+    Bug(
+        "epsilon inside the root",
+        "optimizer",
+        patched(optax, "adamw", epsilon_in_root),
+        prove_optimizer,
+    ),
+    Bug(
+        "bias correction missing",
+        "optimizer",
+        patched(optax.tree, "bias_correction", lambda _: lambda moment, decay, count: moment),
+        prove_optimizer,
+    ),
+    Bug(
+        "clipping after the moments",
+        "optimizer",
+        patched(optimizer, "adamw", lambda _: clip_last),
+        prove_optimizer,
+    ),
+    Bug(
+        "clipping missing",
+        "optimizer",
+        patched(optimizer, "clip_by_global_norm", lambda _: lambda norm: optax.identity()),
+        prove_optimizer,
+    ),
+    Bug(
+        "clipping without the 1e-6",
+        "clipping",
+        patched(optimizer, "clip_by_global_norm", lambda _: optax.clip_by_global_norm),
+        prove_clipping,
+    ),
+    Bug(
+        "each tensor clipped by its own norm",
+        "clipping",
+        patched(optimizer, "clip_by_global_norm", lambda _: clip_each),
+        prove_clipping,
+    ),
+    Bug(
+        "update skipped",
+        "optimizer",
+        patched(optimizer, "adamw", updates_scaled(0.0)),
+        prove_optimizer,
+    ),
+    Bug(
+        "update with the sign reversed",
+        "optimizer",
+        patched(optimizer, "adamw", updates_scaled(-1.0)),
+        prove_optimizer,
+    ),
+    Bug(
+        "dropout the same at every step",
+        "step",
+        patched(step, "step_key", lambda _: lambda key, step: key),
+        prove_step,
+        SMALL,
+    ),
+    Bug(
+        "dropout the same in every accumulation slice",
+        "step",
+        patched(step, "slice_key", lambda _: lambda key, index: key),
+        prove_step,
+        SMALL,
+    ),
+    Bug(
+        "step counter lost at resume",
+        "resume",
+        patched(checkpoint, "restore", step_lost),
+        prove_resume,
+        SMALL,
+    ),
+]

@@ -1,0 +1,263 @@
+"""Bugs planted in how encoder-decoders and BERT are trained."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, patched
+from jaxformer.parity.proofs import bert_training
+from jaxformer.parity.proofs.bert import bert_case
+from jaxformer.parity.proofs.transformer import transformer_case
+from jaxformer.parity.proofs.translation_training import (
+    prove_adam,
+    prove_adam_clipped,
+    prove_annotated_kl,
+    prove_noam,
+    prove_smoothed_cross_entropy,
+    prove_translation,
+)
+from jaxformer.training import loss, objectives, optimizer, schedule
+
+PAIRS: Case = transformer_case(SMALL)
+
+
+def smoothed_by(share: Callable[[int], float]) -> Callable[..., Any]:
+    """PyTorch's smoothing with another share of eps for each token but the target."""
+
+    def smoothed(logits: Any, targets: Any, mask: Any, smoothing: float) -> Any:
+        log_probs = jax.nn.log_softmax(logits)
+        V = logits.shape[-1]
+        at_target = jnp.arange(V) == targets[..., None]
+        q = jnp.where(at_target, 1 - smoothing, smoothing * share(V))
+        return loss.summed(-(q * log_probs).sum(-1), mask)
+
+    return lambda _: smoothed
+
+
+def over_padding(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The smoothed part of the loss summed over all places, the rest over real ones."""
+
+    def smoothed(logits: Any, targets: Any, mask: Any, smoothing: float) -> Any:
+        total, count = function(logits, targets, mask, smoothing)
+        rest = -smoothing * jax.nn.log_softmax(logits).mean(-1)
+        return total + jnp.where(mask, 0.0, rest).sum(), count
+
+    return smoothed
+
+
+def padding_counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: (function(*args)[0], jnp.asarray(args[2].size))
+
+
+def without_entropy(logits: Any, targets: Any, mask: Any, smoothing: float, padding_id: int) -> Any:
+    """-sum_v q_v log p_v, the cross-entropy of the KL divergence's q."""
+    V = logits.shape[-1]
+    q = jnp.where(jnp.arange(V) == targets[..., None], 1 - smoothing, smoothing / (V - 2))
+    q = q.at[..., padding_id].set(0.0)
+    return loss.summed(-(q * jax.nn.log_softmax(logits)).sum(-1), mask)
+
+
+def mass_on_padding(function: Callable[..., Any]) -> Callable[..., Any]:
+    # No token has the id V, so none is left out.
+    return lambda logits, targets, mask, smoothing, padding: function(
+        logits, targets, mask, smoothing, logits.shape[-1]
+    )
+
+
+def reversed_kl(logits: Any, targets: Any, mask: Any, smoothing: float, padding_id: int) -> Any:
+    """KL(p || q), padding left out of both."""
+    V = logits.shape[-1]
+    q = jnp.where(jnp.arange(V) == targets[..., None], 1 - smoothing, smoothing / (V - 2))
+    log_probs = jax.nn.log_softmax(logits)
+    each = (jnp.exp(log_probs) * (log_probs - jnp.log(q))).at[..., padding_id].set(0.0)
+    return loss.summed(each.sum(-1), mask)
+
+
+def given(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """An objective that is given another batch."""
+    return lambda function: lambda model, batch, key: function(model, change(batch), key)
+
+
+def translation_given(change: Callable[[Any], Any]) -> Plant:
+    return patched(objectives, "translation", lambda f: lambda *options: given(change)(f(*options)))
+
+
+def scheduled(rate: Callable[[Any, int, Any], Any]) -> Plant:
+    """`noam` by another formula of the config, the width and the step, which counts from 1."""
+    return patched(
+        schedule, "noam", lambda _: lambda config, width: lambda s: rate(config, width, s + 1.0)
+    )
+
+
+WITHOUT_CORRECTION = patched(
+    optax.tree, "bias_correction", lambda _: lambda moment, decay, count: moment
+)
+
+
+def updates_scaled_by(factor: float) -> Plant:
+    return patched(
+        optimizer, "adam", lambda f: lambda *args: optax.chain(f(*args), optax.scale(factor))
+    )
+
+
+def with_config(**fields: Any) -> Plant:
+    """Adam of another config."""
+    return patched(
+        optimizer,
+        "adam",
+        lambda f: lambda config, width: f(dataclasses.replace(config, **fields), width),
+    )
+
+
+BUGS = [
+    Bug(
+        "smoothing by eps/(V-1)",
+        "smoothed_cross_entropy",
+        patched(loss, "smoothed_cross_entropy", smoothed_by(lambda V: 1 / (V - 1))),
+        prove_smoothed_cross_entropy,
+    ),
+    Bug(
+        "smoothing by eps/(V-2) in PyTorch's form",
+        "smoothed_cross_entropy",
+        patched(loss, "smoothed_cross_entropy", smoothed_by(lambda V: 1 / (V - 2))),
+        prove_smoothed_cross_entropy,
+    ),
+    Bug(
+        "smoothing over padding",
+        "smoothed_cross_entropy",
+        patched(loss, "smoothed_cross_entropy", over_padding),
+        prove_smoothed_cross_entropy,
+    ),
+    Bug(
+        "padding counted in the smoothed mean",
+        "smoothed_cross_entropy",
+        patched(loss, "smoothed_cross_entropy", padding_counted),
+        prove_smoothed_cross_entropy,
+    ),
+    Bug(
+        "smoothing missing",
+        "translation",
+        patched(objectives, "smoothed_cross_entropy", lambda f: lambda *a: f(*a[:3], 0.0)),
+        prove_translation,
+        PAIRS,
+    ),
+    Bug(
+        "KL divergence without the entropy of q",
+        "annotated_kl",
+        patched(loss, "annotated_kl", lambda _: without_entropy),
+        prove_annotated_kl,
+    ),
+    Bug(
+        "KL divergence the other way round",
+        "annotated_kl",
+        patched(loss, "annotated_kl", lambda _: reversed_kl),
+        prove_annotated_kl,
+    ),
+    Bug(
+        "mass on the padding token",
+        "annotated_kl",
+        patched(loss, "annotated_kl", mass_on_padding),
+        prove_annotated_kl,
+    ),
+    Bug(
+        "padding counted in the mean KL divergence",
+        "annotated_kl",
+        patched(loss, "annotated_kl", padding_counted),
+        prove_annotated_kl,
+    ),
+    Bug(
+        "Noam's schedule from step 0",
+        "noam",
+        patched(schedule, "noam", lambda f: lambda *a: lambda s: f(*a)(s - 1)),
+        prove_noam,
+    ),
+    Bug(
+        "inverse root missing after the warm-up",
+        "noam",
+        scheduled(
+            lambda c, D, s: (
+                c.factor * D**-0.5 * jnp.minimum(c.warmup_steps**-0.5, s * c.warmup_steps**-1.5)
+            )
+        ),
+        prove_noam,
+    ),
+    Bug(
+        "warm-up with w^-0.5",
+        "noam",
+        scheduled(
+            lambda c, D, s: c.factor * D**-0.5 * jnp.minimum(s**-0.5, s * c.warmup_steps**-0.5)
+        ),
+        prove_noam,
+    ),
+    Bug(
+        "schedule with D^0.5",
+        "noam",
+        patched(schedule, "noam", lambda f: lambda c, D: lambda s: D * f(c, D)(s)),
+        prove_noam,
+    ),
+    Bug(
+        "Adam one step ahead of its schedule",
+        "adam",
+        patched(optimizer, "noam", lambda f: lambda *a: lambda s: f(*a)(s + 1)),
+        prove_adam,
+    ),
+    Bug("Adam with beta2 0.999", "adam", with_config(beta2=0.999), prove_adam),
+    Bug("Adam with epsilon 1e-8", "adam", with_config(epsilon=1e-8), prove_adam),
+    Bug("Adam without bias correction", "adam", WITHOUT_CORRECTION, prove_adam),
+    Bug("Adam's update skipped", "adam", updates_scaled_by(0.0), prove_adam),
+    Bug("Adam clipped where 2017 does not", "adam", with_config(clip_norm=1.0), prove_adam),
+    Bug("Adam not clipped", "adam", with_config(clip_norm=None), prove_adam_clipped),
+    Bug(
+        "target not shifted",
+        "translation",
+        translation_given(lambda batch: batch._replace(inputs=batch.targets)),
+        prove_translation,
+        PAIRS,
+    ),
+    Bug(
+        "start token counted as a target",
+        "translation",
+        translation_given(lambda batch: batch._replace(targets=batch.inputs)),
+        prove_translation,
+        PAIRS,
+    ),
+    Bug(
+        "padding of the source learned from",
+        "translation",
+        translation_given(
+            lambda batch: batch._replace(source_valid=jnp.ones_like(batch.source_valid))
+        ),
+        prove_translation,
+        PAIRS,
+    ),
+    Bug(
+        "end token not learned",
+        "translation",
+        translation_given(
+            lambda batch: batch._replace(mask=batch.mask & (batch.targets != batch.targets.max()))
+        ),
+        prove_translation,
+        PAIRS,
+    ),
+    Bug(
+        "loss of every token, not of the masked ones",
+        "masked_token",
+        patched(objectives, "masked_token", given(lambda batch: batch._replace(mask=batch.valid))),
+        bert_training.prove_masked_token,
+        bert_case(SMALL),
+    ),
+    Bug(
+        "masked tokens there to be read",
+        "masked_token",
+        patched(
+            objectives, "masked_token", given(lambda batch: batch._replace(tokens=batch.targets))
+        ),
+        bert_training.prove_masked_token,
+        bert_case(SMALL),
+    ),
+]

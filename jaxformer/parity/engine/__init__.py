@@ -1,0 +1,1 @@
+"""What all proofs share: cases, model pairs, training pairs, settings, mutation testing."""

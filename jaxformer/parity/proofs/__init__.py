@@ -1,0 +1,1 @@
+"""One file per subject: what is measured against the twin."""

@@ -1,0 +1,67 @@
+"""Proofs of the whole BERT: its logits, every module on the way, and every gradient.
+
+The input of the model is tokens, which have no gradient. In its place stands the gradient with
+respect to the sum of the embeddings, which is that of the first norm's input.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxformer.config import BertConfig
+from jaxformer.models.bert import Bert
+from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
+from jaxformer.parity.engine.twins import Proof, Twins, compare_twins
+from jaxformer.porting.locate import Comparison
+from jaxformer.weights import tables
+from torchref.models import bert as torch_bert
+
+BERT_TWINS = Twins(Bert, torch_bert.Bert, tables.BERT, "bert")
+
+
+def bert_case(case: Case, **options: Any) -> Case:
+    """The case with a BERT of its config's sizes; options are fields of the config."""
+    return case.sized(BertConfig, **{"num_segments": 3} | options)
+
+
+def prove_bert(case: Case) -> Comparison:
+    """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
+    return compare_twins(case.with_dropout(0.0), BERT_TWINS, _inputs, "model")
+
+
+def prove_bert_dropout(case: Case) -> Comparison:
+    """The same with dropout on and the same masks on both sides: quantity `dropout`."""
+    return compare_twins(case.dropping(), BERT_TWINS, _inputs, "model", quantity="dropout")
+
+
+def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
+    tokens = case.tokens("tokens", case.batch, case.length)
+    return both_inputs(case, [tokens, _segments(case), valid_tokens(case, case.length)])
+
+
+def _segments(case: Case) -> np.ndarray | None:
+    """With `segments` each row changes from one to the next at places of its own."""
+    if "segments" not in case.masks:
+        return None
+    assert isinstance(case.config, BertConfig)
+    kinds = case.rng("segments").integers(0, case.config.num_segments, (case.batch, case.length))
+    return np.sort(kinds, axis=1)
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of the whole model, each with the case it is run on; one of them compiled."""
+    plain = bert_case(case)
+    kinds: tuple[Mask, ...] = ("padding", "holes", "nothing")
+    segments = dataclasses.replace(plain, masks=("segments",))
+    padded, holed, empty = (dataclasses.replace(plain, masks=(k, "segments")) for k in kinds)
+    return [
+        (prove_bert, dataclasses.replace(segments, jit=True)),
+        (prove_bert, plain),
+        (prove_bert, padded),
+        (prove_bert, holed),
+        (prove_bert, empty),
+        (prove_bert, bert_case(padded, use_bias=False)),
+        (prove_bert_dropout, padded),
+    ]

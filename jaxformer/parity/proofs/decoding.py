@@ -1,0 +1,159 @@
+"""Proofs of decoding: the filters and draws, the key-value cache, and whole texts token by token.
+
+Both sides are given the same Gumbel noise, that of jaxformer's keys.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from jaxformer.config import SamplingConfig
+from jaxformer.decoding import generate, sampling
+from jaxformer.layers.cache import empty_cache
+from jaxformer.models.pure import abstract_model
+from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.engine.twins import Proof, twin_config
+from jaxformer.parity.proofs.gpt import GPT_TWINS
+from jaxformer.porting.compare import BOUNDS, Key, judge
+from jaxformer.porting.locate import Comparison
+from torchref.decoding import generate as torch_generate
+from torchref.decoding import sampling as torch_sampling
+
+SAMPLINGS = {
+    "greedy": SamplingConfig(temperature=0),
+    "plain": SamplingConfig(),
+    "temperature": SamplingConfig(temperature=0.7),
+    "top-k": SamplingConfig(top_k=3),
+    "top-p": SamplingConfig(top_p=0.6),
+    "min-p": SamplingConfig(min_p=0.2),
+    "repetition penalty": SamplingConfig(repetition_penalty=1.7),
+    "all": SamplingConfig(repetition_penalty=1.2, temperature=1.3, top_k=9, top_p=0.9, min_p=0.02),
+}
+NEW_TOKENS = 12
+
+
+def prove_sampling(case: Case) -> Comparison:
+    """Every filter's logits, which tokens it rules out, and the token drawn from them."""
+    B, V = 16, case.config.vocab_size
+    logits, rng = 2.0 * case.normal("logits", B, V), case.rng("sampling")
+    seen, noise = rng.random((B, V)) < 0.4, case.normal("noise", B, V)
+    ours: dict[Key, Any] = {}
+    theirs: dict[Key, Any] = {}
+    with arithmetic(case.dtype):
+        for name, config in SAMPLINGS.items():
+            twin = twin_config(config)
+            array, tensor = case.to_jax(logits), case.to_torch(logits)
+            seen_array, seen_tensor = jnp.asarray(seen), torch.tensor(seen)
+            _add_filtered(ours, name, sampling.filter_logits(array, seen_array, config), jnp)
+            kept = torch_sampling.filter_logits(tensor, seen_tensor, twin)
+            _add_filtered(theirs, name, kept, torch)
+            key = Key("sampling", "tokens", name)
+            ours[key] = sampling.next_token(array, seen_array, config, case.to_jax(noise))
+            theirs[key] = torch_sampling.next_token(tensor, seen_tensor, twin, case.to_torch(noise))
+    return _judged(ours, theirs, case, "layer")
+
+
+def _add_filtered(values: dict[Key, Any], name: str, logits: Any, library: Any) -> None:
+    kept = library.isfinite(logits)
+    values[Key("sampling", "output", f"{name}: kept")] = kept
+    values[Key("sampling", "output", f"{name}: logits")] = library.where(kept, logits, 0.0)
+
+
+def prove_cache(case: Case) -> Comparison:
+    """Logits of a text read token by token and in a longer piece, against PyTorch's, at once."""
+    case = _without_dropout(case)
+    B, T = case.batch, case.config.context_length
+    tokens = case.tokens("tokens", B, T)
+    with arithmetic(case.dtype):
+        model = GPT_TWINS.model(case)
+        caches = [empty_cache(case.model_config, B, T) for _ in range(case.config.num_layers)]
+        logits = []
+        cuts = [0, 1, 2, *range(T - 2, T + 1)]
+        for start, end in itertools.pairwise(cuts):
+            positions = jnp.broadcast_to(jnp.arange(start, end), (B, end - start))
+            piece = jnp.asarray(tokens[:, start:end])
+            hidden, caches = model.decode(piece, positions, caches)
+            logits.append(model.logits(hidden))
+        with torch.no_grad():
+            expected = GPT_TWINS.twin(case)(torch.tensor(tokens))
+    key = Key("cache", "output", "logits")
+    return _judged({key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model")
+
+
+def prove_generate(case: Case) -> Comparison:
+    """Texts that outgrow the context, greedy and drawn: with the cache, without it, PyTorch's."""
+    case = _without_dropout(case)
+    T = case.config.context_length
+    prompts = [case.tokens(f"prompt {n}", n) for n in (1, T // 2 + 1, T)]
+    ours: dict[Key, Any] = {}
+    theirs: dict[Key, Any] = {}
+    with arithmetic(case.dtype):
+        graph, shapes = abstract_model(GPT_TWINS.build, case.model_config)
+        params = draw_params(case, shapes)
+        for name in ("greedy", "all"):
+            expected = _twin_texts(case, prompts, SAMPLINGS[name])
+            for kind, function in (
+                ("cached", generate.generate),
+                ("uncached", generate.generate_uncached),
+            ):
+                key = Key("generate", "tokens", f"{name}, {kind}")
+                ours[key] = _texts(function, graph, params, case, prompts, SAMPLINGS[name])
+                theirs[key] = expected
+    return _judged(ours, theirs, case, "tokens")
+
+
+def _texts(
+    function: Callable[..., Any],
+    graph: nnx.GraphDef,
+    params: Any,
+    case: Case,
+    prompts: list[np.ndarray],
+    config: SamplingConfig,
+) -> np.ndarray:
+    steps = function(
+        graph,
+        params,
+        case.model_config,
+        prompts,
+        max_new_tokens=NEW_TOKENS,
+        sampling=config,
+        seed=case.seed,
+    )
+    return np.stack([np.asarray(tokens, np.int64) for tokens in steps], axis=1)
+
+
+def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -> np.ndarray:
+    twin: Any = GPT_TWINS.twin(case)
+    keys = generate.row_keys(case.seed, len(prompts))
+    like = jnp.zeros((len(prompts), case.config.vocab_size), case.dtype)
+    noise = [np.array(sampling.gumbel_noise(keys, t, like)) for t in range(NEW_TOKENS)]
+    settings = twin_config(config)
+    model_config = twin_config(case.model_config)
+
+    def text(row: int, prompt: list[int]) -> list[int]:
+        def noise_at(step: int) -> torch.Tensor:
+            return torch.tensor(noise[step][row])
+
+        return torch_generate.generate(twin, model_config, prompt, NEW_TOKENS, settings, noise_at)
+
+    return np.array([text(row, prompt.tolist()) for row, prompt in enumerate(prompts)])
+
+
+def _without_dropout(case: Case) -> Case:
+    return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=0.0))
+
+
+def _judged(ours: dict[Key, Any], theirs: dict[Key, Any], case: Case, scope: Any) -> Comparison:
+    return Comparison.of(judge(ours, theirs, BOUNDS[scope, case.dtype], case.dtype, "gpt"))
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of decoding, each with the case it is run on."""
+    return [(proof, case) for proof in (prove_sampling, prove_cache, prove_generate)]

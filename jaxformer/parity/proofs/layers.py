@@ -1,0 +1,279 @@
+"""Proofs of single layers, forwards and backwards, against their twins of the same names.
+
+Each proof takes a case and measures every output, and the gradient with respect to every input and
+to every parameter. Options (activation, placement of the norms, bias) are fields of the config.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxformer.layers import attention, blocks, dropout, masks, mlp, norms, positions
+from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
+from jaxformer.parity.engine.twins import Proof, Twins, compare_functions, compare_twins
+from jaxformer.porting.compare import BOUNDS, Key, judge
+from jaxformer.porting.locate import Comparison
+from jaxformer.weights import tables
+from torchref.layers import attention as torch_attention
+from torchref.layers import blocks as torch_blocks
+from torchref.layers import dropout as torch_dropout
+from torchref.layers import masks as torch_masks
+from torchref.layers import mlp as torch_mlp
+from torchref.layers import norms as torch_norms
+from torchref.layers import positions as torch_positions
+
+
+def prove_masks(case: Case) -> Comparison:
+    """Causal, position, padding and segment masks, and their conjunction."""
+    B, L, M = case.batch, case.length, case.memory
+    rng = case.rng("masks")
+    numbers = {
+        "queries": rng.integers(0, M, (B, L)),
+        "keys": rng.integers(0, M, (B, M)),
+        "valid": rng.random((B, M)) < 0.7,
+    }
+
+    def outputs(module: Any, convert: Callable[[np.ndarray], Any]) -> dict[Key, Any]:
+        q, k, valid = (convert(numbers[name]) for name in ("queries", "keys", "valid"))
+        padding, segments = module.padding_mask(valid), module.segment_mask(q, k)
+        found = {
+            "causal_mask": module.causal_mask(L),
+            "position_mask": module.position_mask(q, k),
+            "padding_mask": padding,
+            "segment_mask": segments,
+            "combine_masks": module.combine_masks(None, padding, segments),
+        }
+        return {Key("masks", "output", name): mask for name, mask in found.items()}
+
+    ours, theirs = outputs(masks, case.to_jax), outputs(torch_masks, case.to_torch)
+    return Comparison.of(judge(ours, theirs, 0.0, case.dtype, "layers"))
+
+
+def prove_sinusoid(case: Case) -> Comparison:
+    """The sinusoidal table, float64 on both sides whatever the type of the model."""
+    size = case.config.context_length, case.config.width
+    key = Key("sinusoidal_positions", "output", "table")
+    ours = {key: positions.sinusoidal_positions(*size)}
+    theirs = {key: torch_positions.sinusoidal_positions(*size)}
+    bound = BOUNDS["layer", "float64"]
+    return Comparison.of(judge(ours, theirs, bound, case.dtype, "layers"))
+
+
+def prove_positions(case: Case) -> Comparison:
+    """Learned positions, every row of the batch at its own."""
+    T = case.config.context_length
+    numbers = case.rng("positions").integers(0, T, (case.batch, case.length))
+    twins = Twins(
+        lambda config, rngs: positions.LearnedPositions(T, config, rngs),
+        lambda config: torch_positions.LearnedPositions(T, config),
+        tables.POSITIONS,
+    )
+    return compare_twins(
+        case, twins, lambda c: ((c.to_jax(numbers),), (c.to_torch(numbers),)), "layer", "positions"
+    )
+
+
+def prove_layer_norm(case: Case) -> Comparison:
+    """LayerNorm of numbers around 0."""
+    return _prove_norm(case, _hidden(case))
+
+
+def prove_layer_norm_far(case: Case) -> Comparison:
+    """LayerNorm of numbers around 1024, where a variance by E[x²] - E[x]² has no digits left.
+
+    They lie on a binary grid, so that the mean is exact on both sides and only the variance is at
+    stake; the width must be a power of two.
+    """
+    digits = 30 if case.dtype == "float64" else 8
+    return _prove_norm(case, 1024.0 + np.round(_hidden(case) * 2.0**digits) / 2.0**digits)
+
+
+def _prove_norm(case: Case, x: np.ndarray) -> Comparison:
+    twins = Twins(lambda c, rngs: norms.LayerNorm(c), torch_norms.LayerNorm, tables.LAYER_NORM)
+    return compare_twins(case, twins, _arguments(x), "layer", "layer_norm")
+
+
+def prove_dropout(case: Case) -> Comparison:
+    """Dropout with the same mask on both sides."""
+    x, rate = _hidden(case), case.config.dropout_rate
+
+    def inputs(case: Case) -> tuple[list, list]:
+        key = dropout_key(case)
+        return [case.to_jax(x), key], [case.to_torch(x), keep_for(case, key)]
+
+    return compare_functions(
+        case,
+        "dropout",
+        lambda x, key: dropout.dropout(x, rate, dropout.fold_path(key, "there")),
+        lambda x, keep: torch_dropout.dropout(x, rate, torch_dropout.fold_path(keep, "there")),
+        inputs,
+    )
+
+
+def prove_attention_function(case: Case) -> Comparison:
+    """softmax(q k^T / sqrt(K)) v and its weights, under the masks of the case."""
+    H, K, L = case.config.num_heads, case.config.head_width, case.length
+    M = case.length if set(case.masks) & {"causal", "segments"} else case.memory
+    q = case.normal("q", case.batch, L, H, K)
+    k, v = case.normal("k", case.batch, M, H, K), case.normal("v", case.batch, M, H, K)
+
+    def inputs(case: Case) -> tuple[list, list]:
+        ours, theirs = both_masks(case, L, M)
+        return [*map(case.to_jax, (q, k, v)), ours], [*map(case.to_torch, (q, k, v)), theirs]
+
+    return compare_functions(
+        case,
+        "attention_function",
+        lambda *a: attention.attention(*a),
+        lambda *a: torch_attention.attention(*a),
+        inputs,
+    )
+
+
+def prove_attention(case: Case) -> Comparison:
+    """Multi-head self-attention under the masks of the case, dropout of the weights included."""
+    twins = Twins(
+        attention.MultiHeadAttention,
+        torch_attention.MultiHeadAttention,
+        tables.MULTI_HEAD_ATTENTION,
+    )
+    return compare_twins(case, twins, _attending(case, None), "layer", "attention")
+
+
+def prove_cross_attention(case: Case) -> Comparison:
+    """Multi-head attention to a memory, and its weights as a second output."""
+    twins = Twins(_AttentionWithWeights, _TwinWithWeights, tables.MULTI_HEAD_ATTENTION)
+    memory = case.normal("memory", case.batch, case.memory, case.config.width)
+    return compare_twins(case, twins, _attending(case, memory), "layer", "cross_attention")
+
+
+class _AttentionWithWeights(attention.MultiHeadAttention):
+    def __call__(self, *args: Any) -> Any:
+        return self.with_weights(*args)
+
+
+class _TwinWithWeights(torch_attention.MultiHeadAttention):
+    def forward(self, *args: Any) -> Any:
+        return self.with_weights(*args)
+
+
+def prove_mlp(case: Case) -> Comparison:
+    """The feed-forward network."""
+    return compare_twins(
+        case, Twins(mlp.MLP, torch_mlp.MLP, tables.MLP), _arguments(_hidden(case)), "layer", "mlp"
+    )
+
+
+def prove_block(case: Case) -> Comparison:
+    """The encoder block under the masks of the case, all its dropouts included."""
+    x = _hidden(case)
+    twins = Twins(blocks.EncoderBlock, torch_blocks.EncoderBlock, tables.ENCODER_BLOCK)
+
+    def inputs(case: Case) -> tuple[list, list]:
+        ours, theirs = both_masks(case, case.length, case.length)
+        key, keep = _dropout(case)
+        return [case.to_jax(x), ours, key], [case.to_torch(x), theirs, keep]
+
+    return compare_twins(case, twins, inputs, "layer", f"{case.config.norm_placement}_block")
+
+
+def prove_decoder_block(case: Case) -> Comparison:
+    """The decoder block, its tokens and its memory each under the masks of the case."""
+    x, memory = _hidden(case), case.normal("memory", case.batch, case.memory, case.config.width)
+    twins = Twins(blocks.DecoderBlock, torch_blocks.DecoderBlock, tables.DECODER_BLOCK)
+    kinds = tuple(kind for kind in case.masks if kind not in ("causal", "segments"))
+
+    def inputs(case: Case) -> tuple[list, list]:
+        ours, theirs = both_masks(case, case.length, case.length)
+        across = dataclasses.replace(case, masks=kinds)
+        our_memory, their_memory = both_masks(across, case.length, case.memory)
+        key, keep = _dropout(case)
+        return (
+            [case.to_jax(x), case.to_jax(memory), ours, our_memory, key],
+            [case.to_torch(x), case.to_torch(memory), theirs, their_memory, keep],
+        )
+
+    layer = f"{case.config.norm_placement}_decoder_block"
+    return compare_twins(case, twins, inputs, "layer", layer)
+
+
+def _hidden(case: Case) -> np.ndarray:
+    return case.normal("x", case.batch, case.length, case.config.width)
+
+
+def _arguments(*arrays: np.ndarray) -> Callable[[Case], tuple[list, list]]:
+    return lambda case: ([*map(case.to_jax, arrays)], [*map(case.to_torch, arrays)])
+
+
+def _dropout(case: Case) -> tuple[Any, Any]:
+    """The key and what gives its masks to the twin; None on both sides at rate 0."""
+    if case.config.dropout_rate == 0.0:
+        return None, None
+    return dropout_key(case), keep_for(case, dropout_key(case))
+
+
+def _attending(
+    case: Case, memory: np.ndarray | None
+) -> Callable[[Case], tuple[Sequence[Any], Sequence[Any]]]:
+    x, M = _hidden(case), case.length if memory is None else case.memory
+
+    def inputs(case: Case) -> tuple[list, list]:
+        ours, theirs = both_masks(case, case.length, M)
+        key, keep = _dropout(case)
+        our_memory = None if memory is None else case.to_jax(memory)
+        their_memory = None if memory is None else case.to_torch(memory)
+        return (
+            [case.to_jax(x), our_memory, ours, key],
+            [case.to_torch(x), their_memory, theirs, keep],
+        )
+
+    return inputs
+
+
+def _option(case: Case, masks: tuple = (), **fields: Any) -> Case:
+    config = dataclasses.replace(case.config, **fields)
+    return dataclasses.replace(case, config=config, masks=masks)
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every layer and option, each with the case it is proven on."""
+    option = functools.partial(_option, case)
+    none, dropped = option(dropout_rate=0.0), option(dropout_rate=0.2)
+    mask_kinds: list[tuple] = [(), ("causal",), ("padding",), ("segments", "causal"), ("nothing",)]
+    masked = [option(masks=kinds, dropout_rate=0.0) for kinds in mask_kinds]
+    return [
+        (prove_masks, none),
+        (prove_sinusoid, none),
+        (prove_positions, none),
+        (prove_layer_norm, none),
+        # Eight bits do not reach 1024 and the digits behind it.
+        *([] if case.dtype == "bfloat16" else [(prove_layer_norm_far, none)]),
+        (prove_dropout, dropped),
+        *((prove_attention_function, each) for each in masked),
+        *((prove_attention, each) for each in (*masked, dropped)),
+        (prove_cross_attention, option(masks=("padding",), dropout_rate=0.0)),
+        *(
+            (prove_mlp, option(activation=activation, dropout_rate=0.0))
+            for activation in ("relu", "gelu", "gelu_tanh")
+        ),
+        *(
+            (prove_block, option(norm_placement=placement, masks=kinds, dropout_rate=rate))
+            for placement in ("pre", "post")
+            for kinds, rate in ((("causal",), 0.0), (("padding",), 0.0), (("causal",), 0.2))
+        ),
+    ]
+
+
+def decoder_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The decoder block, which GPT has none of, under masks of all kinds and with dropout."""
+    kinds: list[tuple] = [(), ("causal",)]
+    kinds += [("causal", kind) for kind in ("padding", "segments", "nothing")]
+    rates = [*((masks, 0.0) for masks in kinds), (("causal", "padding"), 0.2)]
+    return [
+        (prove_decoder_block, _option(case, masks, norm_placement=placement, dropout_rate=rate))
+        for placement in ("pre", "post")
+        for masks, rate in rates
+    ]

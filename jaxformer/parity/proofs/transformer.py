@@ -1,0 +1,99 @@
+"""Proofs of the whole encoder-decoder: its logits, every module on the way, and every gradient.
+
+The inputs of the model are tokens, which have no gradient. In its place stand the gradients with
+respect to the embeddings of the source and of the target, which are those of what they go into.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+
+from jaxformer.config import TransformerConfig
+from jaxformer.models.transformer import Transformer
+from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
+from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.parity.engine.twins import Proof, Twins, compare_twins
+from jaxformer.porting.compare import BOUNDS, Key, judge
+from jaxformer.porting.locate import Comparison
+from jaxformer.weights import tables
+from torchref.models import transformer as torch_transformer
+
+TRANSFORMER_TWINS = Twins(
+    Transformer, torch_transformer.Transformer, tables.TRANSFORMER, "transformer"
+)
+
+
+def transformer_case(case: Case, **options: Any) -> Case:
+    """The case with an encoder-decoder of its config's sizes; options are fields of the config."""
+    return case.sized(TransformerConfig, **options)
+
+
+def prove_transformer(case: Case) -> Comparison:
+    """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
+    return compare_twins(case.with_dropout(0.0), TRANSFORMER_TWINS, _inputs, "model")
+
+
+def prove_transformer_dropout(case: Case) -> Comparison:
+    """The same with dropout on and the same masks on both sides: quantity `dropout`."""
+    return compare_twins(case.dropping(), TRANSFORMER_TWINS, _inputs, "model", quantity="dropout")
+
+
+def prove_transformer_cache(case: Case) -> Comparison:
+    """Logits of a target read in pieces of one and of more tokens, against PyTorch's, at once."""
+    case = case.with_dropout(0.0)
+    L = case.length
+    (source, target, valid, _, _), twin_inputs = _inputs(case)
+    cuts = sorted({0, 1, L // 2, L - 1, L})
+    with arithmetic(case.dtype):
+        model = TRANSFORMER_TWINS.model(case)
+        caches = model.start(model.encode(source, valid), L)
+        logits = []
+        for start, end in itertools.pairwise(cuts):
+            positions = jnp.broadcast_to(jnp.arange(start, end), (case.batch, end - start))
+            hidden, caches = model.decode(target[:, start:end], positions, valid, caches)
+            logits.append(model.logits(hidden))
+        with torch.no_grad():
+            expected = TRANSFORMER_TWINS.twin(case)(*twin_inputs[:3])
+    ours, theirs = jnp.concatenate(logits, axis=1), expected
+    key, bound = Key("cache", "output", "logits"), BOUNDS["model", case.dtype]
+    return Comparison.of(judge({key: ours}, {key: theirs}, bound, case.dtype, "transformer"))
+
+
+def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
+    lengths = {"source": case.memory, "target": case.length}
+    tokens = [case.tokens(side, case.batch, length) for side, length in lengths.items()]
+    valid = [valid_tokens(case, length, side) for side, length in lengths.items()]
+    return both_inputs(case, [*tokens, *valid])
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of the whole model, each with the case it is run on; one of them compiled.
+
+    In bfloat16 the activation is a smooth one: whether a number near 0 falls to one side of ReLU's
+    kink or to the other is chance there, and would decide which program's error is the larger.
+    """
+    narrow = case.dtype == "bfloat16"
+    option = functools.partial(transformer_case, activation="gelu" if narrow else "relu")
+    shared = option(case)
+    kinds: tuple[Mask, ...] = ("padding", "nothing", "source padding", "target padding", "holes")
+    masked = [dataclasses.replace(shared, masks=(kind,)) for kind in kinds]
+    padded = masked[0]
+    pre = option(padded, norm_placement="pre")
+    other = functools.partial(option, padded, norm_placement="pre", share_embeddings=False)
+    found: list[tuple[Proof, Case]] = [
+        (prove_transformer, dataclasses.replace(shared, jit=True)),
+        *((prove_transformer, each) for each in masked),
+        (prove_transformer, option(padded, share_embeddings=False)),
+        (prove_transformer, pre),
+        (prove_transformer, other(use_bias=False)),
+        (prove_transformer_dropout, padded),
+        (prove_transformer_dropout, other(attention_dropout=True)),
+    ]
+    if not narrow:  # decoding has no float64 truth to be judged by
+        found += [(prove_transformer_cache, each) for each in (shared, pre, *masked)]
+    return found

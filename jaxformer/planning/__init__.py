@@ -1,0 +1,1 @@
+"""Floor 5: a run planned before there is a device: memory, FLOPs, traffic, predicted step time."""

@@ -1,0 +1,174 @@
+"""What a run will take of each device, from its compiled train step and without running it.
+
+The step is lowered for shapes instead of arrays and compiled for simulated CPU devices, as many as
+the run will have, so that no parameter is allocated and no accelerator is needed. XLA then tells
+what the program holds and does (`memory_analysis`, `cost_analysis`, the program's text); all of it
+is of one device:
+
+    parameters, optimizer, batch   the program's arguments: the shards of the state and of the rows
+    gradients                      one number a parameter, placed as the parameter is
+    activations                    the program's temporary memory but for the gradients: what the
+                                   forward pass keeps for the backward pass, and working memory
+    results                        outputs that do not take the place of an argument (the state
+                                   does, being donated), and the code itself
+
+The gradients are told apart by formula: XLA gives one number for all that is temporary, and may lay
+them over activations that are needed no more.
+
+It is the program of XLA's CPU compiler that is measured. Its GPU compiler fuses more, so that it
+keeps and moves less, sends less (`jaxformer.planning.roofline` says by how much), and adds the
+workspace of its libraries; a CPU computes bfloat16 by way of float32, so that activations
+count a third more. `jaxformer.planning.verify` compares with a device, docs/plan.md with the GPU
+compiler.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from jaxformer.planning.hlo import Total, collectives, totals
+from jaxformer.planning.shapes import abstract_method, largest_batch
+from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.config_io import RunConfig
+from jaxformer.tasks.program import Program, build, require_wide_mode
+
+BY_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+AS_ON_GPU = {"xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invariant-code-motion"}
+
+
+def cpu_options(remat: bool) -> Mapping[str, str]:
+    """What makes XLA's CPU compiler hold about as much as its GPU compiler does.
+
+    The barriers that hold rematerialisation back until a block's gradients are due stay in; else it
+    saves little. The matrices that `fsdp` gathers are gathered in each slice: the CPU's compiler
+    would gather them all before the loop, and hold the whole model.
+
+    XLA orders a GPU's program for memory, and a CPU's if it is told to. With rematerialisation it
+    is not told: that order would leave all blocks' weight gradients to the end, and hold what they
+    are made of.
+    """
+    return AS_ON_GPU if remat else AS_ON_GPU | BY_MEMORY
+
+
+class Memory(NamedTuple):
+    """Bytes on one device during a step."""
+
+    parameters: int
+    optimizer: int
+    """Its moments, and the counters of steps."""
+    batch: int
+    gradients: int
+    activations: int
+    """And all else that is temporary."""
+    results: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step takes of one device."""
+
+    config: RunConfig
+    """Settled: the model's vocabulary has a size."""
+    mesh: Mapping[str, int]
+    """Devices along each axis."""
+    batch_shape: tuple[int, int]
+    """Rows and length of the largest batch, over all devices."""
+    memory: Memory
+    model_flops: float
+    """FLOPs that the model needs for the batch, by formula, shared evenly."""
+    compiled_flops: float
+    """FLOPs that the program does, repetitions by rematerialisation and by several devices
+    included; 0 where XLA does not tell."""
+    traffic: float
+    """Bytes of memory that the program reads and writes."""
+    collectives: Mapping[str, Total]
+    """What is sent to other devices, by kind."""
+    seconds: float
+    """Taken by lowering and compiling."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.mesh.values())
+
+
+def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
+    """Compile the train step of a configuration for these devices, and read what it will take.
+
+    Raises:
+        UserError: when configuration and mesh do not go together, or the vocabulary is not known.
+    """
+    require_wide_mode(config.model.dtype)
+    mesh = make_mesh(config.mesh, devices)
+    method = abstract_method(config)
+    batch = largest_batch(method.config, mesh)
+    program = build(method, mesh)
+    begun = time.perf_counter()
+    lowered = program.train_step.lower(program.state, batch.arrays)
+    compiled = lowered.compile(dict(cpu_options(config.model.remat)))
+    seconds = time.perf_counter() - begun
+    memory = split_memory(program, batch.arrays, compiled.memory_analysis())
+    costs = compiled.cost_analysis() or {}
+    slices = config.accumulation
+    return Plan(
+        config=method.config,
+        mesh=dict(mesh.shape),
+        batch_shape=batch.shape,
+        memory=memory,
+        model_flops=batch.flops / len(devices),
+        # XLA counts the loop over the slices once.
+        compiled_flops=slices * costs.get("flops", 0.0),
+        traffic=slices * costs.get("bytes accessed", 0.0) - (slices - 1) * _update_traffic(memory),
+        collectives=totals(collectives(compiled.as_text())),
+        seconds=seconds,
+    )
+
+
+def split_memory(program: Program, batch: PyTree, analysis: Any) -> Memory:
+    """The parts of what `memory_analysis` gives; their sum is `analysed_total`."""
+    parameters, rows = shard_bytes(program.state.params), shard_bytes(batch)
+    gradients = min(parameters, analysis.temp_size_in_bytes)
+    return Memory(
+        parameters=parameters,
+        optimizer=analysis.argument_size_in_bytes - parameters - rows,
+        batch=rows,
+        gradients=gradients,
+        activations=analysis.temp_size_in_bytes - gradients,
+        results=analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.generated_code_size_in_bytes,
+    )
+
+
+def analysed_total(analysis: Any) -> int:
+    """Bytes that a device holds during a compiled program, by its `memory_analysis`."""
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
+    )
+
+
+def shard_bytes(tree: PyTree) -> int:
+    """Bytes that the shards of arrays, or of their shapes, take on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _update_traffic(memory: Memory) -> int:
+    """Bytes of the update after all slices: state and gradients read once and written once."""
+    return 2 * (memory.parameters + memory.optimizer + memory.gradients)

@@ -1,0 +1,54 @@
+"""A plan held against devices: two steps are run on them, and what they held is read.
+
+The program is compiled for them as a training run compiles it, without the options of the plan, and
+tells what it holds. Devices that count their memory (GPUs) tell the most they ever held besides;
+others (CPUs) do not. The state that was really allocated is counted, shard by shard.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.planning.plan import analysed_total
+from jaxformer.planning.shapes import abstract_method, largest_batch
+from jaxformer.runtime.memory import peak_bytes
+from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks.config_io import RunConfig
+from jaxformer.tasks.program import build
+
+
+class Used(NamedTuple):
+    """Bytes on one device, the one with the most."""
+
+    state: int
+    """Shards of parameters and optimizer as allocated."""
+    program: int
+    """What the program that was run holds, by its `memory_analysis`."""
+    peak: int | None
+    """The most that this process ever held on a device, if it counts: what XLA tried out while it
+    compiled for a GPU is among it."""
+
+
+def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Used:
+    """Allocate a run's state on devices and do two steps with a batch of zeros.
+
+    Raises:
+        UserError: as `make_plan` does.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    method = abstract_method(config)
+    program = build(method, mesh)
+    shapes = largest_batch(method.config, mesh).arrays
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
+    state = program.fresh_state()
+    step = program.train_step.lower(state, batch).compile()
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    held = dict.fromkeys(devices, 0)
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    return Used(max(held.values()), analysed_total(step.memory_analysis()), peak_bytes(devices))

@@ -1,0 +1,1 @@
+"""Compare a JAX model with a PyTorch model, module by module; imports torch, not torchref."""

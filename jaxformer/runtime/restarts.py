@@ -1,0 +1,71 @@
+"""`--restarts N`: the run is a child process, which is started again when it crashes.
+
+A crash is any end but the good one, bad input (status 2: it would be bad again), an output that
+nobody reads (141) and a signal that asked the run to end (130, 143), which is passed on. An error
+of the program itself (1) is one: those of devices and networks look the same. Of a run of several
+processes each has its own supervisor; when one process dies the others end too, and all meet again.
+"""
+
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from jaxformer.config import RunOptions
+from jaxformer.runtime.ending import listen
+
+FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
+"""Exit statuses after which nothing is started again."""
+
+
+def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
+    """Run `python -m module argv`, up to `options.restarts` times again; its last exit status."""
+    asked: list[int] = []
+    own = not _has_begun(options)  # a run that was there before is gone on with only by --resume
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    before = {number: listen(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = 0
+        for start in range(options.restarts + 1):
+            if asked:
+                return 128 + asked[0]
+            if start:
+                line = f"the run ended with status {status}; restart {start} of {options.restarts}"
+                print(f"{module}: {line}", file=sys.stderr, flush=True)
+            resume = ["--resume"] if own and _has_begun(options) else []
+            # A group of its own: Ctrl-C on a terminal comes to this process and is passed on, once.
+            child = subprocess.Popen(
+                [sys.executable, "-m", module, *argv, *resume, "--restarts", "0"],
+                process_group=0,
+                preexec_fn=_end_with_parent,
+            )
+            if asked:
+                child.send_signal(asked[0])
+            status = child.wait()
+            status = 128 - status if status < 0 else status
+            child = None
+            if status in FINAL:
+                break
+        return status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _has_begun(options: RunOptions) -> bool:
+    """Whether there is a run to resume."""
+    return (options.run_dir / "config.json").is_file()
+
+
+def _end_with_parent() -> None:
+    """Let Linux send SIGTERM to the run when its supervisor is killed: it saves, and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # 1 is PR_SET_PDEATHSIG

@@ -1,0 +1,1 @@
+"""Floor 4: the kinds of runs: what each learns, from which data, by which objective."""

@@ -1,0 +1,68 @@
+"""The weights are those of the attention, and every panel of the picture is one head's."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+
+from jaxformer.config import GPT_PRESETS, TRANSFORMER_PRESETS
+from jaxformer.evaluation.attention_maps import Stack, attention_weights, draw_attention, layers_of
+from jaxformer.models.gpt import GPT
+from jaxformer.models.transformer import Transformer
+
+CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], init_std=0.6)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(0, 64, (2, 9)), rng.integers(0, 64, (2, 7))
+    model = Transformer(CONFIG, nnx.Rngs(0))
+    return attention_weights(model, jnp.asarray(source), jnp.asarray(target))
+
+
+def test_every_attention_is_there_and_each_row_is_a_distribution(weights):
+    shapes = {path: found.shape for path, found in weights.items()}
+    assert shapes == {
+        **{f"encoder/blocks/{i}/attention": (2, 4, 9, 9) for i in range(2)},
+        **{f"decoder/blocks/{i}/self_attention": (2, 4, 7, 7) for i in range(2)},
+        **{f"decoder/blocks/{i}/cross_attention": (2, 4, 7, 9) for i in range(2)},
+    }
+    for found in weights.values():
+        np.testing.assert_allclose(found.sum(axis=-1), 1.0, atol=1e-6)
+    for layer in layers_of(weights, "decoder/blocks/*/self_attention"):
+        assert not np.triu(layer, 1).any()
+
+
+def test_they_are_what_the_attention_itself_returns():
+    model = GPT(GPT_PRESETS["toy"], nnx.Rngs(0))
+    tokens = jnp.arange(5)[None]
+    found = attention_weights(model, tokens)
+    block = model.blocks[0]
+    x = block.attention_norm(model.embed(tokens) + model.positions(jnp.arange(5)))
+    _, expected = block.attention.with_weights(x, mask=jnp.tril(jnp.ones((1, 1, 5, 5), bool)))
+    np.testing.assert_array_equal(found["blocks/0/attention"], expected)
+
+
+def test_layers_come_in_their_order():
+    weights = {f"blocks/{i}/attention": np.full((1, 1, 1, 1), i) for i in (10, 9, 0, 1)}
+    assert [int(layer.item()) for layer in layers_of(weights, "blocks/*/attention")] == [
+        0,
+        1,
+        9,
+        10,
+    ]
+
+
+def test_a_full_weight_is_dark_and_none_is_light(tmp_path):
+    path = tmp_path / "attention.png"
+    words = ["<s>", "␣a", "漢", "$x_1$", "_"]
+    draw_attention([Stack("identity", [np.eye(5)[None]], words, words)], path, "a $ b_c")
+    picture = imread(path)[..., :3].mean(axis=-1)
+    assert 0.02 < np.mean(picture < 0.45) < 0.2  # five of twenty-five cells of the only panel
+    light = tmp_path / "light.png"
+    draw_attention([Stack("identity", [np.zeros((1, 5, 5))], words, words)], light, "a $ b_c")
+    assert np.mean(imread(light)[..., :3].mean(axis=-1) < 0.45) < 0.02

@@ -1,0 +1,102 @@
+"""What a run shows while it runs."""
+
+import io
+import re
+
+import pytest
+
+from jaxformer.monitor.progress import Progress
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def plain_lines(total: int, seconds_a_step: float, start: int = 0) -> list[str]:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(total, start, stream, clock) as progress:
+        for step in range(start + 1, total + 1):
+            clock.now += seconds_a_step
+            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens_per_second=45_100.0)
+    return stream.getvalue().splitlines()
+
+
+def test_a_line_every_ten_seconds_the_first_and_the_last():
+    lines = plain_lines(total=100, seconds_a_step=2.5)
+    assert [int(re.match(r"step (\d+)/100", line)[1]) for line in lines] == [*range(1, 98, 4), 100]
+
+
+def test_a_line_says_all_of_it():
+    shown = "loss 2.3456 · lr 6.00e-04 · 45.1 k tokens/s"
+    lines = plain_lines(total=2000, seconds_a_step=10.0)
+    assert lines[0] == f"step 1/2000 · {shown} · 0:10 elapsed"
+    assert lines[399] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed"
+    assert lines[-1] == f"step 2000/2000 · {shown} · 0:00 left · 5:33:20 elapsed"
+
+
+def test_the_time_left_of_a_resumed_run_is_from_its_own_pace():
+    assert "· 0:10 left ·" in plain_lines(total=100, seconds_a_step=10.0, start=90)[8]
+
+
+def test_what_is_not_known_is_not_shown():
+    stream = io.StringIO()
+    Progress(5, stream=stream, clock=Clock()).update(5, loss=float("nan"))
+    assert stream.getvalue() == "step 5/5 · loss nan · 0:00 elapsed\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_printed_line_stays_as_it_is(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "step 1: validation loss [bold] :smile: and more than fits the terminal"
+    stream = Terminal() if terminal else io.StringIO()
+    with Progress(5, stream=stream, clock=Clock()) as progress:
+        progress.update(1, loss=2.0)
+        progress.print(line)
+    assert line in stream.getvalue()
+
+
+def test_a_terminal_shows_one_line_that_moves(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    with Progress(5, stream=stream, clock=Clock()) as progress:
+        for step in range(1, 6):
+            progress.update(step, loss=2.0)
+    assert "step 5/5 · loss 2.0000 · 0:00 left" in stream.getvalue()
+    assert "\x1b[2K" in stream.getvalue()  # erases the line before it draws it anew
+    assert re.search(r"\x1b\[38;5", stream.getvalue())  # in colours
+
+
+def test_no_color_is_respected(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    with Progress(5, stream=stream, clock=Clock()) as progress:
+        progress.update(1, loss=2.0)
+    assert not re.search(r"\x1b\[38;5", stream.getvalue())
+
+
+def test_a_terminal_that_cannot_move_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(1, stream=stream, clock=Clock()) as progress:
+        progress.update(1, loss=2.0)
+    assert stream.getvalue() == "step 1/1 · loss 2.0000 · 0:00 elapsed\n"
+
+
+def test_standard_output_by_default(capsys):
+    Progress(1, clock=Clock()).print("line")
+    assert capsys.readouterr().out == "line\n"

@@ -1,0 +1,115 @@
+"""The watchdog: quiet while there is progress, and the end of a process that hangs."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jaxformer.errors import TRY_AGAIN
+from jaxformer.runtime.watchdog import Watchdog
+from tests.processes import command, ends, free_port, rows, start
+
+HANGING = """
+import dataclasses, sys, time
+from jaxformer.cli.arguments import run_command
+from jaxformer.run import loop
+from train import gpt_char
+build = loop.build
+def build_hanging(*arguments):
+    program = build(*arguments)
+    def hang_in_the_third(state, batch):
+        if int(state.step) == 2:
+            time.sleep(1000)
+        return program.train_step(state, batch)
+    return dataclasses.replace(program, train_step=hang_in_the_third)
+loop.build = build_hanging
+run_command("python -m train.gpt_char", lambda: gpt_char.main(sys.argv[1:]))
+"""
+
+
+def test_a_step_that_hangs_ends_the_run_with_the_stacks_of_all_threads(tmp_path: Path) -> None:
+    words = command(tmp_path, "--steps", "9", "--watchdog", "4")
+    flags = words[words.index("train.gpt_char") + 1 :]
+    ((status, _, complaint),) = ends([start([sys.executable, "-c", HANGING, *flags])])
+    assert status == TRY_AGAIN, complaint
+    stacks = tmp_path / "run" / "stacks-0.txt"
+    last = complaint.splitlines()[-1]
+    assert last.startswith("error: no progress for 4 s (--watchdog) in step 3")
+    assert str(stacks) in last
+    for text in (complaint, stacks.read_text()):
+        assert "hang_in_the_third" in text
+        assert "_watch" in text
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
+
+
+def test_every_sign_of_progress_begins_the_time_anew(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from jaxformer.runtime import watchdog
+watchdog.COMPILING = 9.0
+with watchdog.Watchdog(1.0, Path(sys.argv[2])) as dog:
+    for step in range(3):
+        dog.expect("step", step)
+        time.sleep(0.6)
+    print(list(dog.over(sys.argv[1], "letter", 7)), flush=True)
+    time.sleep(2.5)
+print("reached")
+"""
+    for letters, status in (("a", 0), ("ab", TRY_AGAIN)):  # the first of its kind may take longer
+        words = [sys.executable, "-c", script, letters, str(tmp_path / "stacks.txt")]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert f"{list(letters)}\n" in done.stdout
+        assert ("reached" in done.stdout) == (status == 0)
+    assert "no progress for 1 s (--watchdog) in letter 7" in done.stderr
+
+
+def test_a_run_that_hangs_ends_even_if_nothing_can_be_written(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from jaxformer.runtime import watchdog
+watchdog.COMPILING = 0.0
+if sys.argv[1:]:
+    sys.stderr.close()
+with watchdog.Watchdog(0.2, Path("missing/stacks.txt")):
+    time.sleep(60)
+"""
+    for close in ([], ["close"]):
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-c", script, *close]
+            done = subprocess.run(words, cwd=tmp_path, stderr=full, timeout=30)
+        assert done.returncode == TRY_AGAIN
+
+
+def test_of_two_processes_that_hang_each_writes_its_stacks(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from jaxformer.config import DistributedConfig
+from jaxformer.runtime import watchdog
+from jaxformer.runtime import distributed
+watchdog.COMPILING, distributed.GRACE = 0.0, 3.0
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
+distributed.agree("ready")
+with watchdog.Watchdog(1.0 + process, Path(sys.argv[3])):  # the first's end ends the other at once
+    time.sleep(60)
+"""
+    address = f"127.0.0.1:{free_port()}"
+    stacks = [tmp_path / f"stacks-{process}.txt" for process in (0, 1)]
+    words = [sys.executable, "-c", script]
+    pair = [start([*words, str(i), address, str(stacks[i])], devices=1) for i in (0, 1)]
+    for status, _, complaint in ends(pair):
+        assert status == TRY_AGAIN, complaint
+        assert "error: no progress for" in complaint
+    for file in stacks:
+        assert "_watch" in file.read_text()
+
+
+def test_nothing_is_left_behind_by_a_run_that_makes_progress(tmp_path: Path) -> None:
+    with Watchdog(0.4, tmp_path / "stacks.txt") as dog:
+        dog.expect("step", 1)
+        time.sleep(0.5)  # longer than the limit, but the first of its kind
+    assert not list(tmp_path.iterdir())
