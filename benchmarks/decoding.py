@@ -25,12 +25,12 @@ import flax
 import jax
 import numpy as np
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, GPTConfig, SamplingConfig, TransformerConfig
 from jaxformer.decoding.beam import translate
 from jaxformer.decoding.generate import generate, generate_uncached
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.models.transformer import Transformer
 
 PROMPT_LENGTH = 16
@@ -53,14 +53,14 @@ class Rate(NamedTuple):
 
 def measure(config: GPTConfig, batch_size: int, repetitions: int) -> list[Rate]:
     """One row a way."""
-    graph, _ = abstract_model(GPT, config)
+    graphdef, _ = abstract_model(GPT, config)
     params = init_params(GPT, config, jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT_LENGTH))
     steps = config.context_length - PROMPT_LENGTH
     greedy = SamplingConfig(temperature=0)
 
     def decode(way: str) -> np.ndarray:
-        tokens = WAYS[way](graph, params, config, prompts, max_new_tokens=steps, sampling=greedy)
+        tokens = WAYS[way](graphdef, params, config, prompts, max_new_tokens=steps, sampling=greedy)
         return np.stack(list(tokens))
 
     return rates(decode, WAYS, batch_size * steps, repetitions)
@@ -68,14 +68,14 @@ def measure(config: GPTConfig, batch_size: int, repetitions: int) -> list[Rate]:
 
 def measure_beams(config: TransformerConfig, batch_size: int, repetitions: int) -> list[Rate]:
     """One row a beam."""
-    graph, _ = abstract_model(Transformer, config)
+    graphdef, _ = abstract_model(Transformer, config)
     params = init_params(Transformer, config, jax.random.key(0))
     V, rng = config.vocab_size, np.random.default_rng(0)
-    specials = Specials(padding=V - 3, start=V - 2, end=V - 1)
+    specials = SpecialTokens(padding=V - 3, start=V - 2, end=V - 1)
     sources = [rng.integers(0, V - 3, length) for length in rng.integers(8, 17, batch_size)]
 
     def decode(way: str) -> object:
-        return translate(graph, params, config, sources, specials, BEAMS[way])
+        return translate(graphdef, params, config, sources, specials, BEAMS[way])
 
     return rates(decode, BEAMS, batch_size, repetitions)
 

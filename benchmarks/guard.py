@@ -22,12 +22,12 @@ def sides(config: LanguageConfig) -> dict[str, Seconds]:
     """The three steps that are compared."""
     skipping = dataclasses.replace(config, spikes=SpikeConfig(skip=True))
     guarded = {"guarded": jax_step(config), "spikes": jax_step(skipping)}
-    keep_if = guarded_step.keep_if
-    guarded_step.keep_if = lambda sound, new, old: new
+    tree_where = guarded_step.tree_where
+    guarded_step.tree_where = lambda sound, new, old: new
     try:
         return {"unguarded": jax_step(config), **guarded}
     finally:
-        guarded_step.keep_if = keep_if
+        guarded_step.tree_where = tree_where
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, whose content takes `path`'s place when the block ends without an error.
 
     It is written under a temporary name in the same directory, forced to disk, then renamed. Of a

@@ -51,7 +51,7 @@ class MaskedBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Specials:
+class SpecialTokens:
     """Token ids of a translation model that stand for no text: V, V + 1 and V + 2 of a tokenizer
     with V tokens, so that the model's vocabulary has V + 3."""
 

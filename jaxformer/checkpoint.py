@@ -38,7 +38,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxformer import manifest
 from jaxformer.config import require_positive
 from jaxformer.errors import UserError
-from jaxformer.manifest import DamagedError
+from jaxformer.manifest import CorruptionError
 
 _SAVING, _TRASH, _DAMAGED = ".saving-", ".trash-", ".damaged-"
 _SHOWN_MISMATCHES = 8
@@ -66,11 +66,11 @@ class Checkpoint:
 
 def steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, oldest first; their files are not read."""
-    numbers = numbered(directory)
+    numbers = all_steps(directory)
     return [step for step in numbers if (directory / str(step) / manifest.FILE).is_file()]
 
 
-def numbered(directory: Path) -> list[int]:
+def all_steps(directory: Path) -> list[int]:
     """Everything named like a step, complete or damaged, in order."""
     try:
         names = os.listdir(directory)
@@ -90,10 +90,10 @@ def read_metadata(directory: Path, step: int | None = None) -> Checkpoint:
         UserError: there is no such checkpoint, or none verifies; names each with the file at fault.
     """
     skipped: list[str] = []
-    for candidate in reversed(numbered(directory)) if step is None else [step]:
+    for candidate in reversed(all_steps(directory)) if step is None else [step]:
         try:
             content = _content(directory, candidate, manifest.verify)
-        except DamagedError as fault:
+        except CorruptionError as fault:
             skipped.append(str(fault))
         else:
             known = {key: content[key] for key in ("step", "metadata", "val_loss", "leaves")}
@@ -273,7 +273,7 @@ class CheckpointWriter:
             return
         try:
             _content(self._directory, step, manifest.verify)
-        except DamagedError:
+        except CorruptionError:
             os.rename(path, self._directory / f"{_DAMAGED}{step}-{time.time_ns()}")
             return
         raise UserError(
@@ -302,7 +302,7 @@ class CheckpointWriter:
         damaged ones always.
         """
         losses: dict[int, float | None] = {}
-        for step in numbered(self._directory):
+        for step in all_steps(self._directory):
             if step <= newest and self._is_sound(step):
                 content = _content(self._directory, step, manifest.read)
                 losses[step] = content["val_loss"]
@@ -319,7 +319,7 @@ class CheckpointWriter:
         if step not in self._sound:
             try:
                 _content(self._directory, step, manifest.verify)
-            except DamagedError:
+            except CorruptionError:
                 self._sound[step] = False
             else:
                 self._sound[step] = True
@@ -358,9 +358,9 @@ def _content(directory: Path, step: int, check: Callable[[Path], dict[str, Any]]
     try:
         content = check(directory / str(step))
         if content["step"] != step:
-            raise DamagedError(f"{manifest.FILE} is that of step {content['step']}")
-    except DamagedError as fault:
-        raise DamagedError(f"checkpoint {step} cannot be used: {fault}") from None
+            raise CorruptionError(f"{manifest.FILE} is that of step {content['step']}")
+    except CorruptionError as fault:
+        raise CorruptionError(f"checkpoint {step} cannot be used: {fault}") from None
     return content
 
 

@@ -18,7 +18,7 @@ FILE = "manifest.jsonl"
 """Name of the manifest in its directory."""
 
 
-class DamagedError(UserError):
+class CorruptionError(UserError):
     """A file is not what was written; the message names the first such file and its fault."""
 
 
@@ -40,15 +40,15 @@ def read(directory: Path) -> dict[str, Any]:
     """The manifest's own content; the other files are not looked at.
 
     Raises:
-        DamagedError: there is no manifest, or its bytes changed.
+        CorruptionError: there is no manifest, or its bytes changed.
     """
     try:
         data = (directory / FILE).read_bytes()
     except OSError as error:
-        raise DamagedError(f"{FILE} cannot be read ({error.strerror})") from error
+        raise CorruptionError(f"{FILE} cannot be read ({error.strerror})") from error
     line = data.partition(b"\n")[0]
     if data != _sealed(line):
-        raise DamagedError(f"{FILE} has other bytes than were written")
+        raise CorruptionError(f"{FILE} has other bytes than were written")
     return json.loads(line)
 
 
@@ -56,19 +56,19 @@ def verify(directory: Path) -> dict[str, Any]:
     """The manifest's content, after every file was read and found as it says.
 
     Raises:
-        DamagedError: a file, or the manifest, is changed, cut, missing or a stranger.
+        CorruptionError: a file, or the manifest, is changed, cut, missing or a stranger.
     """
     content = read(directory)
     written = content["files"]
     for name in sorted(written.keys() | _names(directory)):
         if name not in written:
-            raise DamagedError(f"{name} does not belong there")
+            raise CorruptionError(f"{name} does not belong there")
         try:
             fingerprint = _fingerprint(directory / name)
         except OSError as error:
-            raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+            raise CorruptionError(f"{name} cannot be read ({error.strerror})") from error
         if fingerprint != written[name]:
-            raise DamagedError(f"{name} has other bytes than were written")
+            raise CorruptionError(f"{name} has other bytes than were written")
     return content
 
 

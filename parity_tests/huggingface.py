@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from jaxtyping import PyTree
 
-from jaxformer.models.pure import flat_params
-from jaxformer.porting.compare import TRUE_ZEROS, measure
+from jaxformer.models.functional import flat_params
+from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
 from jaxformer.weights.convert import from_torch, to_torch
 from jaxformer.weights.tables import Row
 
@@ -47,7 +47,7 @@ def assert_equal_gradients(found: PyTree, expected: PyTree, bound: float) -> Non
     ours, theirs = flat_params(found), flat_params(expected)
     assert ours.keys() == theirs.keys()
     for path, grad in ours.items():
-        assert measure(grad, theirs[path], path.endswith(TRUE_ZEROS)) <= bound, path
+        assert relative_error(grad, theirs[path], path.endswith(ZERO_GRADIENT)) <= bound, path
 
 
 def assert_reads_in_both_directions(

@@ -25,7 +25,7 @@ from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs import beam as proofs
 from jaxformer.parity.proofs.transformer import transformer_case
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,9 @@ def drawn(seed, **options):
 
 
 def found_by(model, case, sources, config):
-    return translate(model.graph, model.params, case.model_config, sources, model.specials, config)
+    return translate(
+        model.graphdef, model.params, case.model_config, sources, model.specials, config
+    )
 
 
 def as_lists(rows):
@@ -67,7 +69,7 @@ def test_every_hypothesis_and_score_is_the_twins(seed, width, alpha, lengths):
         ours, theirs = (
             [getattr(h, name) for row in rows for h in row] for rows in (found, expected)
         )
-        assert measure(np.array(ours), np.array(theirs)) <= BOUNDS["model", "float64"]
+        assert relative_error(np.array(ours), np.array(theirs)) <= BOUNDS["model", "float64"]
 
 
 def test_drawn_models_branch_and_end_at_different_lengths():
@@ -98,7 +100,7 @@ def test_a_beam_as_wide_as_all_candidates_finds_the_best_of_all_sequences(seed, 
     assert len(expected) == 1 + 3 + 9 + 27
     assert [h.tokens.tolist() for h in found] == [tokens for tokens, _ in expected]
     ours, theirs = np.array([h.score for h in found]), np.array([score for _, score in expected])
-    assert measure(ours, theirs) <= BOUNDS["model", "float64"]
+    assert relative_error(ours, theirs) <= BOUNDS["model", "float64"]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
@@ -117,10 +119,10 @@ def test_stopping_early_loses_nothing(seed, alpha, monkeypatch):
 
     found, advance = [], search.advance
     monkeypatch.setattr(search, "advance", counted)
-    for rule in (search.hopeful, lambda live, done, longest, alpha: live[:, 0] > -np.inf):
-        monkeypatch.setattr(search, "hopeful", rule)
+    for rule in (search.can_improve, lambda live, done, longest, alpha: live[:, 0] > -np.inf):
+        monkeypatch.setattr(search, "can_improve", rule)
         steps.append(0)
-        found.append(translate_uncached(model.graph, model.params, *arguments))
+        found.append(translate_uncached(model.graphdef, model.params, *arguments))
     assert as_lists(found[0]) == as_lists(found[1])
     assert [[h.score for h in row] for row in found[0]] == [
         [h.score for h in row] for row in found[1]
@@ -219,4 +221,4 @@ def test_hypotheses_are_those_of_transformers_beam_search(seed, width):
         if width > 1:
             scores = theirs.sequences_scores[i * width : (i + 1) * width]
             ours = np.array([h.score for h in found])
-            assert measure(ours, scores) <= BOUNDS["layer", "float32"]
+            assert relative_error(ours, scores) <= BOUNDS["layer", "float32"]

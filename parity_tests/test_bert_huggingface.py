@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from jaxformer.config import BertConfig
 from jaxformer.models.bert import Bert
-from jaxformer.models.pure import abstract_model, bind
+from jaxformer.models.functional import abstract_model, merge
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import BERT_HUGGING_FACE
@@ -64,8 +64,8 @@ def pair(request, config):
             )
         ).to(getattr(torch, dtype))
         theirs = shaken(model)
-        graph, shapes = abstract_model(Bert, dataclasses.replace(config, dtype=dtype))
-        yield theirs, graph, from_torch(tensors(theirs), BERT_HUGGING_FACE, shapes), dtype
+        graphdef, shapes = abstract_model(Bert, dataclasses.replace(config, dtype=dtype))
+        yield theirs, graphdef, from_torch(tensors(theirs), BERT_HUGGING_FACE, shapes), dtype
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def batch(config):
 
 
 def test_logits_loss_and_every_gradient_are_equal(pair, batch):
-    theirs, graph, params, dtype = pair
+    theirs, graphdef, params, dtype = pair
     bound = BOUNDS["model", dtype]
     tokens, segments, valid, targets, asked = map(jnp.asarray, batch)
 
     def mean_loss(params):
-        logits = bind(graph, params)(tokens, segments, valid)
+        logits = merge(graphdef, params)(tokens, segments, valid)
         total, count = cross_entropy(logits, targets, asked)
         return total / count, logits
 
@@ -93,16 +93,16 @@ def test_logits_loss_and_every_gradient_are_equal(pair, batch):
     out = theirs(tokens, attention_mask=valid.long(), token_type_ids=segments).logits
     expected_loss = functional.cross_entropy(out[asked], targets[asked])
     expected_loss.backward()
-    assert measure(logits, out) <= bound
-    assert measure(loss, expected_loss) <= bound
+    assert relative_error(logits, out) <= bound
+    assert relative_error(loss, expected_loss) <= bound
     expected = from_torch(tensors(theirs, grads=True), BERT_HUGGING_FACE, params)
     assert_equal_gradients(grads, expected, bound)
 
 
 def test_without_segments_and_padding_logits_are_equal(pair, batch):
-    theirs, graph, params, dtype = pair
-    logits = bind(graph, jax.tree.map(jnp.asarray, params))(jnp.asarray(batch[0]))
-    assert measure(logits, theirs(torch.tensor(batch[0])).logits) <= BOUNDS["model", dtype]
+    theirs, graphdef, params, dtype = pair
+    logits = merge(graphdef, jax.tree.map(jnp.asarray, params))(jnp.asarray(batch[0]))
+    assert relative_error(logits, theirs(torch.tensor(batch[0])).logits) <= BOUNDS["model", dtype]
 
 
 def test_the_table_reads_in_both_directions(pair):

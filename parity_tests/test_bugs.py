@@ -2,14 +2,14 @@
 
 import pytest
 
-from jaxformer.parity.engine.mutation import Bug, Finding, hunt
+from jaxformer.parity.engine.mutation import Bug, MutantResult, run_mutant
 from jaxformer.parity.report import BUGS
 from jaxformer.porting.locate import Comparison
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_bug_is_caught_and_named(bug):
-    assert hunt(bug) == Finding(bug.name, bug.layer, caught=True, named=bug.layer)
+    assert run_mutant(bug) == MutantResult(bug.name, bug.layer, caught=True, named=bug.layer)
 
 
 def test_bugs_have_names_of_their_own():
@@ -18,11 +18,11 @@ def test_bugs_have_names_of_their_own():
 
 def test_a_proof_that_fails_without_the_bug_catches_nothing():
     bug = BUGS[0]._replace(proof=lambda case: Comparison([], None))
-    assert not hunt(bug).caught
+    assert not run_mutant(bug).caught
 
 
 def test_no_bug_stays_behind():
     bug = next(bug for bug in BUGS if bug.layer == "optimizer")
     assert isinstance(bug, Bug)
-    hunt(bug)
+    run_mutant(bug)
     assert bug.proof(bug.case).ok

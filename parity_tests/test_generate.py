@@ -19,8 +19,8 @@ import torchref.models.gpt
 from jaxformer.config import GPTConfig, SamplingConfig
 from jaxformer.decoding.generate import generate, row_keys
 from jaxformer.decoding.sampling import gumbel_noise
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.parity.engine.twins import twin_config
 from jaxformer.weights import tables
 from jaxformer.weights.convert import to_torch

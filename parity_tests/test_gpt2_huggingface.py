@@ -11,10 +11,10 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from jaxformer.config import GPTConfig
+from jaxformer.models.functional import abstract_model, merge
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import GPT2_HUGGING_FACE
@@ -56,17 +56,17 @@ def pair(request, config):
             )
         ).to(getattr(torch, dtype))
         theirs = shaken(model)
-        graph, shapes = abstract_model(GPT, dataclasses.replace(config, dtype=dtype))
-        yield theirs, graph, from_torch(tensors(theirs), GPT2_HUGGING_FACE, shapes), dtype
+        graphdef, shapes = abstract_model(GPT, dataclasses.replace(config, dtype=dtype))
+        yield theirs, graphdef, from_torch(tensors(theirs), GPT2_HUGGING_FACE, shapes), dtype
 
 
 def test_logits_loss_and_every_gradient_are_equal(config, pair):
-    theirs, graph, params, dtype = pair
+    theirs, graphdef, params, dtype = pair
     bound = BOUNDS["model", dtype]
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, config.context_length))
 
     def mean_loss(params):
-        logits = bind(graph, params)(jnp.asarray(tokens))
+        logits = merge(graphdef, params)(jnp.asarray(tokens))
         mask = jnp.ones(tokens[:, 1:].shape, bool)
         total, count = cross_entropy(logits[:, :-1], jnp.asarray(tokens[:, 1:]), mask)
         return total / count, logits
@@ -76,21 +76,21 @@ def test_logits_loss_and_every_gradient_are_equal(config, pair):
     # Their own loss is taken in float32, whatever the model's type.
     expected_loss = functional.cross_entropy(out[:, :-1].mT, torch.tensor(tokens[:, 1:]))
     expected_loss.backward()
-    assert measure(logits, out) <= bound
-    assert measure(loss, expected_loss) <= bound
+    assert relative_error(logits, out) <= bound
+    assert relative_error(loss, expected_loss) <= bound
     expected = from_torch(tensors(theirs, grads=True), GPT2_HUGGING_FACE, params)
     assert_equal_gradients(grads, expected, bound)
 
 
 def test_padding_is_not_attended_to_by_either(config, pair):
-    theirs, graph, params, dtype = pair
+    theirs, graphdef, params, dtype = pair
     L = config.context_length
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, L))
     valid = np.arange(L) < [[L], [L - 3]]
     mask = jnp.asarray(valid)[:, None, None, :]
-    logits = bind(graph, jax.tree.map(jnp.asarray, params))(jnp.asarray(tokens), mask)
+    logits = merge(graphdef, jax.tree.map(jnp.asarray, params))(jnp.asarray(tokens), mask)
     out = theirs(torch.tensor(tokens), attention_mask=torch.tensor(valid).long()).logits
-    assert measure(logits[valid], out.detach().numpy()[valid]) <= BOUNDS["model", dtype]
+    assert relative_error(logits[valid], out.detach().numpy()[valid]) <= BOUNDS["model", dtype]
 
 
 def test_the_table_reads_in_both_directions(pair):

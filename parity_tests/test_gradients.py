@@ -19,7 +19,7 @@ from jaxformer.layers.masks import causal_mask, padding_mask
 from jaxformer.layers.mlp import MLP
 from jaxformer.layers.norms import layer_norm
 from jaxformer.layers.positions import sinusoidal_positions
-from jaxformer.models.pure import abstract_model, bind
+from jaxformer.models.functional import abstract_model, merge
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.engine.cases import TINY, Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
@@ -45,9 +45,9 @@ def check(function, args, modes):
 
 
 def module(build):
-    graph, shapes = abstract_model(build, CASE.model_config)
+    graphdef, shapes = abstract_model(build, CASE.model_config)
     params = draw_params(CASE, shapes)
-    return lambda params, *args: bind(graph, params)(*args), params
+    return lambda params, *args: merge(graphdef, params)(*args), params
 
 
 def test_derivative_of_affine():
@@ -73,12 +73,12 @@ def test_derivative_of_modules(build):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_derivative_of_the_decoder_block(placement):
     config = dataclasses.replace(CASE.config, norm_placement=placement)
-    graph, shapes = abstract_model(DecoderBlock, dataclasses.replace(config, dtype="float64"))
+    graphdef, shapes = abstract_model(DecoderBlock, dataclasses.replace(config, dtype="float64"))
     params = draw_params(CASE, shapes)
     memory_mask = padding_mask(jnp.array([[True, True, True, False], [True, False, False, False]]))
 
     def function(params, x, memory):
-        return bind(graph, params)(x, memory, causal_mask(3), memory_mask)
+        return merge(graphdef, params)(x, memory, causal_mask(3), memory_mask)
 
     inputs = normal("x", 2, 3, TINY.width), normal("memory", 2, 4, TINY.width)
     check(function, (params, *inputs), ["rev"])
@@ -87,10 +87,12 @@ def test_derivative_of_the_decoder_block(placement):
 @pytest.mark.parametrize("share", [True, False])
 def test_derivative_of_the_transformer(share):
     case = transformer_case(CASE, activation="gelu", num_layers=1, share_embeddings=share)
-    graph, shapes = abstract_model(Transformer, case.model_config)
+    graphdef, shapes = abstract_model(Transformer, case.model_config)
     source, target = (jnp.asarray(case.tokens(name, 2, 3)) for name in ("source", "target"))
     valid = jnp.array([[True, True, True], [True, False, False]])
-    check(lambda p: bind(graph, p)(source, target, valid), (draw_params(case, shapes),), ["rev"])
+    check(
+        lambda p: merge(graphdef, p)(source, target, valid), (draw_params(case, shapes),), ["rev"]
+    )
 
 
 def test_derivative_of_the_loss():

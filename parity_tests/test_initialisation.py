@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
-from jaxformer.models.pure import flat_params, init_params
+from jaxformer.models.functional import flat_params, init_params
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.twins import twin_config
 from jaxformer.parity.proofs.bert import BERT_TWINS

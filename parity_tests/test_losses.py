@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.training.loss import annotated_kl, cross_entropy, smoothed_cross_entropy
+from jaxformer.training.loss import cross_entropy, label_smoothing_kl, smoothed_cross_entropy
 
 SHAPE = (3, 5)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -82,12 +82,12 @@ def test_annotated_kl_is_the_divergence_from_its_written_out_distribution(
     np.testing.assert_allclose(true.sum(-1)[torch.tensor(mask)], 1.0, rtol=1e-14)
     divergence = torch.nn.KLDivLoss(reduction="sum")
     expected = with_grad(logits, lambda x: divergence(x.log_softmax(-1), true))
-    found = ours(annotated_kl, logits, targets, mask, smoothing, padding)
+    found = ours(label_smoothing_kl, logits, targets, mask, smoothing, padding)
     assert_equal(found, expected, mask)
 
 
 @pytest.mark.parametrize(
-    ("loss", "options"), [(smoothed_cross_entropy, (0.0,)), (annotated_kl, (0.0, 2))]
+    ("loss", "options"), [(smoothed_cross_entropy, (0.0,)), (label_smoothing_kl, (0.0, 2))]
 )
 def test_without_smoothing_it_is_the_cross_entropy(loss, options):
     logits, _, mask, _ = draw(0, 7)
@@ -104,14 +104,14 @@ def test_the_divergence_and_its_gradient_are_zero_where_the_model_says_the_smoot
     truth = np.full((*SHAPE, vocab_size), 0.1 / (vocab_size - 2))
     np.put_along_axis(truth, targets[..., None], 0.9, axis=-1)
     truth[..., padding] = 1e-300
-    total, grad, _ = ours(annotated_kl, np.log(truth), targets, mask, 0.1, padding)
+    total, grad, _ = ours(label_smoothing_kl, np.log(truth), targets, mask, 0.1, padding)
     assert abs(total) < 1e-13
     np.testing.assert_allclose(grad, 0.0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     ("loss", "options"),
-    [(cross_entropy, ()), (smoothed_cross_entropy, (0.1,)), (annotated_kl, (0.1, 0))],
+    [(cross_entropy, ()), (smoothed_cross_entropy, (0.1,)), (label_smoothing_kl, (0.1, 0))],
 )
 def test_bfloat16_logits_are_summed_in_float32(loss, options):
     logits = jnp.asarray(draw(0, 7)[0], jnp.bfloat16)

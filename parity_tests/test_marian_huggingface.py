@@ -18,10 +18,10 @@ from transformers import MarianConfig, MarianMTModel
 
 from jaxformer.config import TransformerConfig
 from jaxformer.layers.positions import sinusoidal_positions
-from jaxformer.models.pure import abstract_model, bind, leaf_path
+from jaxformer.models.functional import abstract_model, leaf_path, merge
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 from jaxformer.weights.convert import from_torch
 from jaxformer.weights.tables import MARIAN_HUGGING_FACE
 from parity_tests.dtypes import EACH_DTYPE
@@ -102,14 +102,14 @@ def pair(request, config):
         with torch.no_grad():  # theirs are kept in float32, whatever the model's type
             for side in (theirs.model.encoder, theirs.model.decoder):
                 side.embed_positions.weight.copy_(torch.tensor(sinusoids_in_halves(config)))
-        graph, shapes = abstract_model(Transformer, dataclasses.replace(config, dtype=dtype))
+        graphdef, shapes = abstract_model(Transformer, dataclasses.replace(config, dtype=dtype))
         params = from_torch(tensors(theirs), MARIAN_HUGGING_FACE, shapes)
-        yield theirs, graph, in_our_order(params, config.width), dtype
+        yield theirs, graphdef, in_our_order(params, config.width), dtype
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_logits_and_every_gradient_are_equal(config, pair, padded):
-    theirs, graph, params, dtype = pair
+    theirs, graphdef, params, dtype = pair
     bound, rng = BOUNDS["model", dtype], np.random.default_rng(0)
     # Theirs keeps gradients from the embedding of its padding token: none stands in the texts.
     source, target = (rng.integers(1, config.vocab_size, (B, n)) for n in (M, L))
@@ -118,7 +118,7 @@ def test_logits_and_every_gradient_are_equal(config, pair, padded):
 
     def loss(params):
         masks = [None if mask is None else jnp.asarray(mask) for mask in valid]
-        logits = bind(graph, params)(jnp.asarray(source), jnp.asarray(target), *masks)
+        logits = merge(graphdef, params)(jnp.asarray(source), jnp.asarray(target), *masks)
         return (logits * jnp.asarray(weights, logits.dtype)).sum(), logits
 
     (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -130,7 +130,7 @@ def test_logits_and_every_gradient_are_equal(config, pair, padded):
         decoder_attention_mask=masks[1],
     ).logits
     (out * torch.tensor(weights, dtype=out.dtype)).sum().backward()
-    assert measure(logits[TARGET_VALID], out.detach().numpy()[TARGET_VALID]) <= bound
+    assert relative_error(logits[TARGET_VALID], out.detach().numpy()[TARGET_VALID]) <= bound
     expected = from_torch(tensors(theirs, grads=True), MARIAN_HUGGING_FACE, params)
     assert_equal_gradients(grads, in_our_order(expected, config.width), bound)
 
@@ -138,4 +138,4 @@ def test_logits_and_every_gradient_are_equal(config, pair, padded):
 def test_their_sinusoids_stand_in_halves(config):
     model = marian(config).model
     for table in (model.encoder.embed_positions.weight, model.decoder.embed_positions.weight):
-        assert measure(table, sinusoids_in_halves(config)) < 1e-7
+        assert relative_error(table, sinusoids_in_halves(config)) < 1e-7

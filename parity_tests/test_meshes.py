@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxformer.config import MeshConfig
-from jaxformer.models.pure import flat_params
+from jaxformer.models.functional import flat_params
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.steps import begin, compare_steps

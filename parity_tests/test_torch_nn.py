@@ -16,9 +16,9 @@ from jaxformer.layers.blocks import EncoderBlock
 from jaxformer.layers.masks import causal_mask, combine_masks, padding_mask
 from jaxformer.layers.mlp import gelu, gelu_tanh
 from jaxformer.layers.norms import LayerNorm, layer_norm
-from jaxformer.models.pure import bind, flat_params
+from jaxformer.models.functional import flat_params, merge
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 from jaxformer.training.loss import cross_entropy
 from parity_tests.dtypes import EACH_DTYPE
 
@@ -37,7 +37,7 @@ def dtype(request):
 
 
 def check(ours, theirs, dtype: str, true_zero: bool = False) -> None:
-    assert measure(ours, theirs, true_zero) <= BOUNDS["layer", dtype]
+    assert relative_error(ours, theirs, true_zero) <= BOUNDS["layer", dtype]
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def config_of(width: int, heads: int, dtype: str, **options) -> BlockConfig:
 
 def drawn(module: nnx.Module, seed: int) -> nnx.Module:
     """The module with kernels that keep the size of what they map, and no bias 0 or scale 1."""
-    graph, state = nnx.split(module, nnx.Param)
+    graphdef, state = nnx.split(module, nnx.Param)
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.Array) -> jax.Array:
@@ -64,14 +64,14 @@ def drawn(module: nnx.Module, seed: int) -> nnx.Module:
         drawn = noise / np.sqrt(len(leaf)) if leaf.ndim == 2 else np.asarray(leaf) + 0.3 * noise
         return jnp.asarray(drawn, leaf.dtype)
 
-    return bind(graph, jax.tree.map(draw, nnx.to_pure_dict(state)))
+    return merge(graphdef, jax.tree.map(draw, nnx.to_pure_dict(state)))
 
 
 def gradients(module: nnx.Module, function, *inputs):
     """function(module, *inputs), the gradients of its parameters by path, and of its inputs."""
-    graph, state = nnx.split(module, nnx.Param)
+    graphdef, state = nnx.split(module, nnx.Param)
     params = nnx.to_pure_dict(state)
-    output, pullback = jax.vjp(lambda p, *x: function(bind(graph, p), *x), params, *inputs)
+    output, pullback = jax.vjp(lambda p, *x: function(merge(graphdef, p), *x), params, *inputs)
     param_grads, *input_grads = pullback(weights_like(output))
     return output, flat_params(param_grads), input_grads
 
@@ -110,7 +110,7 @@ def test_layer_norm(dtype, shape, seed, offset):
     pairs += [(params["scale"], twin.weight.grad), (params["bias"], twin.bias.grad)]
     for ours, theirs in pairs:
         if offset:
-            assert measure(ours, theirs) <= 1000 * BOUNDS["layer", dtype]
+            assert relative_error(ours, theirs) <= 1000 * BOUNDS["layer", dtype]
         else:
             check(ours, theirs, dtype)
 
@@ -121,7 +121,7 @@ def test_layer_norm_keeps_its_variance_far_from_zero():
     y = layer_norm(x, jnp.ones(256), jnp.zeros(256), 1e-5)
     truth = np.asarray(x, np.float64)
     truth = (truth - truth.mean(-1, keepdims=True)) / np.sqrt(truth.var(-1, keepdims=True) + 1e-5)
-    assert measure(y, truth) < 1e-4
+    assert relative_error(y, truth) < 1e-4
 
 
 @pytest.mark.parametrize(("ours", "approximate"), [(gelu, "none"), (gelu_tanh, "tanh")])

@@ -11,10 +11,10 @@ from jaxformer.config import BlockConfig, TransformerConfig
 from jaxformer.layers.blocks import DecoderBlock
 from jaxformer.layers.masks import causal_mask, padding_mask
 from jaxformer.layers.stacks import Decoder, Encoder
-from jaxformer.models.pure import abstract_model, bind, flat_params
+from jaxformer.models.functional import abstract_model, flat_params, merge
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, as_numpy, measure
+from jaxformer.porting.compare import BOUNDS, as_numpy, relative_error
 from parity_tests.dtypes import EACH_DTYPE
 
 B, L, M, D, H = 4, 5, 7, 16, 4
@@ -102,13 +102,13 @@ def filled(module: torch.nn.Module, arrays: dict[str, np.ndarray], case: Case) -
 
 def ours_of(build, case: Case, arrays: list[np.ndarray], masks: list):
     """The parameters, the output, and the gradients of every parameter and input."""
-    graph, shapes = abstract_model(build, case.model_config)
+    graphdef, shapes = abstract_model(build, case.model_config)
     params = draw_params(case, shapes)
     weights = case.to_jax(case.normal("weights", B, L, D))
 
     @jax.jit
     def run(params, inputs):
-        out, pullback = jax.vjp(lambda p, x: bind(graph, p)(*x, *masks), params, inputs)
+        out, pullback = jax.vjp(lambda p, x: merge(graphdef, p)(*x, *masks), params, inputs)
         return out, *pullback(weights)
 
     out, param_grads, input_grads = run(params, [case.to_jax(a) for a in arrays])
@@ -129,9 +129,9 @@ def check_all(pairs: dict, bound: float) -> None:
         if name.endswith("in_proj_bias"):
             # A key bias's gradient is truly zero: both sides hold rounding noise there.
             for side in (a, b):
-                assert measure(side[D : 2 * D], np.zeros(D), true_zero=True) <= bound, name
+                assert relative_error(side[D : 2 * D], np.zeros(D), true_zero=True) <= bound, name
             a, b = (np.delete(side, slice(D, 2 * D)) for side in (a, b))
-        assert measure(a, b) <= bound, (name, measure(a, b))
+        assert relative_error(a, b) <= bound, (name, relative_error(a, b))
 
 
 MASKS = {

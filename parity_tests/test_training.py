@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, OptimizerConfig
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.steps import bound_of, compare_steps, take_steps, take_twin_steps
@@ -107,7 +107,7 @@ def test_rows_of_a_batch_mean_as_much_whatever_slice_they_are_in():
 
 def test_slices_of_equal_rows_drop_different_units():
     config = dataclasses.replace(GPT_PRESETS["toy"], dropout_rate=0.5)
-    graph, _ = abstract_model(GPT, config)
+    graphdef, _ = abstract_model(GPT, config)
     params = init_params(GPT, config, jax.random.key(0))
     rule = adamw(OptimizerConfig(), 10)
     row = np.arange(17)[None] % config.vocab_size
@@ -115,7 +115,7 @@ def test_slices_of_equal_rows_drop_different_units():
     for slices in (1, 2):
         rows = jnp.asarray(np.repeat(row, slices, axis=0))
         batch = Batch(rows[:, :-1], rows[:, 1:], jnp.ones((slices, 16), bool))
-        train_step = make_train_step(graph, next_token, rule, jax.random.key(1), slices)
+        train_step = make_train_step(graphdef, next_token, rule, jax.random.key(1), slices)
         losses.append(float(train_step(init_state(params, rule), batch)[1].loss))
     # Were the masks of both slices those of the first, the mean would be the first one's loss.
     assert abs(losses[0] - losses[1]) > 1e-4

@@ -9,7 +9,7 @@ import pytest
 
 from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
-from jaxformer.models.pure import flat_params
+from jaxformer.models.functional import flat_params
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_method
 from jaxformer.tasks.program import build

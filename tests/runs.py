@@ -7,7 +7,7 @@ import jax
 
 from jaxformer.config import TrainConfig
 from jaxformer.data.tokenizer import Tokenizer
-from jaxformer.models.pure import init_params
+from jaxformer.models.functional import init_params
 from jaxformer.run import directory
 from jaxformer.tasks.config_io import config_to_json
 from jaxformer.tasks.kinds import make_method

@@ -5,13 +5,13 @@ import stat
 
 import pytest
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 
 
 def test_the_new_content_takes_the_place_at_the_end(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -22,7 +22,7 @@ def test_a_reader_of_the_old_file_reads_the_old_content(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     with path.open("rb") as reader:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
         assert reader.read() == b"old"
 
@@ -32,7 +32,7 @@ def test_an_interrupt_leaves_the_old_content_and_no_trace(tmp_path):
     path.write_bytes(b"old")
 
     def interrupted() -> None:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 
@@ -45,7 +45,7 @@ def test_an_interrupt_leaves_the_old_content_and_no_trace(tmp_path):
 def test_the_file_is_readable_as_any_new_one(tmp_path):
     plain, replaced = tmp_path / "a", tmp_path / "b"
     plain.touch()
-    with replacing(replaced):
+    with atomic_write(replaced):
         pass
     assert stat.S_IMODE(replaced.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
@@ -55,7 +55,7 @@ def test_the_file_behind_a_link_is_replaced(tmp_path):
     target, link = tmp_path / "elsewhere" / "a", tmp_path / "link"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    with replacing(link) as file:
+    with atomic_write(link) as file:
         file.write(b"new")
     assert target.read_bytes() == b"new"
     assert link.is_symlink()
@@ -64,7 +64,7 @@ def test_the_file_behind_a_link_is_replaced(tmp_path):
 def test_a_pipe_is_not_made_a_file(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(OSError, match="Not a regular file") as caught, replacing(path):
+    with pytest.raises(OSError, match="Not a regular file") as caught, atomic_write(path):
         pass
     assert caught.value.filename == str(path)
     assert path.is_fifo()
@@ -72,6 +72,6 @@ def test_a_pipe_is_not_made_a_file(tmp_path):
 
 def test_a_missing_directory_names_the_file(tmp_path):
     path = tmp_path / "absent" / "a"
-    with pytest.raises(FileNotFoundError) as caught, replacing(path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
         pass
     assert caught.value.filename == str(path)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer import manifest
-from jaxformer.manifest import DamagedError
+from jaxformer.manifest import CorruptionError
 
 FILES = {"a": b"alpha" * 9, "sub/b": bytes(range(256)), "sub/deeper/.c": b"x", "empty": b""}
 
@@ -47,7 +47,7 @@ def test_any_flipped_bit_or_cut_is_noticed_and_named(
     else:
         del damaged[position:]
     path.write_bytes(damaged)
-    with pytest.raises(DamagedError) as error:
+    with pytest.raises(CorruptionError) as error:
         manifest.verify(directory)
     assert str(error.value).startswith(f"{name} has other bytes")
 
@@ -55,7 +55,7 @@ def test_any_flipped_bit_or_cut_is_noticed_and_named(
 @pytest.mark.parametrize("name", [*FILES, manifest.FILE])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (sealed(tmp_path / "d") / name).unlink()
-    with pytest.raises(DamagedError) as error:
+    with pytest.raises(CorruptionError) as error:
         manifest.verify(tmp_path / "d")
     assert str(error.value).startswith(f"{name} cannot be read")
 
@@ -63,7 +63,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["stranger", "sub/.stranger", "sub/manifest.jsonl"])
 def test_a_stranger_is_named(tmp_path: Path, name: str) -> None:
     (sealed(tmp_path / "d") / name).touch()
-    with pytest.raises(DamagedError) as error:
+    with pytest.raises(CorruptionError) as error:
         manifest.verify(tmp_path / "d")
     assert str(error.value) == f"{name} does not belong there"
 
@@ -73,7 +73,7 @@ def test_swapped_files_are_noticed(tmp_path: Path) -> None:
     (directory / "a").rename(directory / "t")
     (directory / "empty").rename(directory / "a")
     (directory / "t").rename(directory / "empty")
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptionError):
         manifest.verify(directory)
 
 

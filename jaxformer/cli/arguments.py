@@ -24,7 +24,7 @@ import tyro
 
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
-from jaxformer.runtime.ending import Ending, Terminated, last_words, leave
+from jaxformer.runtime.ending import SignalGuard, Terminated, exit_message, leave
 from jaxformer.runtime.restarts import supervise
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -175,7 +175,7 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
         SystemExit: with the status, unless that is 0.
     """
     try:
-        with Ending(prog):
+        with SignalGuard(prog):
             _run_and_explain(prog, function)
     except SystemExit as stop:
         distributed = sys.modules.get("jaxformer.runtime.distributed")
@@ -197,10 +197,10 @@ def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
     except UserError as error:
         fail(prog, str(error))
     except KeyboardInterrupt:
-        print(last_words(prog, signal.SIGINT), file=sys.stderr)
+        print(exit_message(prog, signal.SIGINT), file=sys.stderr)
         raise SystemExit(130) from None
     except Terminated:
-        print(last_words(prog, signal.SIGTERM), file=sys.stderr)
+        print(exit_message(prog, signal.SIGTERM), file=sys.stderr)
         raise SystemExit(143) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit

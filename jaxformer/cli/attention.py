@@ -75,10 +75,10 @@ def main(argv: Sequence[str]) -> int:
 def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
     """The attention of a text to itself."""
     from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
-    from jaxformer.models.pure import bind
+    from jaxformer.models.functional import merge
 
     tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "--text")
-    weights = attention_weights(bind(run.graph, run.params), tokens[None])
+    weights = attention_weights(merge(run.graphdef, run.params), tokens[None])
     words = labels(run.tokenizer, tokens)
     return [Stack("text attends to text", layers_of(weights, "blocks/*/attention"), words, words)]
 
@@ -90,7 +90,7 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
     from jaxformer.config import BeamConfig, TransformerConfig
     from jaxformer.decoding.beam import translate
     from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
-    from jaxformer.models.pure import bind
+    from jaxformer.models.functional import merge
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)
@@ -99,13 +99,13 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
     if target is None:
         name = "the model's own translation, without --target,"
         greedy = BeamConfig(beam=1, length_penalty=0.0)
-        [[best]] = translate(run.graph, run.params, model, [source], specials, greedy)
+        [[best]] = translate(run.graphdef, run.params, model, [source], specials, greedy)
         produced = np.asarray(best.tokens, np.int32)
     else:
         produced = run.tokenizer.encode(target.strip())
     read = np.concatenate([[specials.start], produced]).astype(np.int32)
     read = readable(read, model.context_length, name)
-    weights = attention_weights(bind(run.graph, run.params), source[None], read[None])
+    weights = attention_weights(merge(run.graphdef, run.params), source[None], read[None])
     sources, targets = labels(run.tokenizer, source), labels(run.tokenizer, read)
     return [
         Stack(title, layers_of(weights, kind), queries, keys)

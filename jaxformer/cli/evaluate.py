@@ -66,14 +66,14 @@ def main(argv: Sequence[str]) -> int:
             flag is given that such a run has no use for.
     """
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
-    from jaxformer.atomic import replacing
+    from jaxformer.atomic import atomic_write
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, average=arguments.average)
     language = isinstance(run.config, LanguageConfig)
     figures = language_figures(run, arguments) if language else pair_figures(run, arguments)
     if arguments.json is not None:
-        with replacing(arguments.json) as file:
+        with atomic_write(arguments.json) as file:
             file.write(json.dumps(figures, indent=2).encode() + b"\n")
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse
 from jaxformer.errors import UserError
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     with Console(file=sys.stderr).status("proving") as status:
         found = report.run(arguments.model, dtypes, status.update)
     if arguments.json is not None:
-        with replacing(arguments.json) as file:
+        with atomic_write(arguments.json) as file:
             file.write(json.dumps(report.as_json(found), indent=1).encode())
     console = Console(soft_wrap=True)
     if not console.is_terminal:

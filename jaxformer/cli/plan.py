@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse, parse_beside, preset_name
 from jaxformer.config import require_positive
 from jaxformer.errors import UserError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     from jaxformer.planning.plan import Plan
     from jaxformer.planning.roofline import Prediction
     from jaxformer.planning.suggest import Suggestion
-    from jaxformer.planning.verify import Used
     from jaxformer.tasks.config_io import RunConfig
 
 PROG = "jaxformer plan"
@@ -195,7 +194,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         print("\n".join(checked(plan, used, here[0].device_kind)))
         found["used"] = used._asdict()
     if options.json is not None:
-        with replacing(options.json) as file:
+        with atomic_write(options.json) as file:
             file.write(json.dumps(found, indent=1).encode() + b"\n")
     return 0
 
@@ -278,7 +277,7 @@ def suggested(one: "Suggestion", prediction: "Prediction") -> str:
     )
 
 
-def checked(plan: "Plan", used: "Used", kind: str) -> Iterator[str]:
+def checked(plan: "Plan", used: "Measured", kind: str) -> Iterator[str]:
     """Predicted beside used."""
     state = plan.memory.parameters + plan.memory.optimizer
     yield f"two steps on {kind}: predicted, used"

@@ -130,7 +130,7 @@ def stream(
 
     assert isinstance(run.config, LanguageConfig)
     steps = generate(
-        run.graph,
+        run.graphdef,
         run.params,
         run.config.model,
         rows,

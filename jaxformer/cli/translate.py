@@ -108,7 +108,7 @@ def translations(
     assert isinstance(run.config, TranslationConfig)
     numbers = list(sources)
     found = translate_all(
-        run.graph,
+        run.graphdef,
         run.params,
         run.config.model,
         list(sources.values()),

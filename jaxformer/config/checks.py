@@ -31,7 +31,7 @@ def require_one_of(name: str, value: str, kinds: Any) -> None:
         raise UserError(f"{name} {value} is unknown: choose one of {', '.join(get_args(kinds))}")
 
 
-def require_share(name: str, value: float) -> None:
+def require_probability(name: str, value: float) -> None:
     """Refuse what is no probability below 1, by its flag's name."""
     if not 0.0 <= value < 1.0:
         raise UserError(f"{name} {value} is not a probability below 1: choose one from 0 to 0.99")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from jaxformer.config.checks import require_one_of, require_positive, require_share
+from jaxformer.config.checks import require_one_of, require_positive, require_probability
 from jaxformer.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
@@ -96,7 +96,7 @@ class BlockConfig:
                 f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
                 "choose a width that is a multiple of the number of heads"
             )
-        require_share("model.dropout-rate", self.dropout_rate)
+        require_probability("model.dropout-rate", self.dropout_rate)
 
 
 def _require_texts(vocab_size: int, context_length: int) -> None:

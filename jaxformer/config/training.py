@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.config.checks import LARGEST, require_one_of, require_positive, require_share
+from jaxformer.config.checks import LARGEST, require_one_of, require_positive, require_probability
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
 from jaxformer.config.models import GPTConfig, TransformerConfig
 from jaxformer.errors import UserError
@@ -190,7 +190,7 @@ class TranslationConfig(TrainConfig):
         if self.batch_size is not None:
             require_positive("batch-size", self.batch_size)
         require_one_of("loss", self.loss, LossKind)
-        require_share("label-smoothing", self.label_smoothing)
+        require_probability("label-smoothing", self.label_smoothing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

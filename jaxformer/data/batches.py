@@ -18,7 +18,7 @@ from grain.sources import RandomAccessDataSource
 from jaxtyping import Int
 
 from jaxformer.batch import Batch
-from jaxformer.data.drawing import shuffled
+from jaxformer.data.rng import shuffled
 from jaxformer.errors import UserError
 
 BatchT = TypeVar("BatchT")

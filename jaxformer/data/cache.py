@@ -24,7 +24,7 @@ Prepared = TypeVar("Prepared")
 logger = logging.getLogger(__name__)
 
 
-def kept(
+def load_or_build(
     key: str,
     read: Callable[[Path], Prepared | None],
     write: Callable[[Path], None],

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.config import DataConfig
-from jaxformer.data.cache import kept
+from jaxformer.data.cache import load_or_build
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 
@@ -192,10 +192,10 @@ def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
     whole text, as in the published character-level settings.
 
     Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_corpus`, the
-    tokenizers and `cache.kept` do.
+    tokenizers and `cache.load_or_build` do.
     """
     corpus = read_corpus(data)
-    return kept(
+    return load_or_build(
         _key(corpus, data),
         read=functools.partial(_open, corpus=corpus),
         write=lambda directory: _write(directory, corpus, _make_tokenizer(corpus, data)),
@@ -235,14 +235,14 @@ def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         tokens = tokenizer.encode(corpus.text(side)).astype(_dtype(tokenizer))
         if not tokens.size:
             raise UserError(f"the {side} text of {corpus.name} has no tokens: give a longer text")
-        with replacing(directory / f"{side}.bin") as file:
+        with atomic_write(directory / f"{side}.bin") as file:
             file.write(tokens.data)
         meta[side] = {
             "tokens": tokens.size,
             "bytes": corpus.num_bytes(side),
             "sha256": hashlib.sha256(tokens.data).hexdigest(),
         }
-    with replacing(directory / "meta.json") as file:
+    with atomic_write(directory / "meta.json") as file:
         file.write(json.dumps(meta, indent=1).encode())
 
 

@@ -23,9 +23,9 @@ from babel.dates import get_month_names
 
 from jaxformer.config import NumbersConfig
 from jaxformer.data.clean import Cleaning
-from jaxformer.data.drawing import HELD_OUT, even_shares, philox, shuffled
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import PairTexts
+from jaxformer.data.rng import HELD_OUT, even_shares, philox, shuffled
 from jaxformer.errors import UserError
 
 FIRST_DATE, LAST_DATE = datetime.date(1000, 1, 1), datetime.date(2099, 12, 31)

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxformer.batch import PairBatch, Specials
+from jaxformer.batch import PairBatch, SpecialTokens
 from jaxformer.data.batches import NUM_STEPS
-from jaxformer.data.drawing import shuffled
 from jaxformer.data.pairs import TokenPairs
+from jaxformer.data.rng import shuffled
 from jaxformer.errors import UserError
 
 SHORTEST = 8  # length of the first bucket
@@ -51,7 +51,7 @@ class PairBatches:
     def __init__(
         self,
         pairs: TokenPairs,
-        specials: Specials,
+        specials: SpecialTokens,
         batch_tokens: int,
         row_multiple: int = 1,
         seed: int = 0,
@@ -97,7 +97,7 @@ def evaluation_rows(
 
 def evaluation_pair_batches(
     pairs: TokenPairs,
-    specials: Specials,
+    specials: SpecialTokens,
     batch_tokens: int,
     row_multiple: int = 1,
     batch_size: int | None = None,
@@ -107,7 +107,7 @@ def evaluation_pair_batches(
     return (pair_batch(pairs, rows, specials) for rows in plan)
 
 
-def pair_batch(pairs: TokenPairs, rows: Rows, specials: Specials) -> PairBatch:
+def pair_batch(pairs: TokenPairs, rows: Rows, specials: SpecialTokens) -> PairBatch:
     """The batch of these rows: start token + target as inputs, target + end token as targets."""
     (B, L), chosen = rows.shape, pairs.take(rows.numbers)
     num_rows = len(chosen)

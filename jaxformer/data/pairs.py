@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 
 
 class Pair(NamedTuple):
@@ -63,7 +63,7 @@ class Sequences:
     def save(self, path: Path) -> None:
         """Write `PATH.npy` and `PATH.offsets.npy`."""
         for suffix, array in ((".npy", self.tokens), (".offsets.npy", self.offsets)):
-            with replacing(path.with_name(path.name + suffix)) as file:
+            with atomic_write(path.with_name(path.name + suffix)) as file:
                 np.save(file, array)
 
     @classmethod

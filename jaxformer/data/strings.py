@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxformer.config import CopyConfig
 from jaxformer.data.clean import Cleaning
-from jaxformer.data.drawing import HELD_OUT, even_shares, philox, shuffled
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import PairTexts
+from jaxformer.data.rng import HELD_OUT, even_shares, philox, shuffled
 from jaxformer.errors import UserError
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.errors import UserError
 
 NUM_BYTES = 256
@@ -245,7 +245,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
     that names its kind.
     """
     try:
-        with replacing(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             file.write(tokenizer.to_json().encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): make room for it") from error

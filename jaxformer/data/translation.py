@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer import manifest
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import CopyConfig, NumbersConfig, TextPairsConfig
-from jaxformer.data.cache import kept
+from jaxformer.data.cache import load_or_build
 from jaxformer.data.clean import Cleaning, length_faults
 from jaxformer.data.numbers import number_pairs
 from jaxformer.data.pairs import Pair, Sequences, TokenPairs
@@ -65,15 +65,15 @@ class PreparedPairs:
     """One line for the log."""
 
     @property
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The tokens that are no text."""
-        return specials_of(self.tokenizer)
+        return special_tokens_of(self.tokenizer)
 
 
-def specials_of(tokenizer: Tokenizer) -> Specials:
+def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     """The first three ids that a tokenizer leaves free."""
     V = tokenizer.vocab_size
-    return Specials(padding=V, start=V + 1, end=V + 2)
+    return SpecialTokens(padding=V, start=V + 1, end=V + 2)
 
 
 def read_pairs(data: PairsConfig) -> PairTexts:
@@ -96,12 +96,12 @@ def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs
     pairs. Made-up pairs are not cleaned by length.
 
     Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_pairs`, the
-    tokenizers and `cache.kept` do, and if cleaning leaves nothing to learn from.
+    tokenizers and `cache.load_or_build` do, and if cleaning leaves nothing to learn from.
     """
     texts = read_pairs(data)
     sha256 = texts.sha256()
     settings = f"{FORMAT} {sha256} {_tokenizer_settings(data)} {_limits(data)}"
-    return kept(
+    return load_or_build(
         hashlib.sha256(settings.encode()).hexdigest()[:32],
         read=functools.partial(_open, texts=texts, sha256=sha256, limits=_limits(data)),
         write=functools.partial(_write, texts=texts, data=data),
@@ -188,7 +188,7 @@ def _open(
     """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
         content = manifest.verify(directory)
-    except manifest.DamagedError:
+    except manifest.CorruptionError:
         return None
     cleaning, dropped = Cleaning(**content["cleaning"]), set(content["val_dropped"])
     val_texts = tuple(pair for i, pair in enumerate(texts.val) if i not in dropped)

@@ -36,13 +36,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding.sources import checked, padded
 from jaxformer.errors import UserError
 from jaxformer.layers.blocks import DecoderCache
 from jaxformer.layers.cache import KVCache
-from jaxformer.models.pure import bind
+from jaxformer.models.functional import merge
 
 
 class Hypothesis(NamedTuple):
@@ -76,11 +76,11 @@ class Beams(NamedTuple):
 
 
 def translate(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: TransformerConfig,
     sources: Sequence[Int[np.ndarray, "_"]],
-    specials: Specials,
+    specials: SpecialTokens,
     beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
 ) -> list[list[Hypothesis]]:
     """The n-best translations of each source, best first; fewer where fewer exist.
@@ -89,7 +89,7 @@ def translate(
     `extra_length` more, the end counted, and no more than the context.
 
     Args:
-        graph: of the Transformer, see jaxformer.models.pure.
+        graphdef: of the Transformer, see jaxformer.models.functional.
         params: its parameters.
         config: its config.
         sources: token ids, one array a sentence, of 1 to context_length tokens.
@@ -103,18 +103,18 @@ def translate(
     rows = checked(sources, config, specials)
     source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
     finished = search(
-        graph, beam.beam, length, specials, params, source_BM, valid_BM, max_length_B,
+        graphdef, beam.beam, length, specials, params, source_BM, valid_BM, max_length_B,
         beam.length_penalty,
     )  # fmt: skip
-    return collected(finished, len(rows), specials, beam)
+    return extract_hypotheses(finished, len(rows), specials, beam)
 
 
 def translate_all(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: TransformerConfig,
     sources: Sequence[Int[np.ndarray, "_"]],
-    specials: Specials,
+    specials: SpecialTokens,
     beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
     batch_size: int = 64,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
@@ -126,16 +126,16 @@ def translate_all(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        found = translate(graph, params, config, [rows[i] for i in batch], specials, beam)
+        found = translate(graphdef, params, config, [rows[i] for i in batch], specials, beam)
         yield from zip(batch, found, strict=True)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "width", "length", "specials"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "width", "length", "specials"))
 def search(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     width: int,
     length: int,
-    specials: Specials,
+    specials: SpecialTokens,
     params: PyTree[Array],
     source_BM: Int[Array, "B M"],
     valid_BM: Bool[Array, "B M"],
@@ -143,7 +143,7 @@ def search(
     alpha: Float[Array, ""] | float,
 ) -> Beams:
     """Grow beams until every row has died; no hypothesis is longer than `length`."""
-    model = bind(graph, params)
+    model = merge(graphdef, params)
     started = model.start(model.encode(source_BM, valid_BM), length)
     memory = [cache.memory for cache in started]
 
@@ -154,10 +154,10 @@ def search(
     own = [cache.own for cache in started]
     caches = jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), own)
     beams = first_beams(caches, width, length, specials, max_length_B, model.config.dtype)
-    return jax.lax.while_loop(lives, grow, beams)._replace(caches=[])
+    return jax.lax.while_loop(any_alive, grow, beams)._replace(caches=[])
 
 
-def lives(beams: Beams) -> Bool[Array, ""]:
+def any_alive(beams: Beams) -> Bool[Array, ""]:
     """Whether any row of any sentence does."""
     return jnp.any(beams.log_probs > -jnp.inf)
 
@@ -166,7 +166,7 @@ def first_beams(
     caches: list[KVCache],
     width: int,
     length: int,
-    specials: Specials,
+    specials: SpecialTokens,
     max_length_B: Int[Array, " B"],
     dtype: str,
 ) -> Beams:
@@ -209,7 +209,7 @@ def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
 
 
 def allowed(
-    length: Int[Array, ""], max_length_B: Int[Array, " B"], specials: Specials, vocab_size: int
+    length: Int[Array, ""], max_length_B: Int[Array, " B"], specials: SpecialTokens, vocab_size: int
 ) -> Bool[Array, "B 1 V"]:
     """Which tokens may be a row's last at this length: never padding or start, at max_length only
     the end."""
@@ -222,7 +222,7 @@ def allowed(
 def advance(
     beams: Beams,
     logits_BWV: Float[Array, "B W V"],
-    specials: Specials,
+    specials: SpecialTokens,
     max_length_B: Int[Array, " B"],
     alpha: Float[Array, ""] | float,
 ) -> Beams:
@@ -237,14 +237,14 @@ def advance(
     tokens = pick(beams.tokens, rows_BC).at[:, :, length].set(last_BC)
     ends_BC = last_BC == specials.end
 
-    ending_BC = finishing(log_probs_BC, ends_BC)
+    ending_BC = finished_candidates(log_probs_BC, ends_BC)
     scores = [beams.finished_scores, normalised(ending_BC, length, alpha)]
     finished_scores, best_BW = jax.lax.top_k(jnp.concatenate(scores, axis=1), W)
     finished_tokens = jnp.concatenate([beams.finished_tokens, tokens], axis=1)
     finished_log_probs = jnp.concatenate([beams.finished_log_probs, ending_BC], axis=1)
 
-    log_probs_BW, survivors_BW = jax.lax.top_k(going_on(log_probs_BC, ends_BC), W)
-    hope_B = hopeful(log_probs_BW, finished_scores, max_length_B, alpha)
+    log_probs_BW, survivors_BW = jax.lax.top_k(alive_candidates(log_probs_BC, ends_BC), W)
+    hope_B = can_improve(log_probs_BW, finished_scores, max_length_B, alpha)
     return Beams(
         step=length,
         tokens=pick(tokens, survivors_BW),
@@ -264,7 +264,7 @@ def normalised(
     return log_probs / penalty
 
 
-def finishing(
+def finished_candidates(
     log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]
 ) -> Float[Array, "B C"]:
     """log p of those of the best W continuations that end; -inf of the others."""
@@ -272,12 +272,14 @@ def finishing(
     return jnp.where(ends_BC & (jnp.arange(C) < C // 2), log_probs_BC, -jnp.inf)
 
 
-def going_on(log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]) -> Float[Array, "B C"]:
+def alive_candidates(
+    log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]
+) -> Float[Array, "B C"]:
     """log p of the continuations that do not end; -inf of the others."""
     return jnp.where(ends_BC, -jnp.inf, log_probs_BC)
 
 
-def hopeful(
+def can_improve(
     log_probs_BW: Float[Array, "B W"],
     finished_scores_BW: Float[Array, "B W"],
     max_length_B: Int[Array, " B"],
@@ -297,8 +299,8 @@ def pick(values: Array, index: Int[Array, "B C"]) -> Array:
     return values[jnp.arange(len(index))[:, None], index]
 
 
-def collected(
-    beams: Beams, count: int, specials: Specials, beam: BeamConfig
+def extract_hypotheses(
+    beams: Beams, count: int, specials: SpecialTokens, beam: BeamConfig
 ) -> list[list[Hypothesis]]:
     """The n-best hypotheses of each of the first `count` sentences."""
     tokens, log_probs, scores = map(
@@ -321,26 +323,26 @@ def collected(
 
 
 def translate_uncached(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: TransformerConfig,
     sources: Sequence[Int[np.ndarray, "_"]],
-    specials: Specials,
+    specials: SpecialTokens,
     beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
 ) -> list[list[Hypothesis]]:
     """What `translate` means, without a cache: whole targets through the model at every step."""
     rows = checked(sources, config, specials)
     source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
     beams = first_beams([], beam.beam, length, specials, max_length_B, config.dtype)
-    while lives(beams):
-        logits_BWV = logits_at(graph, params, source_BM, valid_BM, beams.tokens, beams.step)
+    while any_alive(beams):
+        logits_BWV = logits_at(graphdef, params, source_BM, valid_BM, beams.tokens, beams.step)
         beams = advance(beams, logits_BWV, specials, max_length_B, beam.length_penalty)
-    return collected(beams, len(rows), specials, beam)
+    return extract_hypotheses(beams, len(rows), specials, beam)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@functools.partial(jax.jit, static_argnames="graphdef")
 def logits_at(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     source_BM: Int[Array, "B M"],
     valid_BM: Bool[Array, "B M"],
@@ -348,6 +350,6 @@ def logits_at(
     step: Int[Array, ""],
 ) -> Float[Array, "B W V"]:
     """Logits of what follows the token at index `step` of each row."""
-    model = bind(graph, params)
+    model = merge(graphdef, params)
     logits = jax.vmap(lambda target: model(source_BM, target, valid_BM), 1, 1)(tokens[:, :, :-1])
     return logits[:, :, step]

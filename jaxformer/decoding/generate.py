@@ -28,8 +28,8 @@ from jaxformer.config import GPTConfig, SamplingConfig
 from jaxformer.decoding.rows import bucket, checked_row
 from jaxformer.decoding.sampling import gumbel_noise, next_token
 from jaxformer.errors import UserError
-from jaxformer.layers.cache import KVCache, empty_cache
-from jaxformer.models.pure import bind
+from jaxformer.layers.cache import KVCache, init_cache
+from jaxformer.models.functional import merge
 
 
 def slide(window: list[int], context_length: int) -> list[int]:
@@ -38,7 +38,7 @@ def slide(window: list[int], context_length: int) -> list[int]:
 
 
 def generate(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: GPTConfig,
     prompts: Sequence[Int[np.ndarray, "_"]],
@@ -53,7 +53,7 @@ def generate(
     The iterator may be dropped at any step, for instance when every row has said its stop string.
 
     Args:
-        graph: of the model, see jaxformer.models.pure.
+        graphdef: of the model, see jaxformer.models.functional.
         params: its parameters.
         config: its config.
         prompts: token ids, one array a row, of 1 to context_length tokens.
@@ -67,11 +67,11 @@ def generate(
     """
     windows = _checked(prompts, config, max_new_tokens, seed)
     keys_B = row_keys(seed, len(prompts), first_row)
-    return _generate(graph, params, config, windows, max_new_tokens, sampling, keys_B)
+    return _generate(graphdef, params, config, windows, max_new_tokens, sampling, keys_B)
 
 
 def _generate(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: GPTConfig,
     windows: list[list[int]],
@@ -80,13 +80,13 @@ def _generate(
     keys_B: Key[Array, " B"],
 ) -> Iterator[Int[np.ndarray, " B"]]:
     B, T = len(windows), config.context_length
-    caches = [empty_cache(config, B, T) for _ in range(config.num_layers)]
+    caches = [init_cache(config, B, T) for _ in range(config.num_layers)]
     seen_BV = jnp.asarray(seen_tokens(windows, config.vocab_size))
     must_read_all = True
     for step in range(max_new_tokens):
         tokens_BL, positions_BL, last_B = padded(windows, T) if must_read_all else newest(windows)
         tokens_B, caches, seen_BV = advance(
-            graph,
+            graphdef,
             sampling or SamplingConfig(),
             params,
             tokens_BL,
@@ -105,10 +105,10 @@ def _generate(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "sampling"), donate_argnames=("caches", "seen_BV")
+    jax.jit, static_argnames=("graphdef", "sampling"), donate_argnames=("caches", "seen_BV")
 )
 def advance(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     sampling: SamplingConfig,
     params: PyTree[Array],
     tokens_BL: Int[Array, "B L"],
@@ -120,7 +120,7 @@ def advance(
     step: Int[Array, ""],
 ) -> tuple[Int[Array, " B"], list[KVCache], Bool[Array, "B V"]]:
     """Read tokens into the caches and choose what follows the one at index `last` of each row."""
-    model = bind(graph, params)
+    model = merge(graphdef, params)
     hidden_BLD, caches = model.decode(tokens_BL, positions_BL, caches)
     rows = jnp.arange(len(last_B))
     logits_BV = model.logits(hidden_BLD[rows, last_B])
@@ -129,7 +129,7 @@ def advance(
 
 
 def generate_uncached(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     config: GPTConfig,
     prompts: Sequence[Int[np.ndarray, "_"]],
@@ -144,7 +144,7 @@ def generate_uncached(
     keys_B = row_keys(seed, len(windows))
     for step in range(max_new_tokens):
         tokens_BL, _, last_B = padded(windows, config.context_length)
-        logits_BV = logits_at(graph, params, tokens_BL, last_B)
+        logits_BV = logits_at(graphdef, params, tokens_BL, last_B)
         tokens_B = choose(logits_BV, seen_BV, sampling or SamplingConfig(), keys_B, step)
         tokens = np.asarray(tokens_B)
         yield tokens
@@ -155,15 +155,15 @@ def generate_uncached(
         ]
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@functools.partial(jax.jit, static_argnames="graphdef")
 def logits_at(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: PyTree[Array],
     tokens_BL: Int[Array, "B L"],
     last_B: Int[Array, " B"],
 ) -> Float[Array, "B V"]:
     """Logits of what follows the token at index `last` of each row."""
-    return bind(graph, params)(tokens_BL)[jnp.arange(len(last_B)), last_B]
+    return merge(graphdef, params)(tokens_BL)[jnp.arange(len(last_B)), last_B]
 
 
 @functools.partial(jax.jit, static_argnames="sampling")

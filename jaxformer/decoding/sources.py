@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import TransformerConfig
 from jaxformer.decoding.rows import bucket, checked_row
 from jaxformer.errors import UserError
@@ -20,7 +20,7 @@ LEAST = 8  # shorter sources gain nothing by a shape of their own
 
 
 def padded(
-    sources: list[np.ndarray], config: TransformerConfig, specials: Specials, extra_length: int
+    sources: list[np.ndarray], config: TransformerConfig, specials: SpecialTokens, extra_length: int
 ) -> tuple[Int[Array, "B M"], Bool[Array, "B M"], Int[Array, " B"], int]:
     """Sources in a batch of powers of two, which tokens are some, each sentence's max_length (0 for
     rows that pad the batch), and the longest there can be in such a batch."""
@@ -37,7 +37,7 @@ def padded(
 
 
 def checked(
-    sources: Sequence[Int[np.ndarray, "_"]], config: TransformerConfig, specials: Specials
+    sources: Sequence[Int[np.ndarray, "_"]], config: TransformerConfig, specials: SpecialTokens
 ) -> list[np.ndarray]:
     """The sources as arrays; UserError for what the model cannot take."""
     ids = dataclasses.astuple(specials)

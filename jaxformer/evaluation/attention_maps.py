@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 
 READING = "each row is a token that attends, each column one attended to; white 0, dark 1"
 INK, FRAME = "#333333", "#bbbbbb"
@@ -91,7 +91,7 @@ def draw_attention(stacks: Sequence[Stack], path: Path, title: str) -> None:
     for stack, block in zip(stacks, heights, strict=True):
         _draw_stack(figure, stack, label, top)
         top -= block
-    with replacing(path) as file, warnings.catch_warnings():
+    with atomic_write(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # tokens of any script
         figure.savefig(file, format="png")
 

@@ -64,7 +64,7 @@ def decode(run: Run, sources: Sequence[str], beam: BeamConfig) -> list[str]:
     translations = [""] * len(sources)
     show = progress(len(places))
     best = translate_all(
-        run.graph, run.params, run.config.model, list(rows.values()), run.specials, beam
+        run.graphdef, run.params, run.config.model, list(rows.values()), run.specials, beam
     )
     for done, (index, (first, *_)) in enumerate(best, start=1):
         translations[places[index]] = run.text_of(first.tokens)

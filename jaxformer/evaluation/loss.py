@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
-from jaxformer.sharding.mesh import place
+from jaxformer.sharding.mesh import shard_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def evaluate(
     """The mean loss over every token that counts in the batches."""
     sums: list[Any] = []
     for batch in batches:
-        sums.append(eval_step(params, place(batch, sharding)))
+        sums.append(eval_step(params, shard_batch(batch, sharding)))
         jax.block_until_ready(sums[-2:-1])  # whoever breaks off waits for two batches, not for all
     # Summed in float64 on the host: the result depends on no device and no order.
     total = math.fsum(float(loss) for loss, _ in sums)

@@ -19,7 +19,7 @@ class KVCache(NamedTuple):
     v_BMHK: Float[Array, "B M H K"]
 
 
-def empty_cache(config: BlockConfig, batch_size: int, length: int) -> KVCache:
+def init_cache(config: BlockConfig, batch_size: int, length: int) -> KVCache:
     """A cache of `length` slots for each of `batch_size` rows, all zero."""
     shape = (batch_size, length, config.num_heads, config.head_width)
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

@@ -17,7 +17,7 @@ def affine(
 
 
 @jax.custom_vjp
-def narrow_affine(
+def linear_bfloat16(
     x_BI: Float[Array, "B I"], kernel_IO: Float[Array, "I O"], bias_O: Float[Array, " O"] | None
 ) -> Float[Array, "B O"]:
     """x W + b of bfloat16 x and float32 W, b: multiplied in bfloat16, summed in float32.
@@ -31,7 +31,7 @@ def narrow_affine(
 
 
 def _narrow_forward(x_BI: Array, kernel_IO: Array, bias_O: Array | None) -> tuple[Array, tuple]:
-    return narrow_affine(x_BI, kernel_IO, bias_O), (x_BI, kernel_IO, bias_O)
+    return linear_bfloat16(x_BI, kernel_IO, bias_O), (x_BI, kernel_IO, bias_O)
 
 
 def _narrow_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array | None]:
@@ -42,7 +42,7 @@ def _narrow_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array 
     return x_grad, kernel_grad, bias_grad
 
 
-narrow_affine.defvjp(_narrow_forward, _narrow_backward)
+linear_bfloat16.defvjp(_narrow_forward, _narrow_backward)
 
 
 def kernel_init(config: BlockConfig, residual: bool) -> jax.nn.initializers.Initializer:
@@ -81,6 +81,6 @@ class Linear(nnx.Module):
         # One flat batch axis: XLA then forms the gradient of W without a transposing copy of x.
         x_BI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         bias_O = None if self.bias is None else self.bias[...]
-        form = narrow_affine if x_BI.dtype == jnp.bfloat16 else affine
+        form = linear_bfloat16 if x_BI.dtype == jnp.bfloat16 else affine
         y_BO = form(x_BI, self.kernel[...], bias_O)
         return y_BO.reshape(*x.shape[:-1], y_BO.shape[-1])

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import BlockConfig
 from jaxformer.layers.blocks import DecoderBlock, DecoderCache, EncoderBlock, identity
-from jaxformer.layers.cache import empty_cache
+from jaxformer.layers.cache import init_cache
 from jaxformer.layers.dropout import fold_path
 from jaxformer.layers.norms import LayerNorm
 
@@ -26,8 +26,8 @@ def ready(block: nnx.Module, remat: bool) -> Callable[..., Array]:
     """
     if not remat:
         return block
-    graph, params = nnx.split(block)
-    again = jax.checkpoint(lambda params, *inputs: nnx.merge(graph, params)(*inputs))
+    graphdef, params = nnx.split(block)
+    again = jax.checkpoint(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
     return functools.partial(again, params)
 
 
@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
         B = memory_BMD.shape[0]
         return [
             DecoderCache(
-                empty_cache(self.config, B, length), block.cross_attention.remember(memory_BMD)
+                init_cache(self.config, B, length), block.cross_attention.remember(memory_BMD)
             )
             for block in self.blocks
         ]

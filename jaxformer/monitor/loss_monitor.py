@@ -11,10 +11,10 @@ from typing import Any
 
 from jaxformer.config import SpikeConfig
 from jaxformer.errors import UserError
-from jaxformer.training.spikes import Losses, is_spike, seen
+from jaxformer.training.spikes import LossStats, is_spike, seen
 
 
-class Vigil:
+class LossMonitor:
     """Follows the training losses of a run, each step once and in order."""
 
     def __init__(
@@ -23,7 +23,7 @@ class Vigil:
         """`before` are the metrics of the steps that a resumed run has behind it."""
         self._spikes = spikes
         self._max_skipped = max_skipped
-        self._losses = Losses()
+        self._losses = LossStats()
         self._in_a_row = 0
         self._last_good = 0
         for row in before:
@@ -53,7 +53,7 @@ class Vigil:
             line += f": update skipped, {self._in_a_row} in a row"
         return marks, line
 
-    def require_progress(self) -> None:
+    def raise_if_stalled(self) -> None:
         """End a run whose updates are skipped one after the other.
 
         Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.errors import UserError
 
 Split = Literal["train", "val"]
@@ -47,7 +47,7 @@ class MetricsWriter:
                 )
         elif path.exists():
             kept = [line for line, row in _rows(path) if row["step"] <= resume_step]
-            with replacing(path) as file:
+            with atomic_write(path) as file:
                 file.writelines(line + b"\n" for line in kept)
         self._file = path.open("ab", buffering=0)  # nothing is left behind in a killed process
 

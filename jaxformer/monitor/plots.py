@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def draw_curves(
     for axes in figure.axes:
         axes.set_xlim(-0.02 * last, 1.02 * last)
 
-    with replacing(path) as file, warnings.catch_warnings():
+    with atomic_write(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a title in any script
         figure.savefig(file, format="png")
 

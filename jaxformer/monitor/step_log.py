@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from jaxformer.config import BlockConfig
 from jaxformer.evaluation.loss import Evaluation
-from jaxformer.monitor.loss_monitor import Vigil
+from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter
 from jaxformer.monitor.progress import Progress
 from jaxformer.planning.hardware import Product, mfu
 from jaxformer.runtime.memory import memory_bytes
-from jaxformer.tasks.task import Method, Work
+from jaxformer.tasks.task import StepCost, TrainSpec
 from jaxformer.training.step import Metrics
 
 
@@ -27,11 +27,11 @@ class StepLog:
 
     def __init__(
         self,
-        method: Method,
+        method: TrainSpec,
         mesh: Mesh,
         writer: MetricsWriter,
         progress: Progress,
-        vigil: Vigil,
+        vigil: LossMonitor,
     ):
         self.config = method.config
         self.mesh = mesh
@@ -39,10 +39,10 @@ class StepLog:
         self.writer = writer
         self.progress = progress
         self.vigil = vigil
-        self._pending: tuple[int, Metrics, Work] | None = None
+        self._pending: tuple[int, Metrics, StepCost] | None = None
         self._since: float | None = None
 
-    def add(self, step: int, metrics: Metrics, work: Work) -> None:
+    def add(self, step: int, metrics: Metrics, work: StepCost) -> None:
         """Note a step that was just started and write the one before it.
 
         Raises:
@@ -100,7 +100,7 @@ class StepLog:
         )
         if warning is not None:
             self.progress.print(warning)
-        self.vigil.require_progress()
+        self.vigil.raise_if_stalled()
         self.progress.update(
             step,
             loss=loss,
@@ -108,7 +108,7 @@ class StepLog:
             tokens_per_second=speed.get("tokens_per_second"),
         )
 
-    def _speed(self, work: Work, seconds: float) -> dict[str, float]:
+    def _speed(self, work: StepCost, seconds: float) -> dict[str, float]:
         speed = {"step_seconds": seconds, "tokens_per_second": work.tokens / seconds}
         devices = list(self.mesh.devices.flat)
         share = mfu(work.flops, seconds, devices, product_type(self.config.model))

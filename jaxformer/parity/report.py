@@ -21,7 +21,7 @@ from jaxformer.parity.bugs import transformer as bugs_transformer
 from jaxformer.parity.bugs import translation as bugs_translation
 from jaxformer.parity.engine.bfloat16 import prove_pooled
 from jaxformer.parity.engine.cases import TINY, Case
-from jaxformer.parity.engine.mutation import Finding, hunt
+from jaxformer.parity.engine.mutation import MutantResult, run_mutant
 from jaxformer.parity.engine.settings import described
 from jaxformer.parity.engine.twins import Proof
 from jaxformer.parity.proofs import (
@@ -82,7 +82,7 @@ class Report(NamedTuple):
     """All that was measured and found."""
 
     rows: list[Row]
-    findings: list[Finding]
+    findings: list[MutantResult]
     settings: dict[str, str]
 
     @property
@@ -118,7 +118,7 @@ def run(model: str, dtypes: Iterable[DType], tell: Callable[[str], None]) -> Rep
     findings = []
     for bug in BUGS:
         tell(f"planted bug: {bug.name}")
-        findings.append(hunt(bug))
+        findings.append(run_mutant(bug))
     return Report(rows, findings, described())
 
 
@@ -135,7 +135,7 @@ def _once(proof: Proof, case: Case) -> Any:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as JSON holds it; an infinite error (see `compare.measure`) is null."""
+    """The report as JSON holds it; an infinite error (see `compare.relative_error`) is null."""
 
     def finite(number: float | None) -> float | None:
         return number if number is not None and math.isfinite(number) else None
@@ -174,7 +174,7 @@ def show(report: Report, console: Console) -> None:
     console.print(f"{len(report.rows)} values compared, {judgement}")
 
 
-def _show_bugs(findings: list[Finding], console: Console) -> None:
+def _show_bugs(findings: list[MutantResult], console: Console) -> None:
     for finding in findings:
         if not finding.ok:
             fate = f"blamed on {finding.named}" if finding.caught else "not caught"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxformer.batch import Batch, PairBatch, Specials
+from jaxformer.batch import Batch, PairBatch, SpecialTokens
 from jaxformer.config import CopyConfig, LanguageConfig, TextPairsConfig, TranslationConfig
 from jaxformer.data.pair_batches import batch_shapes
 from jaxformer.data.tokenizer import NUM_BYTES
@@ -19,8 +19,8 @@ from jaxformer.sharding.mesh import batch_sharding, check_batch_size
 from jaxformer.tasks.config_io import RunConfig
 from jaxformer.tasks.flops import gpt_flops, transformer_flops
 from jaxformer.tasks.language_modeling import language_method
-from jaxformer.tasks.resolve import settle
-from jaxformer.tasks.task import Method
+from jaxformer.tasks.resolve import resolve_config
+from jaxformer.tasks.task import TrainSpec
 from jaxformer.tasks.translation import row_multiple, translation_method
 
 NUM_SPECIALS = 3
@@ -37,7 +37,7 @@ class LargestBatch(NamedTuple):
     """Forward and backward over it, padding included."""
 
 
-def abstract_method(config: RunConfig) -> Method:
+def abstract_method(config: RunConfig) -> TrainSpec:
     """How a run learns whose tokenizer has the size that its configuration asks for.
 
     Raises:
@@ -45,9 +45,9 @@ def abstract_method(config: RunConfig) -> Method:
     """
     tokens = tokenizer_size(config)
     if isinstance(config, LanguageConfig):
-        return language_method(settle(config, tokens))
-    specials = Specials(padding=tokens, start=tokens + 1, end=tokens + 2)
-    return translation_method(settle(config, tokens + NUM_SPECIALS), specials)
+        return language_method(resolve_config(config, tokens))
+    specials = SpecialTokens(padding=tokens, start=tokens + 1, end=tokens + 2)
+    return translation_method(resolve_config(config, tokens + NUM_SPECIALS), specials)
 
 
 def tokenizer_size(config: RunConfig) -> int:

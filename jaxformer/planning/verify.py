@@ -19,7 +19,7 @@ from jaxformer.tasks.config_io import RunConfig
 from jaxformer.tasks.program import build
 
 
-class Used(NamedTuple):
+class Measured(NamedTuple):
     """Bytes on one device, the one with the most."""
 
     state: int
@@ -31,7 +31,7 @@ class Used(NamedTuple):
     compiled for a GPU is among it."""
 
 
-def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Used:
+def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Measured:
     """Allocate a run's state on devices and do two steps with a batch of zeros.
 
     Raises:
@@ -51,4 +51,4 @@ def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Used:
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
             held[shard.device] += shard.data.nbytes
-    return Used(max(held.values()), analysed_total(step.memory_analysis()), peak_bytes(devices))
+    return Measured(max(held.values()), analysed_total(step.memory_analysis()), peak_bytes(devices))

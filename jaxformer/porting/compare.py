@@ -36,7 +36,7 @@ path and may flip a near tie between two tokens. What must be equal bit for bit 
 BFLOAT16_RATIO = 1.25
 """In bfloat16 the judge is the float64 truth: JAX's error is at most this times PyTorch's own."""
 
-TRUE_ZEROS = ("key/bias",)
+ZERO_GRADIENT = ("key/bias",)
 """Endings of the parameters whose gradient is truly zero: a key bias moves all scores of a query
 alike, and softmax does not see it. What either side computes there is rounding noise, compared
 absolutely; Adam turns the noise into steps, so updates of these parameters are left out."""
@@ -66,7 +66,7 @@ class Row(NamedTuple):
     ok: bool
 
 
-def measure(ours: Any, theirs: Any, true_zero: bool = False) -> float:
+def relative_error(ours: Any, theirs: Any, true_zero: bool = False) -> float:
     """The error of `ours` against `theirs`, jax, torch or numpy arrays; 0 is equality."""
     a, b = as_numpy(ours), as_numpy(theirs)
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
@@ -109,16 +109,16 @@ def judge(
         if key not in ours or key not in theirs:
             rows.append(Row(model, *key, dtype, math.inf, 0.0, False))
             continue
-        true_zero = key.quantity != "output" and key.path.endswith(TRUE_ZEROS)
+        true_zero = key.quantity != "output" and key.path.endswith(ZERO_GRADIENT)
         if truth is not None and true_zero:
             continue  # noise against noise: neither side's is the better
         if truth is None:
-            error = measure(ours[key], theirs[key], true_zero)
+            error = relative_error(ours[key], theirs[key], true_zero)
             exact = as_numpy(theirs[key]).dtype.kind != "f"
             limit = 0.0 if exact and bound is not None else bound
         else:
-            error = measure(ours[key], truth[key], true_zero)
-            limit = BFLOAT16_RATIO * measure(theirs[key], truth[key], true_zero)
+            error = relative_error(ours[key], truth[key], true_zero)
+            limit = BFLOAT16_RATIO * relative_error(theirs[key], truth[key], true_zero)
         rows.append(Row(model, *key, dtype, error, limit, limit is None or error <= limit))
     return rows
 

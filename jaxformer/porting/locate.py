@@ -14,7 +14,7 @@ import torch
 from flax import nnx
 
 from jaxformer.porting.compare import (
-    TRUE_ZEROS,
+    ZERO_GRADIENT,
     DType,
     Key,
     Quantity,
@@ -22,7 +22,7 @@ from jaxformer.porting.compare import (
     all_ok,
     first_failure,
     judge,
-    measure,
+    relative_error,
 )
 from jaxformer.porting.trace import Call, Trace, trace_jax, trace_torch
 
@@ -120,7 +120,7 @@ def blame(
 
     def agree(a: Sequence[Any], b: Sequence[Any]) -> bool:
         # Only what both sides pass is compared: masks, keys and flags differ by design.
-        return all(measure(x, y) <= bound for x, y in zip(a, b, strict=False))
+        return all(relative_error(x, y) <= bound for x, y in zip(a, b, strict=False))
 
     pairs = _paired(ours, theirs)
     forward = _forward(pairs, agree)
@@ -129,8 +129,8 @@ def blame(
     parted: dict[str, bool] = {}
     for path, (a, b) in (param_grads or {}).items():
         owner = owner_of(path)
-        true_zero = path.endswith(TRUE_ZEROS)
-        parted[owner] = parted.get(owner, False) or measure(a, b, true_zero) > bound
+        true_zero = path.endswith(ZERO_GRADIENT)
+        parted[owner] = parted.get(owner, False) or relative_error(a, b, true_zero) > bound
     return _backward(pairs, agree, parted)
 
 

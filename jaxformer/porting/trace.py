@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jaxformer.errors import UserError
-from jaxformer.models.pure import flat_params
+from jaxformer.models.functional import flat_params
 from jaxformer.porting.compare import DType
 
 
@@ -82,12 +82,12 @@ def trace_jax(
         UserError: when a module is called inside jit, scan, remat or vmap of the model's own: its
             values cannot be seen from outside.
     """
-    graph, *states = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
     ends: list[tuple[str, int, int]] = []
 
     def run(params: PyTree, deltas: Any, args: Sequence[Any]) -> tuple[list, list]:
-        recorder = _Recorder(nnx.merge(graph, params, rest), deltas)
+        recorder = _Recorder(nnx.merge(graphdef, params, rest), deltas)
         with recorder.watching():
             recorder.model(*args)
         ends[:] = [(call.path, call.number, call.end) for call in recorder.calls]

@@ -67,7 +67,7 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> No
         save_tokenizer(tokenizer, directory / TOKENIZER)
 
 
-def appears(directory: Path) -> bool:
+def wait_until_visible(directory: Path) -> bool:
     """Whether the run that the first process has made, or found, is here for this one, too."""
     deadline = time.monotonic() + APPEARS
     while not (seen := (directory / CONFIG).is_file()) and time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
     return CheckpointWriter(directory / CHECKPOINTS, keep=settings.keep, every=settings.every)
 
 
-def averageable(steps: Sequence[int], config: RunConfig) -> list[int]:
+def checkpoints_to_average(steps: Sequence[int], config: RunConfig) -> list[int]:
     """The newest step and the scheduled ones before it, newest first, as many as the run keeps.
 
     Left out are the best of old, which is far from them, and what a stop has left between two.

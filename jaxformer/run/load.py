@@ -13,19 +13,19 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxformer import checkpoint
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.checkpoint import Checkpoint
 from jaxformer.config import MeshConfig, require_positive
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
-from jaxformer.data.translation import specials_of
+from jaxformer.data.translation import special_tokens_of
 from jaxformer.errors import UserError
 from jaxformer.evaluation.loss import Evaluation, evaluate
-from jaxformer.models.pure import abstract_model
+from jaxformer.models.functional import abstract_model
 from jaxformer.run import directory
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.config_io import RunConfig, config_from_json, kind_of, load_config
 from jaxformer.tasks.kinds import make_method, num_tokens, writing_command
-from jaxformer.tasks.task import Method
+from jaxformer.tasks.task import TrainSpec
 from jaxformer.training.average import average as average_of
 from jaxformer.training.step import TrainState, init_state, make_eval_step
 
@@ -34,9 +34,9 @@ from jaxformer.training.step import TrainState, init_state, make_eval_step
 class Run:
     """What a run directory holds, ready to use on one device."""
 
-    method: Method
+    method: TrainSpec
     tokenizer: Tokenizer
-    graph: nnx.GraphDef
+    graphdef: nnx.GraphDef
     params: PyTree[Array]
     step: int
     """Optimizer steps that made these parameters."""
@@ -49,9 +49,9 @@ class Run:
         return self.method.config
 
     @property
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The tokens of a translation run that stand for no text."""
-        return specials_of(self.tokenizer)
+        return special_tokens_of(self.tokenizer)
 
     def text_of(self, tokens: np.ndarray) -> str:
         """Text of a translation's tokens, without those that only a padded vocabulary has."""
@@ -97,7 +97,7 @@ def load_run(
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
     method = make_method(config, tokenizer)
-    graph, shapes = abstract_model(method.model, config.model)
+    graphdef, shapes = abstract_model(method.model, config.model)
     expected = jax.eval_shape(lambda p: init_state(p, method.optimizer, config.spikes.skip), shapes)
     read = _read_one if average == 1 else functools.partial(_read_average, count=average)
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
@@ -105,7 +105,7 @@ def load_run(
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
-    return Run(method, tokenizer, graph, params, found.step, found.metadata["data"])
+    return Run(method, tokenizer, graphdef, params, found.step, found.metadata["data"])
 
 
 def _read_one(
@@ -125,7 +125,7 @@ def _read_average(
     made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
     steps: list[int] = []
-    for candidate in directory.averageable(until, made_with):
+    for candidate in directory.checkpoints_to_average(until, made_with):
         try:
             if len(steps) < count:
                 steps.append(checkpoint.read_metadata(checkpoints, candidate).step)
@@ -144,5 +144,5 @@ def _read_average(
 def evaluate_run(run: Run, batches: Iterable[Any]) -> Evaluation:
     """The mean loss of a run's parameters over the batches, on one device."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    eval_step = jax.jit(make_eval_step(run.graph, run.method.eval_objective))
+    eval_step = jax.jit(make_eval_step(run.graphdef, run.method.eval_objective))
     return evaluate(eval_step, run.params, batches, batch_sharding(mesh))

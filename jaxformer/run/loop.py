@@ -22,7 +22,7 @@ from jaxformer import checkpoint
 from jaxformer.config import RunOptions
 from jaxformer.data.batches import training_iterator
 from jaxformer.evaluation.loss import Evaluation, evaluate
-from jaxformer.monitor.loss_monitor import Vigil
+from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
@@ -31,9 +31,9 @@ from jaxformer.run import directory
 from jaxformer.runtime import distributed
 from jaxformer.runtime.deterministic import make_deterministic
 from jaxformer.runtime.memory import keep_freed_memory
-from jaxformer.runtime.signals import AskedToEndError, Interrupt, SharedInterrupt
+from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
-from jaxformer.sharding.mesh import make_mesh, place
+from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import RunConfig, config_from_json, config_to_json, load_config
 from jaxformer.tasks.kinds import make_task, smoothing_of
 from jaxformer.tasks.program import Program, build, require_wide_mode
@@ -101,7 +101,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     metrics_file = run_dir / directory.METRICS if first else None
     with (
         directory.locked(run_dir) if first else contextlib.nullcontext(),
-        Interrupt() if jax.process_count() == 1 else SharedInterrupt() as interrupt,
+        PreemptionGuard() if jax.process_count() == 1 else MultiHostPreemptionGuard() as interrupt,
         directory.checkpoint_writer(run_dir, config) as writer,
         MetricsWriter(metrics_file, start if options.resume else None) as lines,
         open(os.devnull, "w") as nowhere,
@@ -112,7 +112,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         introduce(progress, task, mesh, start if options.resume else None)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
-        vigil = Vigil(config.spikes, options.max_skipped, before)
+        vigil = LossMonitor(config.spikes, options.max_skipped, before)
         log = StepLog(task.method, mesh, lines, progress, vigil)
 
         def validate(step: int, params: Any) -> Evaluation | None:
@@ -127,7 +127,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             return found
 
         # On CPUs a collective waits 30 s for the last process.
-        distributed.agree(f"ready, and sees the run: {directory.appears(run_dir)}")
+        distributed.agree(f"ready, and sees the run: {directory.wait_until_visible(run_dir)}")
         validated = {row["step"] for row in before if row["split"] == "val"}
         if start not in validated and is_to_validate(config, start):  # was broken off
             evaluation = validate(start, state.params)
@@ -135,7 +135,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             # Step.
             watchdog.expect("step", step)
             batch = next(batches)
-            state, metrics = program.train_step(state, place(batch, program.rows))
+            state, metrics = program.train_step(state, shard_batch(batch, program.rows))
             # Log.
             log.add(step, metrics, task.work(batch))
             stop = step == last or interrupt.reached()
@@ -177,7 +177,7 @@ def restore(
     """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
-    if not (options.resume and checkpoint.numbered(checkpoints)):
+    if not (options.resume and checkpoint.all_steps(checkpoints)):
         if options.resume:
             directory.check_nothing_lost(config, options.run_dir)
         distributed.agree(json.dumps([*alike, 0]))

@@ -7,7 +7,7 @@ from jaxformer import checkpoint
 from jaxformer.config import BeamConfig, LanguageConfig
 from jaxformer.data.pairs import Pair
 from jaxformer.evaluation.bleu import Scores, score
-from jaxformer.run.directory import CHECKPOINTS, CURVES, averageable
+from jaxformer.run.directory import CHECKPOINTS, CURVES, checkpoints_to_average
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
 from jaxformer.tasks.kinds import writing_command
@@ -49,7 +49,7 @@ def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: i
 
 def num_checkpoints(outcome: Outcome, run_dir: Path) -> int:
     """Checkpoints of the run that can be averaged."""
-    return len(averageable(checkpoint.steps(run_dir / CHECKPOINTS), outcome.config))
+    return len(checkpoints_to_average(checkpoint.steps(run_dir / CHECKPOINTS), outcome.config))
 
 
 def translated(outcome: Outcome, run_dir: Path) -> Iterator[str]:

@@ -83,7 +83,7 @@ def join(config: DistributedConfig) -> None:
             )
         except Exception as error:
             raise UserError(_not_started(config, error)) from error
-    _roll = roll = Roll(global_state.process_id, global_state.num_processes)
+    _roll = roll = HeartbeatMonitor(global_state.process_id, global_state.num_processes)
     again = "start them all again with --resume"
     _say_when_aborted(lambda: (f"{roll.last_word()}; {again}", TRY_AGAIN))
     roll.start()
@@ -180,7 +180,7 @@ def let_the_others_speak() -> None:
         time.sleep(GRACE)
 
 
-class Roll:
+class HeartbeatMonitor:
     """Who was last heard of when, by the signs of life that each process leaves."""
 
     def __init__(self, process: int, count: int):

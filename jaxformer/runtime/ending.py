@@ -23,7 +23,7 @@ class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
-class Ending:
+class SignalGuard:
     """While the block lasts, a first signal raises its exception; a later one ends the process."""
 
     def __init__(self, prog: str) -> None:
@@ -49,7 +49,7 @@ class Ending:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
             with contextlib.suppress(OSError):
-                os.write(2, f"{last_words(self._prog, number)}\n".encode())
+                os.write(2, f"{exit_message(self._prog, number)}\n".encode())
             leave(128 + number)
         if self._since is None:
             self._since = time.monotonic()
@@ -97,7 +97,7 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def last_words(prog: str, number: int) -> str:
+def exit_message(prog: str, number: int) -> str:
     """The line that says by which signal a command was ended."""
     return f"{prog}: {'interrupted' if number == signal.SIGINT else 'terminated'}"
 

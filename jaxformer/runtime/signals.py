@@ -22,7 +22,7 @@ class AskedToEndError(Exception):
     """What was under way is broken off, for the run is to end."""
 
 
-class Interrupt:
+class PreemptionGuard:
     """While the block lasts, a first signal is noted; a later one ends the process at once."""
 
     handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
@@ -77,7 +77,7 @@ class Interrupt:
             signal.signal(number, before)
 
 
-class SharedInterrupt(Interrupt):
+class MultiHostPreemptionGuard(PreemptionGuard):
     """The same for one of several processes: whichever is asked to end, all end with one step."""
 
     handled = (signal.SIGINT,)

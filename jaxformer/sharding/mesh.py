@@ -55,7 +55,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def place(tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
+def shard_batch(tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
     """Put arrays that every process has in full where they belong; each places its own parts."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -66,14 +66,14 @@ def place(tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
     return jax.tree.map(place_own_parts, tree)
 
 
-def batch_ways(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Refuse a batch whose slices do not split evenly over data and fsdp."""
-    ways = batch_ways(mesh)
+    ways = num_batch_shards(mesh)
     if batch_size % (ways * accumulation):
         data, fsdp = (mesh.shape[axis] for axis in BATCH_AXES)
         slices = f" in {accumulation} slices" if accumulation > 1 else ""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from jaxformer.models.pure import leaf_path
+from jaxformer.models.functional import leaf_path
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"(source_|target_)?embed/embedding", P(("tensor", "fsdp"), None)),

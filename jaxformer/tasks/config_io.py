@@ -9,7 +9,7 @@ from typing import Any
 
 import cattrs
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.config import (
     CopyTranslationConfig,
     LanguageConfig,
@@ -67,7 +67,7 @@ def config_from_json(values: Any, source: str) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write config.json."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps(config_to_json(config), indent=2).encode() + b"\n")
 
 

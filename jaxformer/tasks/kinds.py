@@ -4,10 +4,10 @@ from jax.sharding import Mesh
 
 from jaxformer.config import LanguageConfig
 from jaxformer.data.tokenizer import Tokenizer
-from jaxformer.data.translation import specials_of
+from jaxformer.data.translation import special_tokens_of
 from jaxformer.tasks.config_io import RunConfig
 from jaxformer.tasks.language_modeling import language_method, language_task
-from jaxformer.tasks.task import Method, Task
+from jaxformer.tasks.task import Task, TrainSpec
 from jaxformer.tasks.translation import translation_method, translation_task
 
 
@@ -18,18 +18,18 @@ def make_task(config: RunConfig, mesh: Mesh) -> Task:
     return translation_task(config, mesh)
 
 
-def make_method(config: RunConfig, tokenizer: Tokenizer) -> Method:
+def make_method(config: RunConfig, tokenizer: Tokenizer) -> TrainSpec:
     """How a run of this settled configuration learns."""
     if isinstance(config, LanguageConfig):
         return language_method(config)
-    return translation_method(config, specials_of(tokenizer))
+    return translation_method(config, special_tokens_of(tokenizer))
 
 
 def num_tokens(config: RunConfig, tokenizer: Tokenizer) -> int:
     """Tokens that a model of this kind has to know: a translation's special ones too."""
     if isinstance(config, LanguageConfig):
         return tokenizer.vocab_size
-    return specials_of(tokenizer).end + 1
+    return special_tokens_of(tokenizer).end + 1
 
 
 def smoothing_of(config: RunConfig) -> float:

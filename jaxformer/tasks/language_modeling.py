@@ -13,8 +13,8 @@ from jaxformer.data.corpus import prepare
 from jaxformer.models.gpt import GPT
 from jaxformer.sharding.mesh import check_batch_size
 from jaxformer.tasks.flops import gpt_flops
-from jaxformer.tasks.resolve import settle
-from jaxformer.tasks.task import Method, Task, Work
+from jaxformer.tasks.resolve import resolve_config
+from jaxformer.tasks.task import StepCost, Task, TrainSpec
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
@@ -28,7 +28,7 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
     """
     check_batch_size(config.batch_size, config.accumulation, mesh)
     data = prepare(config.data)
-    config = settle(config, data.tokenizer.vocab_size)
+    config = resolve_config(config, data.tokenizer.vocab_size)
     length = config.model.context_length
     batch_tokens = config.batch_size * length
 
@@ -36,8 +36,8 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
         batches = evaluation_batches(data.val, config.batch_size, length)
         return itertools.islice(batches, math.ceil(config.eval_tokens / batch_tokens))
 
-    def work(batch: Batch) -> Work:
-        return Work(int(batch.mask.sum()), gpt_flops(config.model, *batch.targets.shape))
+    def work(batch: Batch) -> StepCost:
+        return StepCost(int(batch.mask.sum()), gpt_flops(config.model, *batch.targets.shape))
 
     return Task(
         method=language_method(config),
@@ -49,9 +49,9 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
     )
 
 
-def language_method(config: LanguageConfig) -> Method:
+def language_method(config: LanguageConfig) -> TrainSpec:
     """A GPT, cross-entropy of the next token, AdamW with a cosine schedule."""
-    return Method(
+    return TrainSpec(
         config=config,
         model=GPT,
         objective=next_token,

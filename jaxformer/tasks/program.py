@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from jaxformer.models.pure import abstract_model, init_params
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
-from jaxformer.tasks.task import Method
+from jaxformer.tasks.task import TrainSpec
 from jaxformer.training.step import TrainState, init_state, make_eval_step, make_train_step
 
 
@@ -34,7 +34,7 @@ class Program:
     """The raw key of the run's dropout."""
 
 
-def build(method: Method, mesh: Mesh) -> Program:
+def build(method: TrainSpec, mesh: Mesh) -> Program:
     """Compile nothing yet, allocate nothing yet: functions, shapes and places.
 
     Raises:
@@ -43,7 +43,7 @@ def build(method: Method, mesh: Mesh) -> Program:
     check_heads(method.config.model.num_heads, mesh)
     config, optimizer = method.config, method.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    graph, _ = abstract_model(method.model, config.model)
+    graphdef, _ = abstract_model(method.model, config.model)
 
     def begin() -> TrainState:
         params = init_params(method.model, config.model, init_key)
@@ -61,7 +61,7 @@ def build(method: Method, mesh: Mesh) -> Program:
         fresh_state=jax.jit(begin, out_shardings=places),
         train_step=jax.jit(
             make_train_step(
-                graph,
+                graphdef,
                 method.objective,
                 optimizer,
                 dropout,
@@ -73,7 +73,7 @@ def build(method: Method, mesh: Mesh) -> Program:
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            make_eval_step(graph, method.eval_objective), in_shardings=(places.params, rows)
+            make_eval_step(graphdef, method.eval_objective), in_shardings=(places.params, rows)
         ),
         dropout_key=np.asarray(jax.random.key_data(dropout_key)),
     )

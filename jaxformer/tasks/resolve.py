@@ -10,7 +10,7 @@ from jaxformer.errors import UserError
 ConfigT = TypeVar("ConfigT", LanguageConfig, TranslationConfig)
 
 
-def settle(config: ConfigT, needed: int) -> ConfigT:
+def resolve_config(config: ConfigT, needed: int) -> ConfigT:
     """The configuration of a run whose data have `needed` tokens, as config.json keeps it.
 
     Raises:

@@ -17,7 +17,7 @@ from jaxformer.training.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class TrainSpec:
     """How a run learns: what follows from its settled configuration, without any data."""
 
     config: RunConfig
@@ -32,7 +32,7 @@ class Method:
     optimizer: optax.GradientTransformation
 
 
-class Work(NamedTuple):
+class StepCost(NamedTuple):
     """What a step does with a batch, for the figures of its speed."""
 
     tokens: int
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 class Task:
     """A method, and what it is applied to."""
 
-    method: Method
+    method: TrainSpec
     data: Any
     """The prepared data, with `tokenizer` and `fingerprint`."""
     description: tuple[str, ...]
@@ -54,7 +54,7 @@ class Task:
     """Whose item i is the whole batch of step i, in numpy arrays."""
     validation: Callable[[], Iterator[Any]]
     """The batches of a validation during the run, from the first."""
-    work: Callable[[Any], Work]
+    work: Callable[[Any], StepCost]
     """Of a batch from `batches`."""
     num_shapes: int = 1
     """Shapes that batches have: the train step is compiled once for each that it meets."""

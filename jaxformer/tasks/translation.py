@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 from jax.sharding import Mesh
 
-from jaxformer.batch import PairBatch, Specials
+from jaxformer.batch import PairBatch, SpecialTokens
 from jaxformer.config import TranslationConfig
 from jaxformer.data.pair_batches import PairBatches, evaluation_pair_batches
 from jaxformer.data.translation import PreparedPairs, prepare_pairs
 from jaxformer.errors import UserError
 from jaxformer.models.transformer import Transformer
-from jaxformer.sharding.mesh import batch_ways, check_batch_size
+from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
 from jaxformer.tasks.flops import transformer_flops
-from jaxformer.tasks.resolve import settle
-from jaxformer.tasks.task import Method, Task, Work
-from jaxformer.training.objectives import translation, translation_nats
+from jaxformer.tasks.resolve import resolve_config
+from jaxformer.tasks.task import StepCost, Task, TrainSpec
+from jaxformer.training.objectives import translation, translation_cross_entropy
 from jaxformer.training.optimizer import adam
 from jaxformer.training.schedule import noam
 
@@ -31,7 +31,7 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     """
     data = prepare_pairs(config.data)
     specials = data.specials
-    config = settle(config, specials.end + 1)
+    config = resolve_config(config, specials.end + 1)
     check_lengths(data, config.model.context_length)
     rows = row_multiple(config, mesh)
     size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
@@ -46,10 +46,10 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
             data.val, specials, config.batch_tokens, rows, config.batch_size
         )
 
-    def work(batch: PairBatch) -> Work:
+    def work(batch: PairBatch) -> StepCost:
         (rows, source_length), target_length = batch.source.shape, batch.targets.shape[1]
         flops = transformer_flops(config.model, rows, source_length, target_length)
-        return Work(int(batch.mask.sum()), flops)
+        return StepCost(int(batch.mask.sum()), flops)
 
     return Task(
         method=translation_method(config, specials),
@@ -81,20 +81,20 @@ def row_multiple(config: TranslationConfig, mesh: Mesh) -> int:
     Raises:
         UserError: when the run asks for a number of rows that does not split over the mesh.
     """
-    rows = batch_ways(mesh) * config.accumulation
+    rows = num_batch_shards(mesh) * config.accumulation
     if config.batch_size is None:
         return math.lcm(ROWS, rows)
     check_batch_size(config.batch_size, config.accumulation, mesh)
     return rows
 
 
-def translation_method(config: TranslationConfig, specials: Specials) -> Method:
+def translation_method(config: TranslationConfig, specials: SpecialTokens) -> TrainSpec:
     """A Transformer, smoothed cross-entropy of the target, Adam with the schedule of 2017."""
-    return Method(
+    return TrainSpec(
         config=config,
         model=Transformer,
         objective=translation(config.loss, config.label_smoothing, specials.padding),
-        eval_objective=translation_nats,
+        eval_objective=translation_cross_entropy,
         learning_rate=noam(config.optimizer, config.model.width),
         optimizer=adam(config.optimizer, config.model.width),
     )

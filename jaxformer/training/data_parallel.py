@@ -23,15 +23,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
 from jaxformer.layers.dropout import step_key
-from jaxformer.models.pure import bind
+from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
-from jaxformer.training.step import Metrics, TrainState, TrainStep, apply_sums, slice_key
+from jaxformer.training.step import Metrics, TrainState, TrainStep, apply_gradients, slice_key
 
 
 def make_data_parallel_step(
     mesh: Mesh,
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     dropout: Key[Array, ""] | None,
@@ -49,13 +49,13 @@ def make_data_parallel_step(
         key = None if dropout is None else slice_key(step_key(dropout, state.step), device)
 
         def summed_loss(params: PyTree) -> SumAndCount:
-            return objective(bind(graph, params), rows, key)
+            return objective(merge(graphdef, params), rows, key)
 
         # To jax the parameters are one value for all devices, whose gradient it would sum over them
         # unasked. As each device's own values they have each device's own gradient.
         params = jax.lax.pcast(state.params, axes, to="varying")
         (loss, count), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
-        return apply_sums(state, jax.lax.psum((loss, count, grads), axes), optimizer)
+        return apply_gradients(state, jax.lax.psum((loss, count, grads), axes), optimizer)
 
     # What leaves under P() is the same on every device, which jax checks as it traces.
     return jax.shard_map(on_each_device, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P())

@@ -26,10 +26,10 @@ def cross_entropy(
 
     Equal to torch.nn.functional.cross_entropy with reduction='sum'.
     """
-    wide = widened(logits_BLV)
+    wide = upcast(logits_BLV)
     log_normaliser = jax.nn.logsumexp(wide, axis=-1)
     target_logits = jnp.take_along_axis(wide, targets_BL[..., None], axis=-1)[..., 0]
-    return summed(log_normaliser - target_logits, mask_BL)
+    return masked_sum(log_normaliser - target_logits, mask_BL)
 
 
 def smoothed_cross_entropy(
@@ -42,13 +42,13 @@ def smoothed_cross_entropy(
 
     Equal to torch.nn.functional.cross_entropy with label_smoothing=eps and reduction='sum'.
     """
-    log_probs = jax.nn.log_softmax(widened(logits_BLV), axis=-1)
+    log_probs = jax.nn.log_softmax(upcast(logits_BLV), axis=-1)
     target_log_probs = jnp.take_along_axis(log_probs, targets_BL[..., None], axis=-1)[..., 0]
     losses_BL = -(1.0 - smoothing) * target_log_probs - smoothing * log_probs.mean(-1)
-    return summed(losses_BL, mask_BL)
+    return masked_sum(losses_BL, mask_BL)
 
 
-def annotated_kl(
+def label_smoothing_kl(
     logits_BLV: Float[Array, "B L V"],
     targets_BL: Int[Array, "B L"],
     mask_BL: Bool[Array, "B L"],
@@ -59,20 +59,20 @@ def annotated_kl(
 
     The loss of the Annotated Transformer (Rush 2018, "Label Smoothing"), 0 where p = q; V > 2.
     """
-    log_probs = jax.nn.log_softmax(widened(logits_BLV), axis=-1)
+    log_probs = jax.nn.log_softmax(upcast(logits_BLV), axis=-1)
     V = logits_BLV.shape[-1]
     tokens = jnp.arange(V)
     q_BLV = jnp.where(tokens == targets_BL[..., None], 1.0 - smoothing, smoothing / (V - 2))
     q_BLV = jnp.where(tokens == padding_id, 0.0, q_BLV).astype(log_probs.dtype)
     losses_BL = (jax.scipy.special.xlogy(q_BLV, q_BLV) - q_BLV * log_probs).sum(-1)
-    return summed(losses_BL, mask_BL)
+    return masked_sum(losses_BL, mask_BL)
 
 
-def widened(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
     """The logits in float32 or wider."""
     return logits_BLV.astype(jnp.promote_types(logits_BLV.dtype, jnp.float32))
 
 
-def summed(losses_BL: Float[Array, "B L"], mask_BL: Bool[Array, "B L"]) -> SumAndCount:
+def masked_sum(losses_BL: Float[Array, "B L"], mask_BL: Bool[Array, "B L"]) -> SumAndCount:
     """The sum where the mask is True, and the number of tokens there."""
     return jnp.where(mask_BL, losses_BL, 0.0).sum(), mask_BL.sum(dtype=jnp.int32)

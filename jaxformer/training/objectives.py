@@ -14,8 +14,8 @@ from jaxformer.batch import Batch, MaskedBatch, PairBatch
 from jaxformer.config import LossKind
 from jaxformer.training.loss import (
     SumAndCount,
-    annotated_kl,
     cross_entropy,
+    label_smoothing_kl,
     smoothed_cross_entropy,
 )
 
@@ -44,12 +44,12 @@ def translation(loss: LossKind, smoothing: float, padding_id: int) -> Objective:
 
     def kl_loss(model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
         logits_BLV = translation_logits(model, batch, dropout_key)
-        return annotated_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+        return label_smoothing_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
 
     return kl_loss if loss == "kl" else cross_entropy_loss
 
 
-def translation_nats(
+def translation_cross_entropy(
     model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
 ) -> SumAndCount:
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""

@@ -17,7 +17,7 @@ SETTLED = 0.5 * WINDOW
 """Weight from which on spikes are told: after 69 losses."""
 
 
-class Losses(NamedTuple):
+class LossStats(NamedTuple):
     """What is remembered of the losses so far; each a number or a scalar."""
 
     weight: Any = 0.0
@@ -28,15 +28,15 @@ class Losses(NamedTuple):
     """Of the losses, in nats squared."""
 
 
-def seen(losses: Losses, loss: Any) -> Losses:
+def seen(losses: LossStats, loss: Any) -> LossStats:
     """What is remembered after one more loss, which must be finite."""
     weight = 1.0 + (1.0 - 1.0 / WINDOW) * losses.weight
     share, distance = 1.0 / weight, loss - losses.mean
     variance = (1.0 - share) * (losses.variance + share * distance * distance)
-    return Losses(weight, losses.mean + share * distance, variance)
+    return LossStats(weight, losses.mean + share * distance, variance)
 
 
-def is_spike(losses: Losses, loss: Any, deviations: float) -> Any:
+def is_spike(losses: LossStats, loss: Any, deviations: float) -> Any:
     """Whether loss > mean + deviations sqrt(variance), once there are losses enough to tell."""
     limit = losses.mean + deviations * losses.variance**0.5
     return (losses.weight > SETTLED) & (loss > limit)

@@ -22,10 +22,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.layers.dropout import step_key
-from jaxformer.models.pure import bind
+from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
-from jaxformer.training.spikes import Losses, is_spike, seen
+from jaxformer.training.spikes import LossStats, is_spike, seen
 
 
 class TrainState(NamedTuple):
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 class Watchful(NamedTuple):
     """The optimizer's state where spikes are skipped, which takes the losses so far."""
 
-    losses: Losses
+    losses: LossStats
     optimizer: PyTree[Array]
 
 
@@ -62,7 +62,7 @@ def init_state(
     """The state before the first step; it remembers losses only if spikes are skipped by them."""
     opt_state = optimizer.init(params)
     if skip_spikes:
-        opt_state = Watchful(jax.tree.map(jnp.float32, Losses()), opt_state)
+        opt_state = Watchful(jax.tree.map(jnp.float32, LossStats()), opt_state)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
@@ -72,7 +72,7 @@ def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
 
 
 def make_train_step(
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     dropout: Key[Array, ""] | None,
@@ -87,7 +87,7 @@ def make_train_step(
     """
 
     def summed_loss(params: PyTree, batch: Any, dropout_key: Key[Array, ""] | None) -> SumAndCount:
-        return objective(bind(graph, params), batch, dropout_key)
+        return objective(merge(graphdef, params), batch, dropout_key)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = None if dropout is None else step_key(dropout, state.step)
@@ -107,12 +107,12 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
         sums, _ = jax.lax.scan(add_slice, sums, (jnp.arange(accumulation), slices))
-        return apply_sums(state, sums, optimizer, spike_deviations)
+        return apply_gradients(state, sums, optimizer, spike_deviations)
 
     return train_step
 
 
-def apply_sums(
+def apply_gradients(
     state: TrainState,
     sums: tuple[Float[Array, ""], Int[Array, ""], PyTree[Array]],
     optimizer: optax.GradientTransformation,
@@ -128,16 +128,16 @@ def apply_sums(
     if isinstance(old_state, Watchful):
         losses, old_state = old_state
         sound &= ~is_spike(losses, loss.astype(jnp.float32), spike_deviations)
-        losses = keep_if(sound, seen(losses, loss.astype(jnp.float32)), losses)
+        losses = tree_where(sound, seen(losses, loss.astype(jnp.float32)), losses)
     updates, opt_state = optimizer.update(grads, old_state, old_params)
-    params = keep_if(sound, optax.apply_updates(old_params, updates), old_params)
-    opt_state = keep_if(sound, opt_state, old_state)
+    params = tree_where(sound, optax.apply_updates(old_params, updates), old_params)
+    opt_state = tree_where(sound, opt_state, old_state)
     if losses is not None:
         opt_state = Watchful(losses, opt_state)
     return TrainState(state.step + 1, params, opt_state), Metrics(loss, norm, ~sound)
 
 
-def keep_if(sound: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+def tree_where(sound: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """The new values if the step was sound, else the old; the schedule goes on in any case."""
 
     def is_schedule(node: Any) -> bool:
@@ -150,11 +150,11 @@ def keep_if(sound: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def make_eval_step(
-    graph: nnx.GraphDef, objective: Objective
+    graphdef: nnx.GraphDef, objective: Objective
 ) -> Callable[[PyTree[Array], Any], SumAndCount]:
     """The pure function (params, batch) -> (summed loss in nats, number of tokens), dropout off."""
 
     def eval_step(params: PyTree, batch: Any) -> SumAndCount:
-        return objective(bind(graph, params), batch, None)
+        return objective(merge(graphdef, params), batch, None)
 
     return eval_step

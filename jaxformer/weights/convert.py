@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxformer.errors import UserError
-from jaxformer.models.pure import flat_params, leaf_path
+from jaxformer.models.functional import flat_params, leaf_path
 from jaxformer.weights.tables import Row
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxformer.atomic import replacing
+from jaxformer.atomic import atomic_write
 from jaxformer.errors import UserError
 
 
@@ -24,7 +24,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], path: Path | str) -> None:
         OSError: naming the file, when it cannot be written.
     """
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with replacing(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         file.write(save(contiguous))
 
 

@@ -70,7 +70,9 @@ def by_hand(run_dir, lines, beam, **options):
 
     def found(line):
         source = run.tokenizer.encode(line)
-        return translate(run.graph, run.params, run.config.model, [source], run.specials, beam)[0]
+        return translate(run.graphdef, run.params, run.config.model, [source], run.specials, beam)[
+            0
+        ]
 
     return run, [found(line) for line in lines]
 

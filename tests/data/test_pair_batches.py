@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.batch import PairBatch, Specials
+from jaxformer.batch import PairBatch, SpecialTokens
 from jaxformer.data.batches import training_iterator
 from jaxformer.data.pair_batches import (
     PairBatches,
@@ -19,7 +19,7 @@ from jaxformer.data.pair_batches import (
 from jaxformer.data.pairs import Sequences, TokenPairs
 from jaxformer.errors import UserError
 
-SPECIALS = Specials(padding=50_000, start=50_001, end=50_002)
+SPECIALS = SpecialTokens(padding=50_000, start=50_001, end=50_002)
 
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=80)
 sizes = {

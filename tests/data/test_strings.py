@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from jaxformer.config import CopyConfig
-from jaxformer.data.drawing import even_shares
+from jaxformer.data.rng import even_shares
 from jaxformer.data.strings import string_pairs
 from jaxformer.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import CopyConfig, NumbersConfig, TextPairsConfig
 from jaxformer.data import translation as module
 from jaxformer.data.clean import Cleaning
@@ -53,7 +53,7 @@ def test_prepared_tokens_decode_to_the_texts(kind, tmp_path, cache):
     assert decoded(prepared, "val") == prepared.val_texts == texts.val
     assert prepared.val_bytes == sum(len(pair.target.encode()) for pair in texts.val)
     V = prepared.tokenizer.vocab_size
-    assert prepared.specials == Specials(padding=V, start=V + 1, end=V + 2)
+    assert prepared.specials == SpecialTokens(padding=V, start=V + 1, end=V + 2)
     assert prepared.train.sources.tokens.dtype == np.dtype("<u2")
     assert texts.sha256()[:12] in prepared.description
     assert "\n" not in prepared.description

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding import beam as module
 from jaxformer.decoding.beam import translate, translate_all, translate_uncached
 from jaxformer.errors import UserError
-from jaxformer.models.pure import abstract_model, bind, init_params
+from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.transformer import Transformer
-from jaxformer.porting.compare import BOUNDS, measure
+from jaxformer.porting.compare import BOUNDS, relative_error
 
 CONFIG = TransformerConfig(
     vocab_size=14, context_length=16, width=16, num_heads=2, mlp_width=32, num_layers=1
 )
-SPECIALS = Specials(padding=11, start=12, end=13)
+SPECIALS = SpecialTokens(padding=11, start=12, end=13)
 BEAM = BeamConfig(beam=3, n_best=3, length_penalty=1.0, extra_length=6)
 GREEDY = BeamConfig(beam=1, length_penalty=0.0, extra_length=6)
 
@@ -35,8 +35,8 @@ def branching(params):
 def model():
     """Graph, parameters and config."""
     config = dataclasses.replace(CONFIG, init_std=0.5)
-    graph, _ = abstract_model(Transformer, config)
-    return graph, branching(init_params(Transformer, config, jax.random.key(4))), config
+    graphdef, _ = abstract_model(Transformer, config)
+    return graphdef, branching(init_params(Transformer, config, jax.random.key(4))), config
 
 
 def sentences(*lengths, seed=0):
@@ -53,7 +53,7 @@ def assert_same(found, expected):
         ours, theirs = (
             np.array([getattr(h, name) for row in rows for h in row]) for rows in (found, expected)
         )
-        assert measure(ours, theirs) <= BOUNDS["model", "float32"]
+        assert relative_error(ours, theirs) <= BOUNDS["model", "float32"]
 
 
 def test_beams_branch_and_end_at_different_lengths(model):
@@ -120,12 +120,12 @@ def test_n_best_are_sorted_distinct_and_the_first_of_all(model):
 @pytest.fixture
 def log_probs(model):
     """log p of what follows each token of a target, which the model reads whole."""
-    graph, params, config = model
+    graphdef, params, config = model
     T = config.context_length
 
     @jax.jit
     def whole(source_BM, valid_BM, target_BL):
-        logits = bind(graph, params)(source_BM, target_BL, valid_BM)
+        logits = merge(graphdef, params)(source_BM, target_BL, valid_BM)
         return jax.nn.log_softmax(logits[0])
 
     def log_probs(source, target):
@@ -144,7 +144,7 @@ def test_scores_are_those_of_the_model_that_reads_the_whole_target(model, log_pr
             log_prob = float(sum(steps[range(len(target)), target]))
             found.append([hypothesis.log_prob, hypothesis.score])
             expected.append([log_prob, log_prob / ((5 + len(target)) / 6)])
-    assert measure(np.array(found), np.array(expected)) <= BOUNDS["model", "float32"]
+    assert relative_error(np.array(found), np.array(expected)) <= BOUNDS["model", "float32"]
 
 
 def test_no_hypothesis_is_longer_than_allowed_or_holds_a_special_token(model):
@@ -215,7 +215,7 @@ def test_the_search_ends_once_nothing_better_can_be_found(model, monkeypatch):
 
     monkeypatch.setattr(module, "advance", counted)
     stopped, early = run()
-    monkeypatch.setattr(module, "hopeful", lambda live, *_: live[:, 0] > -jnp.inf)
+    monkeypatch.setattr(module, "can_improve", lambda live, *_: live[:, 0] > -jnp.inf)
     unstopped, late = run()
     assert_same(stopped, unstopped)
     assert early < late == sum(len(source) + 6 for source in sources)
@@ -224,8 +224,8 @@ def test_the_search_ends_once_nothing_better_can_be_found(model, monkeypatch):
 def test_a_bfloat16_model_is_ranked_in_float32(model):
     _, params, config = model
     config = dataclasses.replace(config, dtype="bfloat16")
-    graph, _ = abstract_model(Transformer, config)
-    (found,) = translate(graph, params, config, sentences(5), SPECIALS, BEAM)
+    graphdef, _ = abstract_model(Transformer, config)
+    (found,) = translate(graphdef, params, config, sentences(5), SPECIALS, BEAM)
     assert found[0].score == pytest.approx(
         found[0].log_prob / ((5 + len(found[0].tokens) + 1) / 6), rel=1e-6
     )
@@ -246,7 +246,7 @@ def test_bad_sources_are_refused_in_one_line(model, function, sources, line):
 
 
 @pytest.mark.parametrize(
-    "specials", [Specials(11, 12, 14), Specials(11, 11, 13), Specials(-1, 1, 2)]
+    "specials", [SpecialTokens(11, 12, 14), SpecialTokens(11, 11, 13), SpecialTokens(-1, 1, 2)]
 )
 def test_impossible_special_tokens_are_refused(model, specials):
     with pytest.raises(UserError, match="are not three of the model's vocabulary of 14"):
@@ -254,7 +254,7 @@ def test_impossible_special_tokens_are_refused(model, specials):
 
 
 def test_a_model_whose_training_diverged_is_refused(model):
-    graph, params, config = model
+    graphdef, params, config = model
     broken = jax.tree.map(lambda x: jnp.full_like(x, math.nan), params)
     with pytest.raises(UserError, match="its training has diverged"):
-        translate(graph, broken, config, sentences(3), SPECIALS, BEAM)
+        translate(graphdef, broken, config, sentences(3), SPECIALS, BEAM)

@@ -20,8 +20,8 @@ from jaxformer.decoding.generate import (
 )
 from jaxformer.decoding.sampling import gumbel_noise
 from jaxformer.errors import UserError
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, init_params
 
 T = 16
 CONFIG = GPTConfig(

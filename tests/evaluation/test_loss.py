@@ -10,8 +10,8 @@ import pytest
 from jaxformer.config import GPT_PRESETS, MeshConfig
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.training.objectives import next_token
 from jaxformer.training.step import make_eval_step
@@ -22,14 +22,14 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 101).astype(np.
 
 @pytest.fixture(scope="module")
 def model():
-    graph, _ = abstract_model(GPT, CONFIG)
-    return graph, init_params(GPT, CONFIG, jax.random.key(0))
+    graphdef, _ = abstract_model(GPT, CONFIG)
+    return graphdef, init_params(GPT, CONFIG, jax.random.key(0))
 
 
 def score(model, batch_size: int, mesh: MeshConfig) -> Evaluation:
-    graph, params = model
+    graphdef, params = model
     return evaluate(
-        jax.jit(make_eval_step(graph, next_token)),
+        jax.jit(make_eval_step(graphdef, next_token)),
         params,
         evaluation_batches(TOKENS, batch_size, 16),
         batch_sharding(make_mesh(mesh)),
@@ -37,11 +37,11 @@ def score(model, batch_size: int, mesh: MeshConfig) -> Evaluation:
 
 
 def test_the_mean_is_over_every_token_but_the_first(model):
-    graph, params = model
+    graphdef, params = model
     losses = []
     for start in range(0, 100, 16):
         window = TOKENS[start : start + 17].astype(np.int32)
-        logits = bind(graph, params)(jnp.asarray(window[None, :-1]))[0]
+        logits = merge(graphdef, params)(jnp.asarray(window[None, :-1]))[0]
         logs = jax.nn.log_softmax(logits)
         losses += [-float(logs[i, token]) for i, token in enumerate(window[1:])]
     found = score(model, 8, MeshConfig())

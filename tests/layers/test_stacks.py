@@ -11,8 +11,8 @@ import pytest
 from jaxformer.batch import Batch, MaskedBatch, PairBatch
 from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
 from jaxformer.models.bert import Bert
+from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind, init_params
 from jaxformer.models.transformer import Transformer
 from jaxformer.training.objectives import masked_token, next_token, translation
 
@@ -46,10 +46,10 @@ def gradient(name: str, **changes: Any):
     """The jitted function from parameters and batch to loss and gradients, and both of these."""
     model, preset, objective, batch = MODELS[name]
     config = dataclasses.replace(preset, dropout_rate=0.2, dtype="float64", **changes)
-    graph, _ = abstract_model(model, config)
+    graphdef, _ = abstract_model(model, config)
 
     def loss(params, batch):
-        return objective(bind(graph, params), batch, KEY)[0]
+        return objective(merge(graphdef, params), batch, KEY)[0]
 
     return jax.jit(jax.value_and_grad(loss)), init_params(model, config, jax.random.key(0)), batch
 

@@ -12,7 +12,7 @@ from jaxformer.config import BERT_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.layers.dropout import fold_path, keep_mask, step_key
 from jaxformer.models.bert import Bert
-from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
+from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 
 TOY = dataclasses.replace(BERT_PRESETS["toy"], num_segments=3, init_std=0.3)
 TOKENS = jnp.arange(10)[None] + jnp.zeros((2, 1), int)
@@ -25,17 +25,17 @@ def toy():
 
 def test_the_largest_model_gives_logits_of_every_token_and_place():
     config = BERT_PRESETS["bert-large"]
-    graph, shapes = abstract_model(Bert, config)
+    graphdef, shapes = abstract_model(Bert, config)
     tokens = jax.ShapeDtypeStruct((3, 512), int)
-    out = jax.eval_shape(lambda p, t: bind(graph, p)(t), shapes, tokens)
+    out = jax.eval_shape(lambda p, t: merge(graphdef, p)(t), shapes, tokens)
     assert out.shape == (3, 512, 30_522)
 
 
 def test_logits_have_the_type_of_the_model():
     for dtype in ("float32", "bfloat16"):
         config = dataclasses.replace(TOY, dtype=dtype)
-        graph, shapes = abstract_model(Bert, config)
-        assert jax.eval_shape(lambda p, g=graph: bind(g, p)(TOKENS), shapes).dtype == dtype
+        graphdef, shapes = abstract_model(Bert, config)
+        assert jax.eval_shape(lambda p, g=graphdef: merge(g, p)(TOKENS), shapes).dtype == dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
@@ -56,14 +56,14 @@ def test_all_kernels_and_embeddings_start_with_one_standard_deviation():
 
 def gradients_of_embeddings(toy, valid=None, row=0, position=5):
     """Gradient of one place's logits with respect to the embeddings, (B, L, D)."""
-    graph, params = toy
+    graphdef, params = toy
 
     def logits_of(shift):
         class Shifted(Bert):
             def embeddings(self, *args):
                 return Bert.embeddings(self, *args) + shift
 
-        model = bind(graph, params)
+        model = merge(graphdef, params)
         model.__class__ = Shifted
         return (model(TOKENS, None, valid)[row, position] ** 2).sum()
 
@@ -84,7 +84,7 @@ def test_no_gradient_comes_from_padding(toy):
 
 
 def test_a_token_of_padding_changes_no_logits_of_others(toy):
-    model, valid = bind(*toy), jnp.arange(10)[None] < jnp.array([[10], [6]])
+    model, valid = merge(*toy), jnp.arange(10)[None] < jnp.array([[10], [6]])
     filled = jnp.where(valid, TOKENS, 63)
     logits, other = model(TOKENS, None, valid), model(filled, None, valid)
     np.testing.assert_array_equal(logits[valid], other[valid])
@@ -92,7 +92,7 @@ def test_a_token_of_padding_changes_no_logits_of_others(toy):
 
 
 def test_without_segments_all_is_of_the_first(toy):
-    model = bind(*toy)
+    model = merge(*toy)
     first, second = jnp.zeros_like(TOKENS), jnp.ones_like(TOKENS)
     np.testing.assert_array_equal(model(TOKENS), model(TOKENS, first))
     assert not np.allclose(model(TOKENS), model(TOKENS, second))
@@ -110,24 +110,24 @@ def test_embeddings_are_the_norm_of_the_sum_of_three_rows(toy):
         np.asarray(toy[1][name]["embedding"], np.float64)
         for name in ("embed", "positions", "segments")
     )
-    found = bind(*toy).embeddings(jnp.asarray(tokens), jnp.asarray(segments))
+    found = merge(*toy).embeddings(jnp.asarray(tokens), jnp.asarray(segments))
     expected = normalised(words[tokens] + positions[:5] + kinds[segments])
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_bias_of_a_token_is_added_to_its_logit(toy):
-    graph, params = toy
+    graphdef, params = toy
     bias = jnp.arange(64.0)
     raised = {**params, "head": {**params["head"], "bias": bias}}
     np.testing.assert_allclose(
-        bind(graph, raised)(TOKENS) - bind(graph, params)(TOKENS),
+        merge(graphdef, raised)(TOKENS) - merge(graphdef, params)(TOKENS),
         jnp.broadcast_to(bias, (2, 10, 64)),
         atol=1e-4,
     )
 
 
 def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
-    graph = abstract_model(Bert, dataclasses.replace(TOY, dropout_rate=0.5))[0]
+    graphdef = abstract_model(Bert, dataclasses.replace(TOY, dropout_rate=0.5))[0]
     key, seen = step_key(jax.random.key(7), 3), []
 
     def keep(key, rate, shape):
@@ -135,7 +135,7 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
         return seen[-1][1]
 
     monkeypatch.setattr("jaxformer.layers.dropout.keep_mask", keep)
-    bind(graph, toy[1])(TOKENS, dropout_key=key)
+    merge(graphdef, toy[1])(TOKENS, dropout_key=key)
     paths = [("embedding_dropout",)]
     for i in range(TOY.num_layers):
         paths += [
@@ -149,11 +149,11 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
 
 def test_a_text_longer_than_the_context_is_refused(toy):
     with pytest.raises(UserError, match="17 tokens are more than the context of 16"):
-        bind(*toy)(jnp.zeros((1, 17), int))
+        merge(*toy)(jnp.zeros((1, 17), int))
 
 
 def test_the_head_is_dense_then_gelu_then_norm(toy):
-    head = bind(*toy).head
+    head = merge(*toy).head
     x = np.random.default_rng(3).standard_normal((1, 2, TOY.width))
     inner = x @ np.asarray(head.dense.kernel[...], np.float64)
     gelu = inner / 2 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))

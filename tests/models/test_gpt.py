@@ -11,8 +11,8 @@ import pytest
 from jaxformer.config import GPT_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.layers.dropout import fold_path, keep_mask, step_key
+from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
 
 TOY = GPT_PRESETS["toy"]
 
@@ -48,11 +48,11 @@ def test_no_two_leaves_start_equal():
 
 def input_gradients(toy, mask=None, row=0, position=5):
     """Gradient of one position's logits with respect to each token's embedding, (L, D)."""
-    graph, params = toy
+    graphdef, params = toy
     tokens = jnp.arange(10)[None] + jnp.zeros((2, 1), int)
 
     def logits_of(shift):
-        model = bind(graph, params)
+        model = merge(graphdef, params)
         table = model.embed
 
         class Shifted:
@@ -82,9 +82,9 @@ def test_no_gradient_comes_from_padding(toy):
 
 
 def test_dropout_can_be_recomputed_from_key_path_and_step(toy):
-    graph, params = abstract_model(GPT, TOY)[0], toy[1]
+    graphdef, params = abstract_model(GPT, TOY)[0], toy[1]
     config = dataclasses.replace(TOY, dropout_rate=0.5)
-    graph = abstract_model(GPT, config)[0]
+    graphdef = abstract_model(GPT, config)[0]
     key = step_key(jax.random.key(7), 3)
     tokens = jnp.arange(10)[None]
     seen = {}
@@ -96,7 +96,7 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxformer.layers.dropout.keep_mask", keep)
-        bind(graph, params)(tokens, dropout_key=key)
+        merge(graphdef, params)(tokens, dropout_key=key)
     units, weights = (1, 10, TOY.width), (1, TOY.num_heads, 10, 10)
     paths = [("embedding_dropout",)]
     for i in range(TOY.num_layers):
@@ -112,14 +112,14 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy):
 
 def test_another_step_drops_other_units(toy):
     config = dataclasses.replace(TOY, dropout_rate=0.5)
-    model = bind(abstract_model(GPT, config)[0], toy[1])
+    model = merge(abstract_model(GPT, config)[0], toy[1])
     tokens, key = jnp.arange(10)[None], jax.random.key(0)
     one, again, other = (model(tokens, dropout_key=step_key(key, s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(model(tokens), bind(*toy)(tokens))
+    np.testing.assert_array_equal(model(tokens), merge(*toy)(tokens))
 
 
 def test_a_text_longer_than_the_context_is_refused(toy):
     with pytest.raises(UserError, match="17 tokens are more than the context of 16"):
-        bind(*toy)(jnp.zeros((1, 17), int))
+        merge(*toy)(jnp.zeros((1, 17), int))

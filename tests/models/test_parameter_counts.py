@@ -7,8 +7,8 @@ import pytest
 
 from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
 from jaxformer.models.bert import Bert
+from jaxformer.models.functional import abstract_model
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model
 from jaxformer.models.transformer import Transformer
 
 COUNTS = [

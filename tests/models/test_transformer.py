@@ -12,7 +12,7 @@ import pytest
 from jaxformer.config import TRANSFORMER_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.layers.dropout import fold_path, keep_mask, step_key
-from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
+from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.transformer import Transformer
 
 TOY = TRANSFORMER_PRESETS["toy"]
@@ -48,7 +48,7 @@ def test_weights_start_by_xavier_and_embeddings_by_their_width():
 def test_an_embedding_enters_with_the_size_of_its_position():
     # sqrt(D) N(0, 1/D) is of variance 1; a sinusoid's mean square is 1/2.
     config = dataclasses.replace(TOY, width=256, init_std=1 / 16)
-    model = bind(
+    model = merge(
         abstract_model(Transformer, config)[0],
         init_params(Transformer, config, jax.random.key(0)),
     )
@@ -62,12 +62,14 @@ def gradients(read, source_valid=None, target_valid=None):
     No token stands twice, so a row of an embedding has the gradient of one place.
     """
     config = dataclasses.replace(TOY, share_embeddings=False)
-    graph, _ = abstract_model(Transformer, config)
+    graphdef, _ = abstract_model(Transformer, config)
 
     @jax.jit
     @jax.grad
     def gradient(params):
-        return (read(bind(graph, params)(SOURCE, TARGET, source_valid, target_valid)) ** 2).sum()
+        return (
+            read(merge(graphdef, params)(SOURCE, TARGET, source_valid, target_valid)) ** 2
+        ).sum()
 
     grads = gradient(init_params(Transformer, config, jax.random.key(0)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -98,7 +100,7 @@ def test_no_gradient_comes_from_padding():
 def test_what_stands_at_padding_changes_nothing(toy):
     source_valid = jnp.arange(M) < jnp.array([[4], [M]])
     target_valid = jnp.arange(L) < jnp.array([[6], [L]])
-    model = bind(*toy)
+    model = merge(*toy)
     other_source = jnp.where(source_valid, SOURCE, 63)
     other_target = jnp.where(target_valid, TARGET, 63)
     one = model(SOURCE, TARGET, source_valid, target_valid)
@@ -107,7 +109,7 @@ def test_what_stands_at_padding_changes_nothing(toy):
 
 
 def test_a_padded_row_is_the_row_alone(toy):
-    model = bind(*toy)
+    model = merge(*toy)
     source_valid = jnp.arange(M) < jnp.array([[4], [M]])
     padded = model(SOURCE, TARGET, source_valid)
     np.testing.assert_allclose(padded[:1], model(SOURCE[:1, :4], TARGET[:1]), rtol=0, atol=2e-6)
@@ -115,7 +117,7 @@ def test_a_padded_row_is_the_row_alone(toy):
 
 def test_a_source_of_padding_alone_gives_no_nan(toy):
     valid = jnp.ones((2, M), bool).at[1].set(False)
-    assert np.isfinite(bind(*toy)(SOURCE, TARGET, valid)).all()
+    assert np.isfinite(merge(*toy)(SOURCE, TARGET, valid)).all()
     read = gradients(lambda logits: logits[1], valid)  # finite, it says
     assert (read["source"] == 0).all()
     assert (read["target"][1] > 0).all()
@@ -124,8 +126,8 @@ def test_a_source_of_padding_alone_gives_no_nan(toy):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_cached_pieces_are_the_whole(placement):
     config = dataclasses.replace(TOY, norm_placement=placement)
-    graph, _ = abstract_model(Transformer, config)
-    model = bind(graph, init_params(Transformer, config, jax.random.key(0)))
+    graphdef, _ = abstract_model(Transformer, config)
+    model = merge(graphdef, init_params(Transformer, config, jax.random.key(0)))
     valid = jnp.arange(M) < jnp.array([[M], [3]])
     caches = model.start(model.encode(SOURCE, valid), L)
     pieces = []
@@ -139,7 +141,7 @@ def test_cached_pieces_are_the_whole(placement):
 
 def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
     config = dataclasses.replace(TOY, dropout_rate=0.5)
-    graph, key = abstract_model(Transformer, config)[0], step_key(jax.random.key(7), 3)
+    graphdef, key = abstract_model(Transformer, config)[0], step_key(jax.random.key(7), 3)
     seen = []
 
     def keep(key, rate, shape):
@@ -147,7 +149,7 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
         return keep_mask(key, rate, shape)
 
     monkeypatch.setattr("jaxformer.layers.dropout.keep_mask", keep)
-    bind(graph, toy[1])(SOURCE, TARGET, dropout_key=key)
+    merge(graphdef, toy[1])(SOURCE, TARGET, dropout_key=key)
     layers = range(TOY.num_layers)
     encoder = [("source_embedding_dropout",)]
     encoder += [
@@ -174,14 +176,16 @@ def test_attention_weights_are_dropped_only_by_config(toy):
     said = []
     for attention_dropout in (False, True):
         config = dataclasses.replace(TOY, dropout_rate=0.5, attention_dropout=attention_dropout)
-        graph = abstract_model(Transformer, config)[0]
-        said.append(bind(graph, toy[1])(SOURCE, TARGET, dropout_key=key))
+        graphdef = abstract_model(Transformer, config)[0]
+        said.append(merge(graphdef, toy[1])(SOURCE, TARGET, dropout_key=key))
     assert not np.array_equal(*said)
-    np.testing.assert_array_equal(bind(graph, toy[1])(SOURCE, TARGET), bind(*toy)(SOURCE, TARGET))
+    np.testing.assert_array_equal(
+        merge(graphdef, toy[1])(SOURCE, TARGET), merge(*toy)(SOURCE, TARGET)
+    )
 
 
 @pytest.mark.parametrize("long", ["source", "target"])
 def test_a_text_longer_than_the_context_is_refused(toy, long):
     texts = {"source": SOURCE, "target": TARGET} | {long: jnp.zeros((2, 17), int)}
     with pytest.raises(UserError, match="17 tokens are more than the context of 16"):
-        bind(*toy)(texts["source"], texts["target"])
+        merge(*toy)(texts["source"], texts["target"])

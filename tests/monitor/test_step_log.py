@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
-from jaxformer.monitor.loss_monitor import Vigil
+from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_method
-from jaxformer.tasks.task import Work
+from jaxformer.tasks.task import StepCost
 from jaxformer.training.step import Metrics
 
 
@@ -22,11 +22,11 @@ def test_steps_are_written_in_order_when_the_next_has_begun(tmp_path):
     config = LanguageConfig(model=GPT_PRESETS["toy"], steps=3)
     method = dataclasses.replace(language_method(config), learning_rate=lambda step: 0.1 * step)
     with MetricsWriter(path) as writer, Progress(3) as progress:
-        vigil = Vigil(config.spikes, max_skipped=1)
+        vigil = LossMonitor(config.spikes, max_skipped=1)
         log = StepLog(method, make_mesh(MeshConfig()), writer, progress, vigil)
         for step in (1, 2, 3):
             metrics = Metrics(jnp.float32(step / 3), jnp.float32(1), jnp.bool(False))
-            log.add(step, metrics, Work(100 * step, 1e9))
+            log.add(step, metrics, StepCost(100 * step, 1e9))
             assert [row["step"] for row in read_metrics(path)] == list(range(1, step))
         log.flush()
         log.flush()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer.batch import Batch, Specials
+from jaxformer.batch import Batch, SpecialTokens
 from jaxformer.config import (
     GPT_PRESETS,
     TRANSFORMER_PRESETS,
@@ -180,7 +180,7 @@ def test_the_largest_batch_of_pairs_is_one_that_a_run_meets():
     batch = largest_batch(config, mesh)
     sides = [np.zeros(length, np.int32) for length in range(1, 31)] * 50
     pairs = TokenPairs(Sequences.of(sides, "<u2"), Sequences.of(sides, "<u2"))
-    met = PairBatches(pairs, Specials(7, 8, 9), 1000, row_multiple=16)
+    met = PairBatches(pairs, SpecialTokens(7, 8, 9), 1000, row_multiple=16)
     assert batch.shape in met.shapes
     assert batch.shape == max(met.shapes, key=lambda shape: shape[0] * shape[1] ** 2)
     assert [x.dtype for x in batch.arrays] == [x.dtype for x in met[0]]

@@ -13,8 +13,8 @@ from jaxformer import checkpoint
 from jaxformer.config import CheckpointConfig, GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
+from jaxformer.models.functional import init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import init_params
 from jaxformer.run import directory
 from jaxformer.run.load import load_run
 from tests.runs import save_run
@@ -108,7 +108,7 @@ def test_a_checkpoint_between_two_scheduled_ones_is_not_averaged(tmp_path):
     config = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(keep=3, every=2))
     save_run(tmp_path / "run", config, ByteTokenizer(), steps=(2, 3, 4, 6))
     steps = checkpoint.steps(tmp_path / "run" / directory.CHECKPOINTS)
-    assert directory.averageable(steps, config) == [6, 4, 2]
+    assert directory.checkpoints_to_average(steps, config) == [6, 4, 2]
     run = load_run(tmp_path / "run", average=2)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
     jax.tree.map(close, run.params, mean_of(6, 4))

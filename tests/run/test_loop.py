@@ -27,7 +27,7 @@ from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
-from jaxformer.sharding.mesh import make_mesh, place
+from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.language_modeling import language_method
 from jaxformer.tasks.program import build
@@ -278,10 +278,10 @@ def test_an_end_asked_for_amid_an_evaluation_waits_for_none_and_costs_none(
         scored.append(batch)
         if len(scored) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return place(batch, sharding)
+        return shard_batch(batch, sharding)
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxformer.evaluation.loss.place", asked_to_end)
+        patch.setattr("jaxformer.evaluation.loss.shard_batch", asked_to_end)
         ended = train(config, RunOptions(run_dir=tmp_path / "run"))
     assert (ended.exit_status, ended.step, ended.evaluation, len(scored)) == (143, 20, None, 2)
     train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
@@ -292,9 +292,9 @@ def test_an_end_asked_for_amid_an_evaluation_waits_for_none_and_costs_none(
 
 def test_a_run_directory_that_another_host_sees_late_or_never(tmp_path, monkeypatch):
     monkeypatch.setattr(directory, "APPEARS", 0.3)
-    assert not directory.appears(tmp_path)
+    assert not directory.wait_until_visible(tmp_path)
     threading.Timer(0.1, (tmp_path / "config.json").touch).start()
-    assert directory.appears(tmp_path)
+    assert directory.wait_until_visible(tmp_path)
 
 
 def test_processes_agree_on_what_each_sees_of_the_run_and_on_the_end(config, tmp_path, monkeypatch):

@@ -178,13 +178,15 @@ class Store:
 
 
 @pytest.fixture
-def roll_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Store], distributed.Roll]:
+def roll_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int, Store], distributed.HeartbeatMonitor]:
     """The roll of one of three processes, by a clock that runs fast."""
     monkeypatch.setattr(distributed, "BEAT", 0.01)
     monkeypatch.setattr(distributed, "SILENT", 0.5)
 
-    def begin(process: int, store: Store) -> distributed.Roll:
-        roll = distributed.Roll(process, 3)
+    def begin(process: int, store: Store) -> distributed.HeartbeatMonitor:
+        roll = distributed.HeartbeatMonitor(process, 3)
         roll.store = store
         roll.start()
         return roll

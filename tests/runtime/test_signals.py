@@ -7,25 +7,25 @@ import sys
 
 import pytest
 
-from jaxformer.runtime.signals import Interrupt
+from jaxformer.runtime.signals import PreemptionGuard
 
 PLEADING = """
 import signal, time
 from jaxformer.runtime import signals
 signals.TOGETHER = 0.1
-with signals.Interrupt() as interrupt:
+with signals.PreemptionGuard() as interrupt:
     signal.raise_signal(signal.SIGTERM)
     time.sleep(0.2)
     signal.raise_signal(signal.SIGINT)
 """
 
 
-@pytest.mark.parametrize("second", Interrupt.handled)
+@pytest.mark.parametrize("second", PreemptionGuard.handled)
 def test_signals_that_come_together_are_one(
     second: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "_exit", lambda status: pytest.fail(f"ended with {status}"))
-    with Interrupt() as interrupt:
+    with PreemptionGuard() as interrupt:
         assert not interrupt.reached()
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(second)

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS, MeshConfig
 from jaxformer.models.bert import Bert
+from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding import rules
 from jaxformer.sharding.mesh import make_mesh
@@ -117,13 +117,13 @@ def test_every_matrix_of_bert_has_a_rule_but_the_small_tables():
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_bert_and_its_gradients_are_the_same_on_any_mesh(mesh):
-    graph, _ = abstract_model(Bert, BERT_PRESETS["toy"])
+    graphdef, _ = abstract_model(Bert, BERT_PRESETS["toy"])
     params = init_params(Bert, BERT_PRESETS["toy"], jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 64, (8, 16), dtype=np.int32)
     valid = np.arange(16) < np.arange(9, 17)[:, None]
 
     def loss(params, tokens, valid):
-        return (bind(graph, params)(tokens, tokens % 2, valid) ** 2).mean()
+        return (merge(graphdef, params)(tokens, tokens % 2, valid) ** 2).mean()
 
     step = jax.jit(jax.value_and_grad(loss))
     alone = step(params, tokens, valid)

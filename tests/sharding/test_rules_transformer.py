@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxformer.config import MeshConfig, TransformerConfig
-from jaxformer.models.pure import abstract_model, bind, flat_params, init_params
+from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import spec_for, state_shardings
@@ -53,14 +53,14 @@ def test_each_embedding_and_the_output_are_split():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_divided_it_says_what_it_says_whole(config):
-    graph, shapes = abstract_model(Transformer, config)
+    graphdef, shapes = abstract_model(Transformer, config)
     params = init_params(Transformer, config, jax.random.key(0))
     source, target = np.random.default_rng(0).integers(0, 64, (2, 8, 6))
     valid = np.arange(6) < np.arange(1, 9)[:, None].clip(max=6)
 
     @jax.jit
     def logits(params):
-        return bind(graph, params)(jnp.asarray(source), jnp.asarray(target), jnp.asarray(valid))
+        return merge(graphdef, params)(jnp.asarray(source), jnp.asarray(target), jnp.asarray(valid))
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     divided = jax.device_put(params, state_shardings(shapes, mesh))

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jaxformer.config import MeshConfig
-from jaxformer.models.pure import flat_params
+from jaxformer.models.functional import flat_params
 from jaxformer.planning.hlo import Collective, array_bytes, collectives
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_method

@@ -9,23 +9,23 @@ import pytest
 
 from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS
-from jaxformer.models.pure import abstract_model, bind, init_params
+from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.transformer import Transformer
-from jaxformer.training.objectives import translation, translation_nats
+from jaxformer.training.objectives import translation, translation_cross_entropy
 
 PADDING = 0
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], width=8, mlp_width=8, num_layers=1)
 SMOOTHED = translation("cross_entropy", 0.1, PADDING)
 KL = translation("kl", 0.1, PADDING)
 OBJECTIVES = pytest.mark.parametrize(
-    "objective", [SMOOTHED, KL, translation_nats], ids=["cross_entropy", "kl", "nats"]
+    "objective", [SMOOTHED, KL, translation_cross_entropy], ids=["cross_entropy", "kl", "nats"]
 )
 
 
 @pytest.fixture(scope="module")
 def model():
-    graph, _ = abstract_model(Transformer, CONFIG)
-    return bind(graph, init_params(Transformer, CONFIG, jax.random.key(0)))
+    graphdef, _ = abstract_model(Transformer, CONFIG)
+    return merge(graphdef, init_params(Transformer, CONFIG, jax.random.key(0)))
 
 
 def batch_of(rows: list[tuple[list[int], list[int]]], M: int = 5, L: int = 6) -> PairBatch:
@@ -44,7 +44,7 @@ ROWS = [([3, 4, 5], [6, 7]), ([8], [9, 10, 11, 12]), ([5, 4, 3, 8, 7], [])]
 
 
 def test_rows_add_up_however_they_are_padded(model):
-    objectives = (SMOOTHED, KL, translation_nats)
+    objectives = (SMOOTHED, KL, translation_cross_entropy)
     summed = jax.jit(lambda batch: [objective(model, batch, None) for objective in objectives])
     whole = summed(batch_of(ROWS))
     parts = [summed(batch_of([row], len(row[0]), len(row[1]) + 1)) for row in ROWS]
@@ -68,16 +68,16 @@ def test_a_token_is_judged_by_source_and_earlier_targets_alone(model):
     """The gradient of one token's loss reaches no later input."""
     batch = batch_of([([3, 4, 5], [6, 7, 8, 9])])
     only = batch._replace(mask=jnp.arange(6)[None] == 2)
-    first = translation_nats(model, only, None)[0]
+    first = translation_cross_entropy(model, only, None)[0]
     later = only._replace(inputs=only.inputs.at[0, 3:].set(20))
     earlier = only._replace(inputs=only.inputs.at[0, 2].set(20))
-    assert translation_nats(model, later, None)[0] == first
-    assert translation_nats(model, earlier, None)[0] != first
+    assert translation_cross_entropy(model, later, None)[0] == first
+    assert translation_cross_entropy(model, earlier, None)[0] != first
 
 
 def test_each_kind_of_loss_is_its_own(model):
     batch = batch_of(ROWS)
-    sums = [float(o(model, batch, None)[0]) for o in (SMOOTHED, KL, translation_nats)]
+    sums = [float(o(model, batch, None)[0]) for o in (SMOOTHED, KL, translation_cross_entropy)]
     assert len({round(x, 3) for x in sums}) == 3
     for kind in ("cross_entropy", "kl"):
         plain = translation(kind, 0.0, PADDING)(model, batch, None)[0]
@@ -85,8 +85,8 @@ def test_each_kind_of_loss_is_its_own(model):
 
 
 def test_dropout_follows_its_key(model):
-    graph, _ = abstract_model(Transformer, dataclasses.replace(CONFIG, dropout_rate=0.5))
-    dropping = bind(graph, init_params(Transformer, CONFIG, jax.random.key(0)))
+    graphdef, _ = abstract_model(Transformer, dataclasses.replace(CONFIG, dropout_rate=0.5))
+    dropping = merge(graphdef, init_params(Transformer, CONFIG, jax.random.key(0)))
     batch = batch_of(ROWS)
     losses = [float(SMOOTHED(dropping, batch, jax.random.key(i))[0]) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

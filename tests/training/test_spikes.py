@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.training.spikes import WINDOW, Losses, is_spike, seen
+from jaxformer.training.spikes import WINDOW, LossStats, is_spike, seen
 
 LOSSES = st.lists(st.floats(0.0, 20.0), min_size=1, max_size=120)
 
 
 @given(LOSSES)
 def test_mean_and_variance_are_the_weighted_ones(values: list[float]) -> None:
-    found = Losses()
+    found = LossStats()
     for value in values:
         found = seen(found, value)
     weights = (1 - 1 / WINDOW) ** np.arange(len(values))[::-1]
@@ -24,7 +24,7 @@ def test_mean_and_variance_are_the_weighted_ones(values: list[float]) -> None:
 
 @given(LOSSES)
 def test_a_device_remembers_the_same(values: list[float]) -> None:
-    host, device = Losses(), jax.tree.map(np.float32, Losses())
+    host, device = LossStats(), jax.tree.map(np.float32, LossStats())
     step = jax.jit(seen)
     for value in values:
         host, device = seen(host, value), step(device, np.float32(value))
@@ -32,7 +32,7 @@ def test_a_device_remembers_the_same(values: list[float]) -> None:
 
 
 def test_a_spike_is_far_above_the_mean_and_never_below_it() -> None:
-    losses = Losses(0.9 * WINDOW, 4.0, 0.25)
+    losses = LossStats(0.9 * WINDOW, 4.0, 0.25)
     assert not is_spike(losses, 4.0 + 5.9 * 0.5, 6.0)
     assert is_spike(losses, 4.0 + 6.1 * 0.5, 6.0)
     assert not is_spike(losses, 0.1, 6.0)
@@ -40,7 +40,7 @@ def test_a_spike_is_far_above_the_mean_and_never_below_it() -> None:
 
 @pytest.mark.parametrize(("number", "told"), [(68, False), (69, True)])
 def test_spikes_are_told_after_69_losses(number: int, told: bool) -> None:
-    losses = Losses()
+    losses = LossStats()
     for i in range(number):
         losses = seen(losses, 4.0 + i % 2)
     assert is_spike(losses, 100.0, 6.0) == told

@@ -13,13 +13,13 @@ from flax import nnx
 from jaxformer.batch import Batch
 from jaxformer.checkpoint import state_hash
 from jaxformer.config import GPT_PRESETS, OptimizerConfig
+from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, init_params
 from jaxformer.training import step
 from jaxformer.training.loss import cross_entropy
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
-from jaxformer.training.spikes import WINDOW, Losses
+from jaxformer.training.spikes import WINDOW, LossStats
 
 CONFIG = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
 RULE = adamw(OptimizerConfig(warmup_steps=2), 20)
@@ -52,9 +52,9 @@ def begin(fault: str, skip_spikes: bool = False) -> tuple[Any, Any]:
         return jax.lax.cond(bad, FAULTS[fault], lambda total: total, total), count
 
     table = nnx.Embed(CONFIG.vocab_size, CONFIG.vocab_size, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(table, nnx.Param)
+    graphdef, state = nnx.split(table, nnx.Param)
     params = nnx.to_pure_dict(state)
-    train_step = step.make_train_step(graph, objective, RULE, None, 2, spike_deviations=6.0)
+    train_step = step.make_train_step(graphdef, objective, RULE, None, 2, spike_deviations=6.0)
     return jax.jit(train_step), step.init_state(params, RULE, skip_spikes)
 
 
@@ -88,11 +88,11 @@ def test_a_bad_update_changes_no_parameter_and_no_moment(fault: str) -> None:
 
 
 def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, _ = abstract_model(GPT, CONFIG)
+    graphdef, _ = abstract_model(GPT, CONFIG)
     states = []
-    for guard in (step.keep_if, lambda sound, new, old: new):
-        monkeypatch.setattr(step, "keep_if", guard)
-        train_step = jax.jit(step.make_train_step(graph, next_token, RULE, jax.random.key(1), 2))
+    for guard in (step.tree_where, lambda sound, new, old: new):
+        monkeypatch.setattr(step, "tree_where", guard)
+        train_step = jax.jit(step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), 2))
         state = step.init_state(init_params(GPT, CONFIG, jax.random.key(0)), RULE)
         for i in range(10):
             state, _ = train_step(state, batch(i))
@@ -102,7 +102,7 @@ def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.Monkey
 
 def remembering(state: step.TrainState) -> step.TrainState:
     """The state after many losses of 4 ± 0.1."""
-    losses = jax.tree.map(jnp.float32, Losses(0.9 * WINDOW, 4.0, 0.01))
+    losses = jax.tree.map(jnp.float32, LossStats(0.9 * WINDOW, 4.0, 0.01))
     return state._replace(opt_state=state.opt_state._replace(losses=losses))
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.models.bert import Bert
+from jaxformer.models.functional import abstract_model, flat_params, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.models.pure import abstract_model, flat_params, init_params
 from jaxformer.models.transformer import Transformer
 from jaxformer.weights import tables
 from jaxformer.weights.convert import from_torch, to_torch

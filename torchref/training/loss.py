@@ -26,7 +26,7 @@ def smoothed_cross_entropy(
     return summed(losses_BL, mask_BL)
 
 
-def annotated_kl(
+def label_smoothing_kl(
     logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor, smoothing: float, padding_id: int
 ) -> tuple[Tensor, Tensor]:
     """KL(q || p) of each token, q = 1 - eps at the target, 0 at padding, else eps / (V - 2)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchref.batch import Batch, MaskedBatch, PairBatch
 from torchref.layers.dropout import Keep
-from torchref.training.loss import annotated_kl, cross_entropy, smoothed_cross_entropy
+from torchref.training.loss import cross_entropy, label_smoothing_kl, smoothed_cross_entropy
 
 Objective = Callable[[nn.Module, Any, Keep | None], tuple[Tensor, Tensor]]
 
@@ -28,12 +28,12 @@ def translation(loss: str, smoothing: float, padding_id: int) -> Objective:
 
     def kl_loss(model: nn.Module, batch: PairBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:
         logits_BLV = translation_logits(model, batch, keep)
-        return annotated_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+        return label_smoothing_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
 
     return kl_loss if loss == "kl" else cross_entropy_loss
 
 
-def translation_nats(
+def translation_cross_entropy(
     model: nn.Module, batch: PairBatch, keep: Keep | None
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""

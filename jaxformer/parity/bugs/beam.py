@@ -40,8 +40,8 @@ def padding_allowed(allowed: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def first_finished(hopeful: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda live, done, *args: hopeful(live, done, *args) & ~jnp.isfinite(done[:, 0])
+def first_finished(can_improve: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda live, done, *args: can_improve(live, done, *args) & ~jnp.isfinite(done[:, 0])
 
 
 def whole_rows(padded: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,16 +101,18 @@ PLANTS = {
     "caches taken from another sentence": planted("reordered", other_sentence),
     "earlier finished hypotheses forgotten": planted("advance", forgetting),
     "dead rows live again": planted("advance", reviving),
-    "finished beams still growing": planted("going_on", lambda f: lambda log_p, ends: log_p),
+    "finished beams still growing": planted(
+        "alive_candidates", lambda f: lambda log_p, ends: log_p
+    ),
     "unlikely ends finish too": planted(
-        "finishing", lambda f: lambda log_p, ends: jnp.where(ends, log_p, -jnp.inf)
+        "finished_candidates", lambda f: lambda log_p, ends: jnp.where(ends, log_p, -jnp.inf)
     ),
     "caches not reordered with the beams": planted(
         "reordered", lambda f: lambda caches, rows: caches
     ),
-    "stops at the first finished hypothesis": planted("hopeful", first_finished),
+    "stops at the first finished hypothesis": planted("can_improve", first_finished),
     "hope not divided by the penalty": planted(
-        "hopeful", lambda f: lambda live, done, longest, alpha: f(live, done, longest, 0.0)
+        "can_improve", lambda f: lambda live, done, longest, alpha: f(live, done, longest, 0.0)
     ),
     "log-softmax missing": planted("log_probabilities", lambda f: lambda logits: logits),
     "end forced one step early": planted(

@@ -34,7 +34,7 @@ def smoothed_by(share: Callable[[int], float]) -> Callable[..., Any]:
         V = logits.shape[-1]
         at_target = jnp.arange(V) == targets[..., None]
         q = jnp.where(at_target, 1 - smoothing, smoothing * share(V))
-        return loss.summed(-(q * log_probs).sum(-1), mask)
+        return loss.masked_sum(-(q * log_probs).sum(-1), mask)
 
     return lambda _: smoothed
 
@@ -59,7 +59,7 @@ def without_entropy(logits: Any, targets: Any, mask: Any, smoothing: float, padd
     V = logits.shape[-1]
     q = jnp.where(jnp.arange(V) == targets[..., None], 1 - smoothing, smoothing / (V - 2))
     q = q.at[..., padding_id].set(0.0)
-    return loss.summed(-(q * jax.nn.log_softmax(logits)).sum(-1), mask)
+    return loss.masked_sum(-(q * jax.nn.log_softmax(logits)).sum(-1), mask)
 
 
 def mass_on_padding(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ def reversed_kl(logits: Any, targets: Any, mask: Any, smoothing: float, padding_
     q = jnp.where(jnp.arange(V) == targets[..., None], 1 - smoothing, smoothing / (V - 2))
     log_probs = jax.nn.log_softmax(logits)
     each = (jnp.exp(log_probs) * (log_probs - jnp.log(q))).at[..., padding_id].set(0.0)
-    return loss.summed(each.sum(-1), mask)
+    return loss.masked_sum(each.sum(-1), mask)
 
 
 def given(change: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -148,26 +148,26 @@ BUGS = [
     ),
     Bug(
         "KL divergence without the entropy of q",
-        "annotated_kl",
-        patched(loss, "annotated_kl", lambda _: without_entropy),
+        "label_smoothing_kl",
+        patched(loss, "label_smoothing_kl", lambda _: without_entropy),
         prove_annotated_kl,
     ),
     Bug(
         "KL divergence the other way round",
-        "annotated_kl",
-        patched(loss, "annotated_kl", lambda _: reversed_kl),
+        "label_smoothing_kl",
+        patched(loss, "label_smoothing_kl", lambda _: reversed_kl),
         prove_annotated_kl,
     ),
     Bug(
         "mass on the padding token",
-        "annotated_kl",
-        patched(loss, "annotated_kl", mass_on_padding),
+        "label_smoothing_kl",
+        patched(loss, "label_smoothing_kl", mass_on_padding),
         prove_annotated_kl,
     ),
     Bug(
         "padding counted in the mean KL divergence",
-        "annotated_kl",
-        patched(loss, "annotated_kl", padding_counted),
+        "label_smoothing_kl",
+        patched(loss, "label_smoothing_kl", padding_counted),
         prove_annotated_kl,
     ),
     Bug(

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import PyTree
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.layers import masks
 from jaxformer.layers.dropout import fold_path, keep_mask
-from jaxformer.models.pure import leaf_path
+from jaxformer.models.functional import leaf_path
 from jaxformer.porting.compare import DType
 from jaxformer.porting.trace import rounded
 from torchref.layers import masks as torch_masks
@@ -74,10 +74,10 @@ class Case:
         return self if self.config.dropout_rate else self.with_dropout(0.2)
 
     @property
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The last three tokens of the vocabulary."""
         V = self.config.vocab_size
-        return Specials(padding=V - 3, start=V - 2, end=V - 1)
+        return SpecialTokens(padding=V - 3, start=V - 2, end=V - 1)
 
     @property
     def model_config(self) -> ModelConfig:

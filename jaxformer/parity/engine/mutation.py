@@ -42,7 +42,7 @@ class Bug(NamedTuple):
     case: Case = CASE
 
 
-class Finding(NamedTuple):
+class MutantResult(NamedTuple):
     """What became of a planted bug."""
 
     name: str
@@ -57,13 +57,13 @@ class Finding(NamedTuple):
         return self.caught and self.named == self.layer
 
 
-def hunt(bug: Bug) -> Finding:
+def run_mutant(bug: Bug) -> MutantResult:
     """Plant the bug and run its proof."""
     if not _without_bugs(bug.proof, bug.case).ok:
-        return Finding(bug.name, bug.layer, False, None)
+        return MutantResult(bug.name, bug.layer, False, None)
     with bug.plant():
         found = bug.proof(bug.case)
-    return Finding(bug.name, bug.layer, not found.ok, found.layer)
+    return MutantResult(bug.name, bug.layer, not found.ok, found.layer)
 
 
 @functools.cache

@@ -11,11 +11,11 @@ import torch
 
 from jaxformer.config import MeshConfig
 from jaxformer.layers.dropout import step_key
-from jaxformer.models.pure import abstract_model, bind, flat_params
+from jaxformer.models.functional import abstract_model, flat_params, merge
 from jaxformer.parity.engine.cases import Case, draw_params, dropout_key, keep_for
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import Twins
-from jaxformer.porting.compare import BOUNDS, TRUE_ZEROS, Key, Scope, judge
+from jaxformer.parity.engine.twins import ModelPair
+from jaxformer.porting.compare import BOUNDS, ZERO_GRADIENT, Key, Scope, judge
 from jaxformer.porting.locate import Comparison
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
@@ -31,10 +31,10 @@ TwinOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 Rate = Callable[[int], float]
 
 
-class Course(NamedTuple):
+class TrainingPair(NamedTuple):
     """How a model and its twin are trained."""
 
-    twins: Twins
+    twins: ModelPair
     batch: Callable[[Case, int], Any]
     """The batch of a step, of numpy arrays; its two slices differ in their tokens."""
     objective: Objective
@@ -50,7 +50,7 @@ class Course(NamedTuple):
 
 def compare_steps(
     case: Case,
-    course: Course,
+    course: TrainingPair,
     layer: str,
     steps: int,
     scope: Scope,
@@ -64,14 +64,14 @@ def compare_steps(
     return Comparison.of(rows)
 
 
-def compare_objective(case: Case, course: Course, layer: str) -> Comparison:
+def compare_objective(case: Case, course: TrainingPair, layer: str) -> Comparison:
     """The summed loss of a batch, the number of tokens, every parameter's gradient; no dropout."""
     batch = course.batch(case, 0)
     with arithmetic(case.dtype):
-        graph, shapes = abstract_model(course.twins.build, case.model_config)
+        graphdef, shapes = abstract_model(course.twins.build, case.model_config)
 
         def objective(params: Any) -> Any:
-            return course.objective(bind(graph, params), jax.tree.map(jnp.asarray, batch), None)
+            return course.objective(merge(graphdef, params), jax.tree.map(jnp.asarray, batch), None)
 
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         (total, count), grads = value_and_grad(draw_params(case, shapes))
@@ -139,7 +139,7 @@ def compare_updates(
 
 def take_steps(
     case: Case,
-    course: Course,
+    course: TrainingPair,
     layer: str,
     steps: int,
     accumulation: int,
@@ -158,13 +158,13 @@ def take_steps(
 
 
 def begin(
-    case: Case, course: Course, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
+    case: Case, course: TrainingPair, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
 ) -> tuple[Any, step.TrainState]:
     """jaxformer's jitted train step and the state before the first, divided over the mesh."""
-    graph, shapes = abstract_model(course.twins.build, case.model_config)
+    graphdef, shapes = abstract_model(course.twins.build, case.model_config)
     optimizer = course.optimizer(case, steps)
     key = dropout_key(case) if case.config.dropout_rate else None
-    train_step = step.make_train_step(graph, course.objective, optimizer, key, accumulation)
+    train_step = step.make_train_step(graphdef, course.objective, optimizer, key, accumulation)
     state = step.init_state(draw_params(case, shapes), optimizer)
     devices = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     places, rows = state_shardings(state, devices), batch_sharding(devices)
@@ -173,7 +173,7 @@ def begin(
 
 
 def take_twin_steps(
-    case: Case, course: Course, layer: str, steps: int, accumulation: int
+    case: Case, course: TrainingPair, layer: str, steps: int, accumulation: int
 ) -> dict[Key, Any]:
     """The twin's state and metrics after some steps, by the paths of jaxformer's parameters."""
     with arithmetic(case.dtype):
@@ -199,7 +199,7 @@ def take_twin_steps(
         values = _metrics_values(layer, [(m.loss, m.grad_norm) for m in reports])
         for label, tensors in _torch_state(twin, rule).items():
             for path, array in course.twins.in_jax_names(case, tensors).items():
-                if not path.endswith(TRUE_ZEROS):
+                if not path.endswith(ZERO_GRADIENT):
                     values[Key(layer, "update", f"{label}/{path}")] = array
         return values
 
@@ -247,7 +247,7 @@ def _state_values(layer: str, params: Any, opt_state: Any) -> dict[Key, Any]:
         Key(layer, "update", f"{label}/{path}"): leaf
         for label, tree in trees.items()
         for path, leaf in flat_params(tree).items()
-        if not path.endswith(TRUE_ZEROS)
+        if not path.endswith(ZERO_GRADIENT)
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from jaxformer.models.pure import abstract_model, bind, flat_params
+from jaxformer.models.functional import abstract_model, flat_params, merge
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import BOUNDS, Key, Quantity, Scope, as_numpy, judge
@@ -21,7 +21,7 @@ from jaxformer.weights.tables import Row as TableRow
 from torchref import config as torch_config
 
 
-class Twins(NamedTuple):
+class ModelPair(NamedTuple):
     """How to build a module and its twin, and which leaf is which tensor."""
 
     build: Callable[[Any, nnx.Rngs], nnx.Module]
@@ -32,8 +32,8 @@ class Twins(NamedTuple):
 
     def model(self, case: Case) -> Any:
         """The module in the type of the case, with parameters drawn for it."""
-        graph, shapes = abstract_model(self.build, case.model_config)
-        return bind(graph, draw_params(case, shapes))
+        graphdef, shapes = abstract_model(self.build, case.model_config)
+        return merge(graphdef, draw_params(case, shapes))
 
     def twin(self, case: Case) -> torch.nn.Module:
         """The twin in the type of the case, with the same parameters."""
@@ -71,7 +71,7 @@ Proof = Callable[[Case], Comparison]
 
 def compare_twins(
     case: Case,
-    twins: Twins,
+    twins: ModelPair,
     inputs: Inputs,
     scope: Scope,
     layer: str | None = None,
@@ -132,11 +132,11 @@ def compare_functions(
         def forward(self, *args: Any) -> Any:
             return twin(*args)
 
-    twins = Twins(lambda config, rngs: Module(), lambda config: Twin(), ())
+    twins = ModelPair(lambda config, rngs: Module(), lambda config: Twin(), ())
     return compare_twins(case, twins, inputs, "layer", layer)
 
 
-def _trace_twin(case: Case, twins: Twins, inputs: Inputs) -> Trace:
+def _trace_twin(case: Case, twins: ModelPair, inputs: Inputs) -> Trace:
     with arithmetic(case.dtype):
         trace = trace_torch(twins.twin(case), inputs(case)[1], case.number_type, case.seed)
         return trace._replace(param_grads=twins.in_jax_names(case, trace.param_grads))

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxformer.batch import Specials
+from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam
-from jaxformer.models.pure import abstract_model, leaf_path
+from jaxformer.models.functional import abstract_model, leaf_path
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.twins import Proof, twin_config
@@ -43,17 +43,17 @@ THREE = BeamConfig(beam=3, length_penalty=1.0, n_best=3, extra_length=4)
 class Model(NamedTuple):
     """An encoder-decoder and its twin with the same weights."""
 
-    graph: Any
+    graphdef: Any
     params: PyTree[Array]
     twin: Any
-    specials: Specials
+    specials: SpecialTokens
 
 
 def draw_model(case: Case) -> Model:
     """Both sides in the type of the case; the last three tokens are the special ones."""
-    graph, shapes = abstract_model(TRANSFORMER_TWINS.build, case.model_config)
+    graphdef, shapes = abstract_model(TRANSFORMER_TWINS.build, case.model_config)
     params = jax.tree_util.tree_map_with_path(_branching, draw_params(case, shapes))
-    return Model(graph, params, TRANSFORMER_TWINS.twin_with(case, params), case.specials)
+    return Model(graphdef, params, TRANSFORMER_TWINS.twin_with(case, params), case.specials)
 
 
 def _branching(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ def _compare(
         model = draw_model(case)
         for config in beams:
             found = translate(
-                model.graph, model.params, case.model_config, sources, model.specials, config
+                model.graphdef, model.params, case.model_config, sources, model.specials, config
             )
             name = f"beam {config.beam}, penalty {config.length_penalty}"
             expected = [by_twin(model, case, source, config) for source in sources]

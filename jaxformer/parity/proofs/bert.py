@@ -13,12 +13,12 @@ import numpy as np
 from jaxformer.config import BertConfig
 from jaxformer.models.bert import Bert
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
-from jaxformer.parity.engine.twins import Proof, Twins, compare_twins
+from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
 from jaxformer.porting.locate import Comparison
 from jaxformer.weights import tables
 from torchref.models import bert as torch_bert
 
-BERT_TWINS = Twins(Bert, torch_bert.Bert, tables.BERT, "bert")
+BERT_TWINS = ModelPair(Bert, torch_bert.Bert, tables.BERT, "bert")
 
 
 def bert_case(case: Case, **options: Any) -> Case:

@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxformer.batch import MaskedBatch
 from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.steps import Course, compare_objective, compare_steps
+from jaxformer.parity.engine.steps import TrainingPair, compare_objective, compare_steps
 from jaxformer.parity.engine.twins import Proof, twin_config
 from jaxformer.parity.proofs.bert import BERT_TWINS, bert_case
 from jaxformer.parity.proofs.training import OPTIMIZER
@@ -29,7 +29,7 @@ def masked_batch(case: Case, index: int) -> MaskedBatch:
     return MaskedBatch(tokens, segments, valid, targets, mask)
 
 
-BERT_COURSE = Course(
+BERT_COURSE = TrainingPair(
     BERT_TWINS,
     masked_batch,
     lambda *arguments: objectives.masked_token(*arguments),
@@ -49,7 +49,7 @@ def prove_masked_token(case: Case) -> Comparison:
 def prove_training(case: Case) -> Comparison:
     """State and metrics after 20 steps of two slices each, dropout on.
 
-    The key biases are left out: see `compare.TRUE_ZEROS`.
+    The key biases are left out: see `compare.ZERO_GRADIENT`.
     """
     case = case.dropping()
     return compare_steps(case, BERT_COURSE, "training", STEPS, "state")

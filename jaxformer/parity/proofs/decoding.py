@@ -15,8 +15,8 @@ from flax import nnx
 
 from jaxformer.config import SamplingConfig
 from jaxformer.decoding import generate, sampling
-from jaxformer.layers.cache import empty_cache
-from jaxformer.models.pure import abstract_model
+from jaxformer.layers.cache import init_cache
+from jaxformer.models.functional import abstract_model
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.twins import Proof, twin_config
@@ -73,7 +73,7 @@ def prove_cache(case: Case) -> Comparison:
     tokens = case.tokens("tokens", B, T)
     with arithmetic(case.dtype):
         model = GPT_TWINS.model(case)
-        caches = [empty_cache(case.model_config, B, T) for _ in range(case.config.num_layers)]
+        caches = [init_cache(case.model_config, B, T) for _ in range(case.config.num_layers)]
         logits = []
         cuts = [0, 1, 2, *range(T - 2, T + 1)]
         for start, end in itertools.pairwise(cuts):
@@ -95,7 +95,7 @@ def prove_generate(case: Case) -> Comparison:
     ours: dict[Key, Any] = {}
     theirs: dict[Key, Any] = {}
     with arithmetic(case.dtype):
-        graph, shapes = abstract_model(GPT_TWINS.build, case.model_config)
+        graphdef, shapes = abstract_model(GPT_TWINS.build, case.model_config)
         params = draw_params(case, shapes)
         for name in ("greedy", "all"):
             expected = _twin_texts(case, prompts, SAMPLINGS[name])
@@ -104,21 +104,21 @@ def prove_generate(case: Case) -> Comparison:
                 ("uncached", generate.generate_uncached),
             ):
                 key = Key("generate", "tokens", f"{name}, {kind}")
-                ours[key] = _texts(function, graph, params, case, prompts, SAMPLINGS[name])
+                ours[key] = _texts(function, graphdef, params, case, prompts, SAMPLINGS[name])
                 theirs[key] = expected
     return _judged(ours, theirs, case, "tokens")
 
 
 def _texts(
     function: Callable[..., Any],
-    graph: nnx.GraphDef,
+    graphdef: nnx.GraphDef,
     params: Any,
     case: Case,
     prompts: list[np.ndarray],
     config: SamplingConfig,
 ) -> np.ndarray:
     steps = function(
-        graph,
+        graphdef,
         params,
         case.model_config,
         prompts,

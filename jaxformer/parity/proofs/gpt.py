@@ -10,12 +10,12 @@ from typing import Any
 
 from jaxformer.models.gpt import GPT
 from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
-from jaxformer.parity.engine.twins import Proof, Twins, compare_twins
+from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
 from jaxformer.porting.locate import Comparison
 from jaxformer.weights import tables
 from torchref.models import gpt as torch_gpt
 
-GPT_TWINS = Twins(GPT, torch_gpt.GPT, tables.GPT, "gpt")
+GPT_TWINS = ModelPair(GPT, torch_gpt.GPT, tables.GPT, "gpt")
 
 
 def prove_gpt(case: Case) -> Comparison:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxformer.layers import attention, blocks, dropout, masks, mlp, norms, positions
 from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
-from jaxformer.parity.engine.twins import Proof, Twins, compare_functions, compare_twins
+from jaxformer.parity.engine.twins import ModelPair, Proof, compare_functions, compare_twins
 from jaxformer.porting.compare import BOUNDS, Key, judge
 from jaxformer.porting.locate import Comparison
 from jaxformer.weights import tables
@@ -66,7 +66,7 @@ def prove_positions(case: Case) -> Comparison:
     """Learned positions, every row of the batch at its own."""
     T = case.config.context_length
     numbers = case.rng("positions").integers(0, T, (case.batch, case.length))
-    twins = Twins(
+    twins = ModelPair(
         lambda config, rngs: positions.LearnedPositions(T, config, rngs),
         lambda config: torch_positions.LearnedPositions(T, config),
         tables.POSITIONS,
@@ -92,7 +92,7 @@ def prove_layer_norm_far(case: Case) -> Comparison:
 
 
 def _prove_norm(case: Case, x: np.ndarray) -> Comparison:
-    twins = Twins(lambda c, rngs: norms.LayerNorm(c), torch_norms.LayerNorm, tables.LAYER_NORM)
+    twins = ModelPair(lambda c, rngs: norms.LayerNorm(c), torch_norms.LayerNorm, tables.LAYER_NORM)
     return compare_twins(case, twins, _arguments(x), "layer", "layer_norm")
 
 
@@ -135,7 +135,7 @@ def prove_attention_function(case: Case) -> Comparison:
 
 def prove_attention(case: Case) -> Comparison:
     """Multi-head self-attention under the masks of the case, dropout of the weights included."""
-    twins = Twins(
+    twins = ModelPair(
         attention.MultiHeadAttention,
         torch_attention.MultiHeadAttention,
         tables.MULTI_HEAD_ATTENTION,
@@ -145,7 +145,7 @@ def prove_attention(case: Case) -> Comparison:
 
 def prove_cross_attention(case: Case) -> Comparison:
     """Multi-head attention to a memory, and its weights as a second output."""
-    twins = Twins(_AttentionWithWeights, _TwinWithWeights, tables.MULTI_HEAD_ATTENTION)
+    twins = ModelPair(_AttentionWithWeights, _TwinWithWeights, tables.MULTI_HEAD_ATTENTION)
     memory = case.normal("memory", case.batch, case.memory, case.config.width)
     return compare_twins(case, twins, _attending(case, memory), "layer", "cross_attention")
 
@@ -163,14 +163,18 @@ class _TwinWithWeights(torch_attention.MultiHeadAttention):
 def prove_mlp(case: Case) -> Comparison:
     """The feed-forward network."""
     return compare_twins(
-        case, Twins(mlp.MLP, torch_mlp.MLP, tables.MLP), _arguments(_hidden(case)), "layer", "mlp"
+        case,
+        ModelPair(mlp.MLP, torch_mlp.MLP, tables.MLP),
+        _arguments(_hidden(case)),
+        "layer",
+        "mlp",
     )
 
 
 def prove_block(case: Case) -> Comparison:
     """The encoder block under the masks of the case, all its dropouts included."""
     x = _hidden(case)
-    twins = Twins(blocks.EncoderBlock, torch_blocks.EncoderBlock, tables.ENCODER_BLOCK)
+    twins = ModelPair(blocks.EncoderBlock, torch_blocks.EncoderBlock, tables.ENCODER_BLOCK)
 
     def inputs(case: Case) -> tuple[list, list]:
         ours, theirs = both_masks(case, case.length, case.length)
@@ -183,7 +187,7 @@ def prove_block(case: Case) -> Comparison:
 def prove_decoder_block(case: Case) -> Comparison:
     """The decoder block, its tokens and its memory each under the masks of the case."""
     x, memory = _hidden(case), case.normal("memory", case.batch, case.memory, case.config.width)
-    twins = Twins(blocks.DecoderBlock, torch_blocks.DecoderBlock, tables.DECODER_BLOCK)
+    twins = ModelPair(blocks.DecoderBlock, torch_blocks.DecoderBlock, tables.DECODER_BLOCK)
     kinds = tuple(kind for kind in case.masks if kind not in ("causal", "segments"))
 
     def inputs(case: Case) -> tuple[list, list]:

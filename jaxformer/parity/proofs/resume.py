@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import checkpoint
-from jaxformer.models.pure import flat_params
+from jaxformer.models.functional import flat_params
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.steps import Course, begin
+from jaxformer.parity.engine.steps import TrainingPair, begin
 from jaxformer.parity.engine.twins import Proof
 from jaxformer.parity.proofs.training import GPT_COURSE
 from jaxformer.porting.compare import Key, judge
@@ -28,7 +28,7 @@ def prove_resume(case: Case) -> Comparison:
     return compare_resumed(case, GPT_COURSE)
 
 
-def compare_resumed(case: Case, course: Course) -> Comparison:
+def compare_resumed(case: Case, course: TrainingPair) -> Comparison:
     """`prove_resume` of any model that is trained."""
     case = case.dropping()
     with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:

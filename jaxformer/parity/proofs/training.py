@@ -14,8 +14,8 @@ from jaxformer.config import OptimizerConfig
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.steps import (
-    Course,
     SmallTwin,
+    TrainingPair,
     bound_of,
     compare_steps,
     compare_updates,
@@ -132,7 +132,7 @@ def batch(case: Case, index: int) -> Batch:
     return Batch(text[:, :-1], text[:, 1:], mask)
 
 
-GPT_COURSE = Course(
+GPT_COURSE = TrainingPair(
     GPT_TWINS,
     batch,
     lambda *arguments: objectives.next_token(*arguments),
@@ -157,7 +157,7 @@ def prove_step(case: Case) -> Comparison:
 def prove_training(case: Case) -> Comparison:
     """State and metrics after 100 steps of two slices each, dropout on.
 
-    The key biases are left out: see `compare.TRUE_ZEROS`.
+    The key biases are left out: see `compare.ZERO_GRADIENT`.
     """
     return compare_steps(case.dropping(), GPT_COURSE, "training", STEPS, "state")
 

@@ -17,13 +17,13 @@ from jaxformer.config import TransformerConfig
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import Proof, Twins, compare_twins
+from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
 from jaxformer.porting.compare import BOUNDS, Key, judge
 from jaxformer.porting.locate import Comparison
 from jaxformer.weights import tables
 from torchref.models import transformer as torch_transformer
 
-TRANSFORMER_TWINS = Twins(
+TRANSFORMER_TWINS = ModelPair(
     Transformer, torch_transformer.Transformer, tables.TRANSFORMER, "transformer"
 )
 

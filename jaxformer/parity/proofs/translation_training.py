@@ -14,7 +14,7 @@ from jaxformer.config import LossKind, NoamConfig
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.steps import (
-    Course,
+    TrainingPair,
     bound_of,
     compare_objective,
     compare_steps,
@@ -53,9 +53,9 @@ def prove_annotated_kl(case: Case) -> Comparison:
     padding = case.config.vocab_size - 1
     return compare_losses(
         case,
-        "annotated_kl",
-        lambda x, t, m: loss.annotated_kl(x, t, m, SMOOTHING, padding),
-        lambda x, t, m: torch_loss.annotated_kl(x, t, m, SMOOTHING, padding),
+        "label_smoothing_kl",
+        lambda x, t, m: loss.label_smoothing_kl(x, t, m, SMOOTHING, padding),
+        lambda x, t, m: torch_loss.label_smoothing_kl(x, t, m, SMOOTHING, padding),
         case.rng("targets").integers(0, padding, (case.batch, case.length)),
     )
 
@@ -117,10 +117,10 @@ def pair_batch(case: Case, index: int) -> PairBatch:
     return PairBatch(source, source_valid, inputs, targets, mask)
 
 
-def transformer_course(case: Case, kind: LossKind) -> Course:
+def transformer_course(case: Case, kind: LossKind) -> TrainingPair:
     """How the Transformer of the case is trained, by either loss."""
     padding, config, width = case.specials.padding, twin_config(NOAM), case.config.width
-    return Course(
+    return TrainingPair(
         TRANSFORMER_TWINS,
         pair_batch,
         lambda *arguments: objectives.translation(kind, SMOOTHING, padding)(*arguments),
@@ -145,10 +145,10 @@ def prove_translation_kl(case: Case) -> Comparison:
 def prove_translation_nats(case: Case) -> Comparison:
     """The same of the cross-entropy that runs are validated by."""
     course = transformer_course(case, "cross_entropy")._replace(
-        objective=lambda *arguments: objectives.translation_nats(*arguments),
-        twin_objective=torch_objectives.translation_nats,
+        objective=lambda *arguments: objectives.translation_cross_entropy(*arguments),
+        twin_objective=torch_objectives.translation_cross_entropy,
     )
-    return compare_objective(case, course, "translation_nats")
+    return compare_objective(case, course, "translation_cross_entropy")
 
 
 def prove_accumulation(case: Case) -> Comparison:
@@ -165,7 +165,7 @@ def prove_step(case: Case) -> Comparison:
 def prove_training(case: Case) -> Comparison:
     """State and metrics after 100 steps of two slices each, dropout on.
 
-    The key biases are left out: see `compare.TRUE_ZEROS`.
+    The key biases are left out: see `compare.ZERO_GRADIENT`.
     """
     course = transformer_course(case, "cross_entropy")
     return compare_steps(case.dropping(), course, "training", STEPS, "state")

@@ -2,9 +2,9 @@
 
 A module is split once; from then on everything is a function of the parameters:
 
-    graph, shapes = abstract_model(GPT, config)
+    graphdef, shapes = abstract_model(GPT, config)
     params = init_params(GPT, config, jax.random.key(0))
-    logits = bind(graph, params)(tokens)
+    logits = merge(graphdef, params)(tokens)
 
 Parameters are nested dicts, so a leaf has a path such as `blocks/0/attention/query/kernel`; the
 tables of jaxformer.weights and jaxformer.sharding speak of leaves by these paths.
@@ -35,15 +35,15 @@ def init_params(
     return _split(model_class(config, nnx.Rngs(params=key)))[1]
 
 
-def bind(graph: nnx.GraphDef, params: PyTree) -> Any:
+def merge(graphdef: nnx.GraphDef, params: PyTree) -> Any:
     """The model with these parameters, ready to call inside or outside jit."""
-    return nnx.merge(graph, params)
+    return nnx.merge(graphdef, params)
 
 
 def _split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree]:
     # Fails on any state that is not a parameter: models are pure.
-    graph, state = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(state)
+    graphdef, state = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(state)
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:
