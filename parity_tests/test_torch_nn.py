@@ -198,13 +198,14 @@ def test_multi_head_attention(dtype, shape, masked, seed):
         padding_mask(jnp.asarray(valid)) if masked == "padding" else None,
     )
     x, tx = both(numbers(seed, B, L, D), dtype)
-    output, grads, (x_grad,) = gradients(layer, lambda m, x: m(x, mask=mask), x)
+    output, grads, (x_grad,) = gradients(layer, lambda m, x: m(x, mask=mask)[0], x)
     forbidden = torch.ones(L, L, dtype=torch.bool).triu(1) if masked == "causal" else None
     padding = torch.tensor(~valid) if masked == "padding" else None
     expected, weights = twin(tx, tx, tx, padding, True, forbidden, average_attn_weights=False)
     backward(expected)
     check(output, expected, dtype)
-    check(layer.with_weights(x, mask=mask)[1], weights, dtype)
+    q_BLHK, kv = layer.split_heads(layer.query(x)), layer.project_kv(x)
+    check(layer.attend(q_BLHK, kv, mask)[1], weights, dtype)
     check(x_grad, tx.grad, dtype)
     check(grads["out/kernel"].T, twin.out_proj.weight.grad, dtype)
     check(grads["out/bias"], twin.out_proj.bias.grad, dtype)
@@ -260,7 +261,7 @@ def test_encoder_block(dtype, shape, placement, activation, causal, seed):
     set_weights(twin, in_torch_terms(params))
     mask = causal_mask(L) if causal else None
     x, tx = both(numbers(seed, B, L, D), dtype)
-    output, grads, (x_grad,) = gradients(layer, lambda m, x: m(x, mask), x)
+    output, grads, (x_grad,) = gradients(layer, lambda m, x: m(x, mask)[0], x)
     forbidden = torch.ones(L, L, dtype=torch.bool).triu(1) if causal else None
     expected = twin(tx, src_mask=forbidden)
     backward(expected)

@@ -108,7 +108,7 @@ def ours_of(build, case: Case, arrays: list[np.ndarray], masks: list):
 
     @jax.jit
     def run(params, inputs):
-        out, pullback = jax.vjp(lambda p, x: merge(graphdef, p)(*x, *masks), params, inputs)
+        out, pullback = jax.vjp(lambda p, x: merge(graphdef, p)(*x, *masks)[0], params, inputs)
         return out, *pullback(weights)
 
     out, param_grads, input_grads = run(params, [case.to_jax(a) for a in arrays])

@@ -40,8 +40,7 @@ from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding.sources import checked, padded
 from jaxformer.errors import UserError
-from jaxformer.layers.blocks import DecoderCache
-from jaxformer.layers.cache import KVCache
+from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.models.functional import merge
 
 
@@ -144,7 +143,7 @@ def search(
 ) -> Beams:
     """Grow beams until every row has died; no hypothesis is longer than `length`."""
     model = merge(graphdef, params)
-    started = model.start(model.encode(source_BM, valid_BM), length)
+    started = model.init_cache(model.encode(source_BM, valid_BM), length)
     memory = [cache.memory for cache in started]
 
     def grow(beams: Beams) -> Beams:
@@ -197,7 +196,9 @@ def read(
         newest_B: Int[Array, " B"], own: list[KVCache]
     ) -> tuple[Float[Array, "B V"], list[KVCache]]:
         caches = [DecoderCache(*pair) for pair in zip(own, memory, strict=True)]
-        hidden_B1D, caches = model.decode(newest_B[:, None], positions_B1, valid_BM, caches)
+        hidden_B1D, caches = model.hidden(
+            newest_B[:, None], None, None, valid_BM, caches=caches, positions=positions_B1
+        )
         return model.logits(hidden_B1D[:, 0]), [cache.own for cache in caches]
 
     return jax.vmap(row, in_axes=1, out_axes=1)(newest_BW, beams.caches)

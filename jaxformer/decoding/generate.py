@@ -80,7 +80,7 @@ def _generate(
     keys_B: Key[Array, " B"],
 ) -> Iterator[Int[np.ndarray, " B"]]:
     B, T = len(windows), config.context_length
-    caches = [init_cache(config, B, T) for _ in range(config.num_layers)]
+    caches = init_cache(config, B, T)
     seen_BV = jnp.asarray(seen_tokens(windows, config.vocab_size))
     must_read_all = True
     for step in range(max_new_tokens):
@@ -121,7 +121,7 @@ def advance(
 ) -> tuple[Int[Array, " B"], list[KVCache], Bool[Array, "B V"]]:
     """Read tokens into the caches and choose what follows the one at index `last` of each row."""
     model = merge(graphdef, params)
-    hidden_BLD, caches = model.decode(tokens_BL, positions_BL, caches)
+    hidden_BLD, caches = model.hidden(tokens_BL, caches=caches, positions=positions_BL)
     rows = jnp.arange(len(last_B))
     logits_BV = model.logits(hidden_BLD[rows, last_B])
     tokens_B = choose(logits_BV, seen_BV, sampling, keys_B, step)

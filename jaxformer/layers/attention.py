@@ -11,7 +11,6 @@ from jaxformer.config import BlockConfig
 from jaxformer.layers.cache import KVCache, write_cache
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.masks import position_mask
 
 
 def attention(
@@ -56,61 +55,45 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        memory_BMD: Float[Array, "B M D"] | None = None,
+        memory: Float[Array, "B M D"] | KVCache | None = None,
         mask: Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B L D"]:
-        """Attend from x to the memory, by default x itself."""
-        return self.with_weights(x_BLD, memory_BMD, mask, dropout_key)[0]
+        cache: KVCache | None = None,
+        positions: Int[Array, "#B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], KVCache | None]:
+        """Attend from x to the memory, by default x itself; returns the output and the cache.
 
-    def with_weights(
-        self,
-        x_BLD: Float[Array, "B L D"],
-        memory_BMD: Float[Array, "B M D"] | None = None,
-        mask: Bool[Array, "#B #H #L #M"] | None = None,
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L M"]]:
-        """The output and each head's weights, before dropout."""
-        memory_BMD = x_BLD if memory_BMD is None else memory_BMD
-        q_BLHK = self.split_heads(self.query(x_BLD))
-        k_BMHK = self.split_heads(self.key(memory_BMD))
-        v_BMHK = self.split_heads(self.value(memory_BMD))
-        weights_key = fold_path(dropout_key, "weights")
-        out_BLHK, weights_BHLM = attention(
-            q_BLHK, k_BMHK, v_BMHK, mask, self.dropout_rate, weights_key
-        )
-        return self.out(out_BLHK.reshape(x_BLD.shape)), weights_BHLM
-
-    def decode(
-        self, x_BLD: Float[Array, "B L D"], positions: Int[Array, "B L"], cache: KVCache
-    ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Causal self-attention of new tokens to themselves and to all that the cache holds.
-
-        Key and value of the token at position p are kept in slot p of the cache.
+        Args:
+            x_BLD: the queries.
+            memory: what is attended to, or its keys and values as `project_kv` gives them.
+            mask: True where a query may attend to a key; over the cache's slots where there is one.
+            dropout_key: of this layer; None turns dropout off.
+            cache: keys and values of earlier tokens, to which those of x are added.
+            positions: of x in the text, and so its slots in the cache; needed with a cache only.
         """
-        k_BLHK, v_BLHK = self.split_heads(self.key(x_BLD)), self.split_heads(self.value(x_BLD))
-        cache = write_cache(cache, k_BLHK, v_BLHK, positions)
-        slots = jnp.arange(cache.k_BMHK.shape[1])[None]
         q_BLHK = self.split_heads(self.query(x_BLD))
-        mask = position_mask(positions, slots)
-        out_BLHK, _ = attention(q_BLHK, cache.k_BMHK, cache.v_BMHK, mask)
-        return self.out(out_BLHK.reshape(x_BLD.shape)), cache
+        memory = x_BLD if memory is None else memory
+        kv = memory if isinstance(memory, KVCache) else self.project_kv(memory)
+        if cache is not None and positions is not None:
+            kv = cache = write_cache(cache, kv, positions)
+        return self.attend(q_BLHK, kv, mask, dropout_key)[0], cache
 
-    def remember(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
-        """Keys and values of a memory that many queries will attend to."""
+    def project_kv(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
+        """Keys and values of what is attended to."""
         k_BMHK = self.split_heads(self.key(memory_BMD))
         return KVCache(k_BMHK, self.split_heads(self.value(memory_BMD)))
 
-    def recall(
+    def attend(
         self,
-        x_BLD: Float[Array, "B L D"],
-        memory: KVCache,
+        q_BLHK: Float[Array, "B L H K"],
+        kv: KVCache,
         mask: Bool[Array, "#B #H #L #M"] | None = None,
-    ) -> Float[Array, "B L D"]:
-        """Attend from x to what `remember` kept."""
-        q_BLHK = self.split_heads(self.query(x_BLD))
-        out_BLHK, _ = attention(q_BLHK, memory.k_BMHK, memory.v_BMHK, mask)
-        return self.out(out_BLHK.reshape(x_BLD.shape))
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L M"]]:
+        """The projected output of all heads, and each head's weights before dropout."""
+        weights_key = fold_path(dropout_key, "weights")
+        out_BLHK, weights_BHLM = attention(q_BLHK, *kv, mask, self.dropout_rate, weights_key)
+        return self.out(out_BLHK.reshape(*out_BLHK.shape[:2], -1)), weights_BHLM
 
     def split_heads(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         """View the width as H heads of K."""

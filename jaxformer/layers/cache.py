@@ -1,7 +1,7 @@
-"""The key-value cache of one attention layer, a pytree that decoding carries along.
+"""The key-value cache of decoding, one per attention layer: a pytree that is passed along.
 
 Slot p of a row holds the key and value of that row's token at position p. Rows may be at different
-positions; what lies beyond a row's position is never attended to and is overwritten in its turn.
+positions; slots beyond a row's position are masked and overwritten as the row grows.
 """
 
 from typing import NamedTuple
@@ -13,27 +13,37 @@ from jaxformer.config import BlockConfig
 
 
 class KVCache(NamedTuple):
-    """Keys and values seen so far."""
+    """Keys and values of one attention layer."""
 
     k_BMHK: Float[Array, "B M H K"]
     v_BMHK: Float[Array, "B M H K"]
 
 
-def init_cache(config: BlockConfig, batch_size: int, length: int) -> KVCache:
-    """A cache of `length` slots for each of `batch_size` rows, all zero."""
+class DecoderCache(NamedTuple):
+    """Keys and values of one decoder block."""
+
+    own: KVCache
+    """Those of the target tokens so far."""
+    memory: KVCache
+    """Those of the encoder's output; they do not change."""
+
+
+def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCache]:
+    """N caches of `length` slots for each of `batch_size` rows, all zero."""
     shape = (batch_size, length, config.num_heads, config.head_width)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    zeros = jnp.zeros(shape, config.dtype)
+    return [KVCache(zeros, zeros) for _ in range(config.num_layers)]
 
 
-def write_cache(
-    cache: KVCache,
-    k_BLHK: Float[Array, "B L H K"],
-    v_BLHK: Float[Array, "B L H K"],
-    positions: Int[Array, "B L"],
-) -> KVCache:
+def write_cache(cache: KVCache, new: KVCache, positions: Int[Array, "#B L"]) -> KVCache:
     """The cache with the new keys and values in the slots of their positions."""
-    rows = jnp.arange(positions.shape[0])[:, None]
+    rows = jnp.arange(new.k_BMHK.shape[0])[:, None]
     return KVCache(
-        cache.k_BMHK.at[rows, positions].set(k_BLHK),
-        cache.v_BMHK.at[rows, positions].set(v_BLHK),
+        cache.k_BMHK.at[rows, positions].set(new.k_BMHK),
+        cache.v_BMHK.at[rows, positions].set(new.v_BMHK),
     )
+
+
+def cache_slots(cache: KVCache) -> Int[Array, "1 M"]:
+    """The positions that the slots stand for."""
+    return jnp.arange(cache.k_BMHK.shape[1])[None]

@@ -5,30 +5,49 @@ ends with one more (Xiong et al. 2020, section 3.1).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import BlockConfig
-from jaxformer.layers.blocks import DecoderBlock, DecoderCache, EncoderBlock, identity
-from jaxformer.layers.cache import init_cache
+from jaxformer.layers.blocks import Block, DecoderBlock, EncoderBlock
+from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.layers.dropout import fold_path
 from jaxformer.layers.norms import LayerNorm
 
 
-def ready(block: nnx.Module, remat: bool) -> Callable[..., Array]:
-    """The block as a function; with `remat` its backward pass starts from its inputs alone.
+def apply_blocks(
+    blocks: Sequence[Block],
+    remat: bool,
+    x_BLD: Float[Array, "B L D"],
+    inputs: tuple[Array | None, ...],
+    dropout_key: Key[Array, ""] | None,
+    caches: Sequence[Any] | None = None,
+    positions: Int[Array, "#B L"] | None = None,
+) -> tuple[Float[Array, "B L D"], list[Any]]:
+    """One block after the other; returns the output, and the cache of each block, perhaps None."""
+    written = []
+    for i, (block, cache) in enumerate(zip(blocks, caches or [None] * len(blocks), strict=True)):
+        key = fold_path(dropout_key, "blocks", i)
+        x_BLD, cache = maybe_remat(block, remat)(x_BLD, *inputs, key, cache, positions)
+        written.append(cache)
+    return x_BLD, written
 
-    What the block computes in between is then computed twice and kept only while this block's
-    gradients need it (Chen et al. 2016, section 3). Values and gradients stay what they were.
+
+def maybe_remat(block: Block, remat: bool) -> Callable[..., tuple[Array, Any]]:
+    """The block; with `remat` its backward pass recomputes what lies between input and output.
+
+    Memory for activations is traded for computing them twice (Chen et al. 2016, section 3). Values
+    and gradients are the same.
     """
     if not remat:
         return block
     graphdef, params = nnx.split(block)
-    again = jax.checkpoint(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
-    return functools.partial(again, params)
+    recomputed = jax.checkpoint(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+    return functools.partial(recomputed, params)
 
 
 class Encoder(nnx.Module):
@@ -45,9 +64,8 @@ class Encoder(nnx.Module):
         mask: Bool[Array, "#B #H #L #L"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        for i, block in enumerate(self.blocks):
-            x_BLD = ready(block, self.remat)(x_BLD, mask, fold_path(dropout_key, "blocks", i))
-        return (self.norm or identity)(x_BLD)
+        x_BLD, _ = apply_blocks(self.blocks, self.remat, x_BLD, (mask,), dropout_key)
+        return x_BLD if self.norm is None else self.norm(x_BLD)
 
 
 class Decoder(nnx.Module):
@@ -56,41 +74,25 @@ class Decoder(nnx.Module):
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.blocks = nnx.List([DecoderBlock(config, rngs) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config) if config.norm_placement == "pre" else None
-        self.config = config
+        self.remat = config.remat
 
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        memory_BMD: Float[Array, "B M D"],
-        mask: Bool[Array, "#B #H #L #L"] | None = None,
+        memory_BMD: Float[Array, "B M D"] | None,
+        mask: Bool[Array, "#B #H #L #S"] | None = None,
         memory_mask: Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B L D"]:
-        for i, block in enumerate(self.blocks):
-            key = fold_path(dropout_key, "blocks", i)
-            x_BLD = ready(block, self.config.remat)(x_BLD, memory_BMD, mask, memory_mask, key)
-        return (self.norm or identity)(x_BLD)
+        caches: Sequence[DecoderCache] | None = None,
+        positions: Int[Array, "#B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], list[Any]]:
+        """The output, and each block's cache with the tokens added; see `DecoderBlock`."""
+        inputs = (memory_BMD, mask, memory_mask)
+        x_BLD, caches = apply_blocks(
+            self.blocks, self.remat, x_BLD, inputs, dropout_key, caches, positions
+        )
+        return x_BLD if self.norm is None else self.norm(x_BLD), caches
 
-    def start(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:
-        """Caches for decoding up to `length` tokens from the encoder's output."""
-        B = memory_BMD.shape[0]
-        return [
-            DecoderCache(
-                init_cache(self.config, B, length), block.cross_attention.remember(memory_BMD)
-            )
-            for block in self.blocks
-        ]
-
-    def decode(
-        self,
-        x_BLD: Float[Array, "B L D"],
-        positions: Int[Array, "B L"],
-        memory_mask: Bool[Array, "#B #H #L #M"] | None,
-        caches: list[DecoderCache],
-    ) -> tuple[Float[Array, "B L D"], list[DecoderCache]]:
-        """The stack on new tokens at their positions, and the caches with them added."""
-        updated = []
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x_BLD, cache = block.decode(x_BLD, positions, memory_mask, cache)
-            updated.append(cache)
-        return (self.norm or identity)(x_BLD), updated
+    def project_kv(self, memory_BMD: Float[Array, "B M D"]) -> list[KVCache]:
+        """Each block's keys and values of the encoder's output."""
+        return [block.cross_attention.project_kv(memory_BMD) for block in self.blocks]

@@ -8,7 +8,6 @@ What the paper leaves open is as in its published code, https://github.com/googl
 The pooler and the next-sentence head are left out: later work does without (Liu et al. 2019, 4.2).
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxformer.config import BertConfig
 from jaxformer.errors import UserError
 from jaxformer.layers.dropout import dropout, fold_path
+from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import padding_mask
 from jaxformer.layers.mlp import ACTIVATIONS
@@ -45,19 +45,9 @@ class Bert(nnx.Module):
     """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        def embedding(rows: int) -> nnx.Embed:
-            return nnx.Embed(
-                rows,
-                config.width,
-                embedding_init=jax.nn.initializers.normal(config.init_std),
-                dtype=jnp.dtype(config.dtype),
-                param_dtype=jnp.dtype(config.param_dtype),
-                rngs=rngs,
-            )
-
-        self.embed = embedding(config.vocab_size)
+        self.embed = Embedding(config.vocab_size, config, rngs)
         self.positions = LearnedPositions(config.context_length, config, rngs)
-        self.segments = embedding(config.num_segments)
+        self.segments = Embedding(config.num_segments, config, rngs)
         self.embedding_norm = LayerNorm(config)
         self.encoder = Encoder(config, rngs)
         self.head = MaskedLanguageHead(config, rngs)

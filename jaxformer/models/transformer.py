@@ -6,18 +6,20 @@ output, or each has its own. Dropout follows the embeddings and each sub-layer (
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import TransformerConfig
 from jaxformer.errors import UserError
-from jaxformer.layers.blocks import DecoderCache
+from jaxformer.layers.cache import DecoderCache, cache_slots, init_cache
 from jaxformer.layers.dropout import dropout, fold_path
+from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.masks import causal_mask, combine_masks, padding_mask
+from jaxformer.layers.masks import combine_masks, padding_mask, position_mask
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 
@@ -30,21 +32,11 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        def embedding() -> nnx.Embed:
-            return nnx.Embed(
-                config.vocab_size,
-                config.width,
-                embedding_init=jax.nn.initializers.normal(config.init_std),
-                dtype=jnp.dtype(config.dtype),
-                param_dtype=jnp.dtype(config.param_dtype),
-                rngs=rngs,
-            )
-
         if config.share_embeddings:
-            self.embed = embedding()
+            self.embed = Embedding(config.vocab_size, config, rngs)
         else:
-            self.source_embed = embedding()
-            self.target_embed = embedding()
+            self.source_embed = Embedding(config.vocab_size, config, rngs)
+            self.target_embed = Embedding(config.vocab_size, config, rngs)
             self.output = Linear((config.width, config.vocab_size), config, rngs, use_bias=False)
         self.encoder = Encoder(config, rngs)
         self.decoder = Decoder(config, rngs)
@@ -64,15 +56,8 @@ class Transformer(nnx.Module):
             UserError: for a source or target longer than the context.
         """
         memory_BMD = self.encode(source_BM, source_valid_BM, dropout_key)
-        L = target_BL.shape[1]
-        x_BLD = self.embed_target(target_BL, jnp.arange(L))
-        x_BLD = dropout(
-            x_BLD, self.config.dropout_rate, fold_path(dropout_key, "target_embedding_dropout")
-        )
-        mask = combine_masks(causal_mask(L), padding(target_valid_BL))
-        key = fold_path(dropout_key, "decoder")
-        x_BLD = self.decoder(x_BLD, memory_BMD, mask, padding(source_valid_BM), key)
-        return self.logits(x_BLD)
+        masks = target_valid_BL, source_valid_BM
+        return self.logits(self.hidden(target_BL, memory_BMD, *masks, dropout_key)[0])
 
     def encode(
         self,
@@ -86,39 +71,55 @@ class Transformer(nnx.Module):
             UserError: for a source longer than the context.
         """
         embed = self.embed if self.config.share_embeddings else self.source_embed
-        x_BMD = self.scaled(embed, source_BM, jnp.arange(source_BM.shape[1]))
-        x_BMD = dropout(
-            x_BMD, self.config.dropout_rate, fold_path(dropout_key, "source_embedding_dropout")
-        )
-        key = fold_path(dropout_key, "encoder")
-        return self.encoder(x_BMD, padding(source_valid_BM), key)
+        key = fold_path(dropout_key, "source_embedding_dropout")
+        x_BMD = self.embed_tokens(embed, source_BM, jnp.arange(source_BM.shape[1]), key)
+        return self.encoder(x_BMD, padding(source_valid_BM), fold_path(dropout_key, "encoder"))
 
-    def start(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:
-        """Caches for decoding up to `length` tokens from the encoder's output."""
-        return self.decoder.start(memory_BMD, length)
-
-    def decode(
+    def hidden(
         self,
         target_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
-        source_valid_BM: Bool[Array, "B M"] | None,
-        caches: list[DecoderCache],
-    ) -> tuple[Float[Array, "B L D"], list[DecoderCache]]:
-        """Final hidden states of new tokens at their positions, and the caches with them added."""
-        x_BLD = self.embed_target(target_BL, positions_BL)
-        return self.decoder.decode(x_BLD, positions_BL, padding(source_valid_BM), caches)
+        memory_BMD: Float[Array, "B M D"] | None,
+        target_valid_BS: Bool[Array, "B S"] | None = None,
+        source_valid_BM: Bool[Array, "B M"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+        caches: Sequence[DecoderCache] | None = None,
+        positions: Int[Array, "#B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], list[Any]]:
+        """The decoder's final hidden states, and each block's cache with the tokens added.
 
-    def embed_target(
-        self, target_BL: Int[Array, "B L"], positions: Int[Array, "*B L"]
-    ) -> Float[Array, "B L D"]:
-        """Target tokens at their positions, as the decoder reads them."""
+        Training, prefill and decoding all run this.
+
+        Args:
+            target_BL: a target or, with caches, the next piece of it.
+            memory_BMD: the encoder's output; with caches it is in them.
+            target_valid_BS: True where a token is one; with caches over their slots.
+            source_valid_BM: the same of the source.
+            dropout_key: of the step; None turns dropout off.
+            caches: one per block, see `init_cache`; None without.
+            positions: of the tokens in the target, and so their slots; from 0 by default.
+        """
+        positions = jnp.arange(target_BL.shape[1])[None] if positions is None else positions
+        slots = positions if caches is None else cache_slots(caches[0].own)
+        mask = combine_masks(position_mask(positions, slots), padding(target_valid_BS))
         embed = self.embed if self.config.share_embeddings else self.target_embed
-        return self.scaled(embed, target_BL, positions)
+        key = fold_path(dropout_key, "target_embedding_dropout")
+        x_BLD = self.embed_tokens(embed, target_BL, positions, key)
+        key, memory_mask = fold_path(dropout_key, "decoder"), padding(source_valid_BM)
+        return self.decoder(x_BLD, memory_BMD, mask, memory_mask, key, caches, positions)
 
-    def scaled(
-        self, embed: nnx.Embed, tokens_BL: Int[Array, "B L"], positions: Int[Array, "*B L"]
+    def init_cache(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:
+        """Caches for decoding up to `length` tokens from the encoder's output."""
+        own = init_cache(self.config, memory_BMD.shape[0], length)
+        return list(map(DecoderCache, own, self.decoder.project_kv(memory_BMD)))
+
+    def embed_tokens(
+        self,
+        embed: Embedding,
+        tokens_BL: Int[Array, "B L"],
+        positions: Int[Array, "*B L"],
+        dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        """sqrt(D) W[token] + PE[position] (sections 3.4 and 3.5).
+        """dropout(sqrt(D) W[token] + PE[position]) (sections 3.4, 3.5 and 5.4).
 
         Raises:
             UserError: for a text longer than the context.
@@ -127,7 +128,8 @@ class Transformer(nnx.Module):
         if L > T:
             raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
         table = jnp.asarray(sinusoidal_positions(T, D), self.config.dtype)
-        return math.sqrt(D) * embed(tokens_BL) + table[positions]
+        x_BLD = math.sqrt(D) * embed(tokens_BL) + table[positions]
+        return dropout(x_BLD, self.config.dropout_rate, dropout_key)
 
     def logits(self, hidden_BLD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states times the shared embedding (Press & Wolf 2017), or the output's matrix."""

@@ -52,7 +52,7 @@ def test_an_embedding_enters_with_the_size_of_its_position():
         abstract_model(Transformer, config)[0],
         init_params(Transformer, config, jax.random.key(0)),
     )
-    rows = model.embed_target(jnp.arange(16)[None], jnp.arange(16))
+    rows = model.embed_tokens(model.embed, jnp.arange(16)[None], jnp.arange(16))
     assert float(jnp.square(rows).mean()) == pytest.approx(1.5, rel=0.1)
 
 
@@ -129,11 +129,12 @@ def test_cached_pieces_are_the_whole(placement):
     graphdef, _ = abstract_model(Transformer, config)
     model = merge(graphdef, init_params(Transformer, config, jax.random.key(0)))
     valid = jnp.arange(M) < jnp.array([[M], [3]])
-    caches = model.start(model.encode(SOURCE, valid), L)
+    caches = model.init_cache(model.encode(SOURCE, valid), L)
     pieces = []
     for start, end in itertools.pairwise([0, 1, 2, 5, 8, L]):
         positions = jnp.arange(start, end) + jnp.zeros((2, 1), int)
-        hidden, caches = model.decode(TARGET[:, start:end], positions, valid, caches)
+        piece = TARGET[:, start:end]
+        hidden, caches = model.hidden(piece, None, None, valid, caches=caches, positions=positions)
         pieces.append(model.logits(hidden))
     whole = model(SOURCE, TARGET, valid)
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=0, atol=5e-6)

@@ -55,24 +55,25 @@ class MultiHeadAttention(nn.Module):
         keep: Keep | None = None,
     ) -> Tensor:
         """Attend from x to the memory, by default x itself."""
-        return self.with_weights(x_BLD, memory_BMD, mask, keep)[0]
+        q_BLHK = self.split_heads(self.query(x_BLD))
+        kv = self.project_kv(x_BLD if memory_BMD is None else memory_BMD)
+        return self.attend(q_BLHK, kv, mask, keep)[0]
 
-    def with_weights(
+    def project_kv(self, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is attended to."""
+        return self.split_heads(self.key(memory_BMD)), self.split_heads(self.value(memory_BMD))
+
+    def attend(
         self,
-        x_BLD: Tensor,
-        memory_BMD: Tensor | None = None,
+        q_BLHK: Tensor,
+        kv: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         keep: Keep | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The output and each head's weights (B, H, L, M), before dropout."""
-        memory_BMD = x_BLD if memory_BMD is None else memory_BMD
-        q_BLHK = self.split_heads(self.query(x_BLD))
-        k_BMHK = self.split_heads(self.key(memory_BMD))
-        v_BMHK = self.split_heads(self.value(memory_BMD))
-        out_BLHK, weights_BHLM = attention(
-            q_BLHK, k_BMHK, v_BMHK, mask, self.dropout_rate, fold_path(keep, "weights")
-        )
-        return self.out(out_BLHK.reshape(x_BLD.shape)), weights_BHLM
+        """The projected output of all heads, and each head's weights before dropout."""
+        keep = fold_path(keep, "weights")
+        out_BLHK, weights_BHLM = attention(q_BLHK, *kv, mask, self.dropout_rate, keep)
+        return self.out(out_BLHK.reshape(*out_BLHK.shape[:2], -1)), weights_BHLM
 
     def split_heads(self, x_BLD: Tensor) -> Tensor:
         """View the width as H heads of K: (B, L, H, K)."""

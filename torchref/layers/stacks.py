@@ -7,7 +7,7 @@ ends with one more (Xiong et al. 2020, section 3.1).
 from torch import Tensor, nn
 
 from torchref.config import BlockConfig
-from torchref.layers.blocks import DecoderBlock, EncoderBlock, identity
+from torchref.layers.blocks import DecoderBlock, EncoderBlock
 from torchref.layers.dropout import Keep, fold_path
 from torchref.layers.norms import LayerNorm
 
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         for i, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, mask, fold_path(keep, "blocks", i))
-        return (self.norm or identity)(x_BLD)
+        return x_BLD if self.norm is None else self.norm(x_BLD)
 
 
 class Decoder(nn.Module):
@@ -46,4 +46,4 @@ class Decoder(nn.Module):
     ) -> Tensor:
         for i, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, memory_BMD, mask, memory_mask, fold_path(keep, "blocks", i))
-        return (self.norm or identity)(x_BLD)
+        return x_BLD if self.norm is None else self.norm(x_BLD)

@@ -55,10 +55,7 @@ class Transformer(nn.Module):
         """Logits of a whole target; M and L are at most context_length."""
         memory_BMD = self.encode(source_BM, source_valid_BM, keep)
         embed = self.embed if self.config.share_embeddings else self.target_embed
-        x_BLD = self.scaled(embed, target_BL)
-        x_BLD = dropout(
-            x_BLD, self.config.dropout_rate, fold_path(keep, "target_embedding_dropout")
-        )
+        x_BLD = self.embed_tokens(embed, target_BL, fold_path(keep, "target_embedding_dropout"))
         mask = combine_masks(causal_mask(target_BL.shape[1]), padding(target_valid_BL))
         x_BLD = self.decoder(
             x_BLD, memory_BMD, mask, padding(source_valid_BM), fold_path(keep, "decoder")
@@ -73,16 +70,16 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The encoder's output (B, M, D), the memory that the decoder attends to."""
         embed = self.embed if self.config.share_embeddings else self.source_embed
-        x_BMD = self.scaled(embed, source_BM)
-        x_BMD = dropout(
-            x_BMD, self.config.dropout_rate, fold_path(keep, "source_embedding_dropout")
-        )
+        x_BMD = self.embed_tokens(embed, source_BM, fold_path(keep, "source_embedding_dropout"))
         return self.encoder(x_BMD, padding(source_valid_BM), fold_path(keep, "encoder"))
 
-    def scaled(self, embed: nn.Embedding, tokens_BL: Tensor) -> Tensor:
-        """sqrt(D) W[token] + PE[position] (sections 3.4 and 3.5)."""
+    def embed_tokens(
+        self, embed: nn.Embedding, tokens_BL: Tensor, keep: Keep | None = None
+    ) -> Tensor:
+        """dropout(sqrt(D) W[token] + PE[position]) (sections 3.4, 3.5 and 5.4)."""
         L, D = tokens_BL.shape[1], self.config.width
-        return math.sqrt(D) * embed(tokens_BL) + sinusoidal_positions(L, D).to(embed.weight.dtype)
+        table = sinusoidal_positions(L, D).to(embed.weight.dtype)
+        return dropout(math.sqrt(D) * embed(tokens_BL) + table, self.config.dropout_rate, keep)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
         """Hidden states times the shared embedding (Press & Wolf 2017), or the output's matrix."""

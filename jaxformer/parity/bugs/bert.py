@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
+from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.masks import causal_mask
 from jaxformer.models import bert
 from jaxformer.models.bert import Bert
@@ -26,15 +26,15 @@ def left_out(module: Any, x: jax.Array) -> jax.Array:
 
 
 def no_segments(module: Any, segments: jax.Array) -> jax.Array:
-    return jnp.zeros_like(nnx.Embed.__call__(module, segments))
+    return jnp.zeros_like(Embedding.__call__(module, segments))
 
 
 def segments_of_another_text(module: Any, segments: jax.Array) -> jax.Array:
-    return nnx.Embed.__call__(module, jnp.roll(segments, 1, axis=0))
+    return Embedding.__call__(module, jnp.roll(segments, 1, axis=0))
 
 
 def segments_counted_from_one(module: Any, segments: jax.Array) -> jax.Array:
-    return nnx.Embed.__call__(module, jnp.minimum(segments + 1, module.num_embeddings - 1))
+    return Embedding.__call__(module, jnp.minimum(segments + 1, module.embedding.shape[0] - 1))
 
 
 def norm_before_the_sum(self: Bert, tokens: jax.Array, segments: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from jaxformer.decoding import generate, sampling
 from jaxformer.layers import attention
+from jaxformer.layers.cache import KVCache
+from jaxformer.models import gpt
 from jaxformer.parity.engine.mutation import Bug, patched
 from jaxformer.parity.proofs.decoding import prove_cache, prove_generate, prove_sampling
 
@@ -26,7 +28,7 @@ def multiplied(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
 
 
 def late(write: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda cache, k, v, positions: write(cache, k, v, positions + 1)
+    return lambda cache, new, positions: write(cache, new, positions + 1)
 
 
 BUGS = [
@@ -36,13 +38,17 @@ BUGS = [
     Bug(
         "cache read beyond the position",
         "cache",
-        patched(attention, "position_mask", lambda f: lambda q, k: f(q + 1, k)),
+        patched(gpt, "position_mask", lambda f: lambda q, k: f(q + 1, k)),
         prove_cache,
     ),
     Bug(
         "keys and values swapped in the cache",
         "cache",
-        patched(attention, "write_cache", lambda f: lambda c, k, v, p: f(c, v, k, p)),
+        patched(
+            attention,
+            "write_cache",
+            lambda f: lambda cache, new, p: f(cache, KVCache(*reversed(new)), p),
+        ),
         prove_cache,
     ),
     Bug(

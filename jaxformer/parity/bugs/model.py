@@ -31,17 +31,17 @@ def scores_scaled(factor: Callable[[jax.Array], float]) -> Plant:
 def swapped(one: str, other: str) -> Callable[[Any], None]:
     """Two projections of an attention in each other's place."""
 
-    def with_weights(self: Any, *args: Any) -> Any:
+    def call(self: Any, *args: Any) -> Any:
         first, second = getattr(self, one), getattr(self, other)
         setattr(self, one, second)
         setattr(self, other, first)
         try:
-            return attention.MultiHeadAttention.with_weights(self, *args)
+            return attention.MultiHeadAttention.__call__(self, *args)
         finally:
             setattr(self, one, first)
             setattr(self, other, second)
 
-    return method("with_weights", with_weights)
+    return method("__call__", call)
 
 
 def softmax_in_float32(scores: jax.Array, axis: int) -> jax.Array:
@@ -82,6 +82,11 @@ def sinusoid_in_halves(length: int, width: int) -> np.ndarray:
 
 def not_rescaled(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return x if key is None else jnp.where(dropout.keep_mask(key, rate, x.shape), x, 0.0)
+
+
+def residual_removed(self: Any, x: jax.Array, *rest: Any) -> Any:
+    y, cache = blocks.EncoderBlock.__call__(self, x, *rest)
+    return y - x, cache
 
 
 def other_path(old: str, new: str) -> Callable[[Any], Any]:
@@ -126,19 +131,19 @@ BUGS = [
     Bug(
         "mask inverted",
         "blocks.0.attention",
-        patched(gpt, "causal_mask", lambda f: lambda n: ~f(n)),
+        patched(gpt, "position_mask", lambda f: lambda q, k: ~f(q, k)),
         prove_gpt,
     ),
     Bug(
         "causal mask sees one ahead",
         "blocks.0.attention",
-        patched(gpt, "causal_mask", lambda f: lambda n: f(n + 1)[:, :, 1:, :-1]),
+        patched(gpt, "position_mask", lambda f: lambda q, k: f(q + 1, k)),
         prove_gpt,
     ),
     Bug(
         "causal mask hides the token itself",
         "blocks.0.attention",
-        patched(gpt, "causal_mask", lambda f: lambda n: f(n + 1)[:, :, :-1, 1:]),
+        patched(gpt, "position_mask", lambda f: lambda q, k: f(q - 1, k)),
         prove_gpt,
     ),
     Bug(
@@ -280,7 +285,7 @@ BUGS = [
         "blocks.1",
         in_module(
             "blocks.1",
-            method("__call__", lambda self, x, *a: blocks.EncoderBlock.__call__(self, x, *a) - x),
+            method("__call__", residual_removed),
         ),
         prove_gpt,
     ),

@@ -44,20 +44,22 @@ def inside(path: str, change: Callable[[Any], None]) -> Plant:
 def embedded(token_scale: float, position_scale: float) -> Callable[[Any], Any]:
     """Embeddings and positions, each times a power of sqrt(D)."""
 
-    def scaled(self: Transformer, embed: Any, tokens: Any, positions: Any) -> jax.Array:
+    def embed_tokens(
+        self: Transformer, embed: Any, tokens: Any, positions: Any, key: Any
+    ) -> jax.Array:
         D = self.config.width
         table = jnp.asarray(sinusoidal_positions(self.config.context_length, D), embed.dtype)
         root = math.sqrt(D)
         return root**token_scale * embed(tokens) + root**position_scale * table[positions]
 
-    return lambda _: scaled
+    return lambda _: embed_tokens
 
 
 def memory_mask(change: Callable[[Any], Any]) -> Callable[[Any], None]:
     """A decoder that changes the mask over the encoder's output."""
 
-    def call(self: Any, x: Any, memory: Any, mask: Any, across: Any, key: Any) -> Any:
-        return Decoder.__call__(self, x, memory, mask, change(across), key)
+    def call(self: Any, x: Any, memory: Any, mask: Any, across: Any, *rest: Any) -> Any:
+        return Decoder.__call__(self, x, memory, mask, change(across), *rest)
 
     return method("__call__", call)
 
@@ -75,15 +77,20 @@ def replaced(module: Any, **others: Any) -> Iterator[None]:
             object.__setattr__(module, name, own)
 
 
-def norms_exchanged(self: Any, *args: Any) -> jax.Array:
+def norms_exchanged(self: Any, *args: Any) -> Any:
     first, second = self.self_attention_norm, self.cross_attention_norm
     with replaced(self, self_attention_norm=second, cross_attention_norm=first):
         return DecoderBlock.__call__(self, *args)
 
 
-def without_cross_residual(self: Any, *args: Any) -> jax.Array:
-    attend = self.cross_attention  # after the norms of 2017 its query is what the residual adds
-    with replaced(self, cross_attention=lambda x, *rest: attend(x, *rest) - x):
+def without_cross_residual(self: Any, *args: Any) -> Any:
+    attend = self.cross_attention  # in post-norm blocks its query is what the residual adds
+
+    def without_query(x: Any, *rest: Any) -> Any:
+        y, cache = attend(x, *rest)
+        return y - x, cache
+
+    with replaced(self, cross_attention=without_query):
         return DecoderBlock.__call__(self, *args)
 
 
@@ -92,12 +99,12 @@ def embeddings_as_memory(self: Any, x: jax.Array, *rest: Any) -> jax.Array:
     return x
 
 
-def target_as_memory(self: Any, x: Any, memory: Any, mask: Any, across: Any, key: Any) -> Any:
-    return DecoderBlock.__call__(self, x, x, mask, None, key)
+def target_as_memory(self: Any, x: Any, memory: Any, mask: Any, across: Any, *rest: Any) -> Any:
+    return DecoderBlock.__call__(self, x, x, mask, None, *rest)
 
 
-def by_the_targets_matrix(scaled: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, embed, *rest: scaled(self, self.target_embed, *rest)
+def by_the_targets_matrix(embed_tokens: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, embed, *rest: embed_tokens(self, self.target_embed, *rest)
 
 
 def not_dropped(name: str) -> Callable[[Any], Any]:
@@ -105,15 +112,12 @@ def not_dropped(name: str) -> Callable[[Any], Any]:
     return lambda fold: lambda key, *path: None if name in path else fold(key, *path)
 
 
-def of_the_next_layer(start: Callable[..., Any]) -> Callable[..., Any]:
-    def started(self: Decoder, *args: Any) -> list[Any]:
-        caches = start(self, *args)
-        rolled = [*caches[1:], caches[0]]
-        return [
-            own._replace(memory=next_.memory) for own, next_ in zip(caches, rolled, strict=True)
-        ]
+def of_the_next_layer(project_kv: Callable[..., Any]) -> Callable[..., Any]:
+    def rolled(self: Decoder, memory: Any) -> list[Any]:
+        first, *others = project_kv(self, memory)
+        return [*others, first]
 
-    return started
+    return rolled
 
 
 def _bug(name: str, layer: str, plant: Plant, proof: Proof, case: Case = POST) -> Bug:
@@ -148,15 +152,17 @@ BUGS = [
     _forward(
         "target mask not causal",
         "decoder.blocks.0.self_attention",
-        patched(transformer, "causal_mask", lambda f: lambda n: jnp.ones_like(f(n))),
+        patched(transformer, "position_mask", lambda f: lambda *a: jnp.ones_like(f(*a))),
     ),
     _forward(
         "target padding ignored",
         "decoder.blocks.0.self_attention",
         patched(transformer, "combine_masks", lambda _: lambda causal, padding: causal),
     ),
-    _forward("sqrt(D) missing", "encoder", patched(Transformer, "scaled", embedded(0, 0))),
-    _forward("sqrt(D) on positions too", "encoder", patched(Transformer, "scaled", embedded(1, 1))),
+    _forward("sqrt(D) missing", "encoder", patched(Transformer, "embed_tokens", embedded(0, 0))),
+    _forward(
+        "sqrt(D) on positions too", "encoder", patched(Transformer, "embed_tokens", embedded(1, 1))
+    ),
     _forward(
         "sinusoids in halves",
         "encoder",
@@ -198,7 +204,7 @@ BUGS = [
     _forward(
         "source embedded by the target's matrix",
         "source_embed",
-        patched(Transformer, "scaled", by_the_targets_matrix),
+        patched(Transformer, "embed_tokens", by_the_targets_matrix),
         case=SEPARATE,
     ),
     _forward("output untied", "embed", patched(Transformer, "logits", lambda _: untied)),
@@ -229,21 +235,23 @@ BUGS = [
         CROSS,
         inside(CROSS, setting("dropout_rate", 0.2)),
     ),
-    _cache("memory cached of the next layer", plant=patched(Decoder, "start", of_the_next_layer)),
     _cache(
-        "memory mask dropped while decoding",
-        plant=patched(
-            Decoder,
-            "decode",
-            lambda f: lambda self, x, at, _, caches: f(self, x, at, None, caches),
-        ),
+        "memory cached of the next layer", plant=patched(Decoder, "project_kv", of_the_next_layer)
     ),
     _cache(
-        "positions counted anew in each piece",
+        "memory mask dropped while decoding",
+        plant=inside("decoder", memory_mask(lambda mask: None)),
+    ),
+    _cache(
+        "positions restarted in each piece",
         plant=patched(
             Transformer,
-            "embed_target",
-            lambda f: lambda self, tokens, at: f(self, tokens, jnp.arange(tokens.shape[1])),
+            "embed_tokens",
+            lambda f: (
+                lambda self, embed, tokens, at, key: f(
+                    self, embed, tokens, jnp.arange(tokens.shape[1]), key
+                )
+            ),
         ),
     ),
 ]

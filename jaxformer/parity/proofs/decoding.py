@@ -73,13 +73,13 @@ def prove_cache(case: Case) -> Comparison:
     tokens = case.tokens("tokens", B, T)
     with arithmetic(case.dtype):
         model = GPT_TWINS.model(case)
-        caches = [init_cache(case.model_config, B, T) for _ in range(case.config.num_layers)]
+        caches = init_cache(case.model_config, B, T)
         logits = []
         cuts = [0, 1, 2, *range(T - 2, T + 1)]
         for start, end in itertools.pairwise(cuts):
             positions = jnp.broadcast_to(jnp.arange(start, end), (B, end - start))
             piece = jnp.asarray(tokens[:, start:end])
-            hidden, caches = model.decode(piece, positions, caches)
+            hidden, caches = model.hidden(piece, caches=caches, positions=positions)
             logits.append(model.logits(hidden))
         with torch.no_grad():
             expected = GPT_TWINS.twin(case)(torch.tensor(tokens))

@@ -51,11 +51,13 @@ def prove_transformer_cache(case: Case) -> Comparison:
     cuts = sorted({0, 1, L // 2, L - 1, L})
     with arithmetic(case.dtype):
         model = TRANSFORMER_TWINS.model(case)
-        caches = model.start(model.encode(source, valid), L)
+        caches = model.init_cache(model.encode(source, valid), L)
         logits = []
         for start, end in itertools.pairwise(cuts):
             positions = jnp.broadcast_to(jnp.arange(start, end), (case.batch, end - start))
-            hidden, caches = model.decode(target[:, start:end], positions, valid, caches)
+            hidden, caches = model.hidden(
+                target[:, start:end], None, None, valid, caches=caches, positions=positions
+            )
             logits.append(model.logits(hidden))
         with torch.no_grad():
             expected = TRANSFORMER_TWINS.twin(case)(*twin_inputs[:3])
