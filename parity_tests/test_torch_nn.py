@@ -205,7 +205,7 @@ def test_multi_head_attention(dtype, shape, masked, seed):
     backward(expected)
     check(output, expected, dtype)
     q_BLHK, kv = layer.split_heads(layer.query(x)), layer.project_kv(x)
-    check(layer.attend(q_BLHK, kv, mask)[1], weights, dtype)
+    check(layer.attend_to(q_BLHK, kv, mask)[1], weights, dtype)
     check(x_grad, tx.grad, dtype)
     check(grads["out/kernel"].T, twin.out_proj.weight.grad, dtype)
     check(grads["out/bias"], twin.out_proj.bias.grad, dtype)

@@ -50,7 +50,7 @@ def attention_weights(model: nnx.Module, *args: Any) -> Weights:
     _, outputs = captured(*jax.tree.map(jnp.asarray, args))
     found = {}
     for path, outcome in nnx.to_flat_state(outputs):
-        if path[-1] == "attend":
+        if path[-1] == "attend_to":
             ((_, weights),) = outcome.get_value()
             found["/".join(map(str, path[:-1]))] = np.asarray(weights, np.float64)
     return found

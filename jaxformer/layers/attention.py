@@ -76,14 +76,14 @@ class MultiHeadAttention(nnx.Module):
         kv = memory if isinstance(memory, KVCache) else self.project_kv(memory)
         if cache is not None and positions is not None:
             kv = cache = write_cache(cache, kv, positions)
-        return self.attend(q_BLHK, kv, mask, dropout_key)[0], cache
+        return self.attend_to(q_BLHK, kv, mask, dropout_key)[0], cache
 
     def project_kv(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
         """Keys and values of what is attended to."""
         k_BMHK = self.split_heads(self.key(memory_BMD))
         return KVCache(k_BMHK, self.split_heads(self.value(memory_BMD)))
 
-    def attend(
+    def attend_to(
         self,
         q_BLHK: Float[Array, "B L H K"],
         kv: KVCache,

@@ -44,7 +44,7 @@ def test_they_are_what_the_attention_itself_returns():
     block = model.blocks[0]
     x = block.attention_norm(model.embed(tokens) + model.positions(jnp.arange(5)))
     q, kv = block.attention.split_heads(block.attention.query(x)), block.attention.project_kv(x)
-    _, expected = block.attention.attend(q, kv, jnp.tril(jnp.ones((1, 1, 5, 5), bool)))
+    _, expected = block.attention.attend_to(q, kv, jnp.tril(jnp.ones((1, 1, 5, 5), bool)))
     np.testing.assert_array_equal(found["blocks/0/attention"], expected)
 
 

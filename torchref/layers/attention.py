@@ -57,13 +57,13 @@ class MultiHeadAttention(nn.Module):
         """Attend from x to the memory, by default x itself."""
         q_BLHK = self.split_heads(self.query(x_BLD))
         kv = self.project_kv(x_BLD if memory_BMD is None else memory_BMD)
-        return self.attend(q_BLHK, kv, mask, keep)[0]
+        return self.attend_to(q_BLHK, kv, mask, keep)[0]
 
     def project_kv(self, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of what is attended to."""
         return self.split_heads(self.key(memory_BMD)), self.split_heads(self.value(memory_BMD))
 
-    def attend(
+    def attend_to(
         self,
         q_BLHK: Tensor,
         kv: tuple[Tensor, Tensor],

@@ -153,13 +153,13 @@ def prove_cross_attention(case: Case) -> Comparison:
 class _AttentionWithWeights(attention.MultiHeadAttention):
     def __call__(self, *args: Any) -> Any:
         x, memory, *rest = args
-        return self.attend(self.split_heads(self.query(x)), self.project_kv(memory), *rest)
+        return self.attend_to(self.split_heads(self.query(x)), self.project_kv(memory), *rest)
 
 
 class _TwinWithWeights(torch_attention.MultiHeadAttention):
     def forward(self, *args: Any) -> Any:
         x, memory, *rest = args
-        return self.attend(self.split_heads(self.query(x)), self.project_kv(memory), *rest)
+        return self.attend_to(self.split_heads(self.query(x)), self.project_kv(memory), *rest)
 
 
 def prove_mlp(case: Case) -> Comparison:
