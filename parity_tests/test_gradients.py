@@ -115,7 +115,7 @@ def test_nothing_is_seen_of_the_future_or_of_padding(length, seed):
 
         def at_position(x, position=position):
             mask = causal_mask(length) & padding_mask(valid)
-            return function(params, x, None, mask)[0, position].sum()
+            return function(params, x, None, mask)[0][0, position].sum()
 
         seen = np.abs(jax.grad(at_position)(x)[0]).sum(axis=-1) > 0
         expected = np.arange(length) <= position

@@ -12,7 +12,7 @@ from torchref.config import GPTConfig
 from torchref.layers.blocks import EncoderBlock
 from torchref.layers.dropout import Keep, dropout, fold_path
 from torchref.layers.linear import init_linears
-from torchref.layers.masks import causal_mask, combine_masks
+from torchref.layers.masks import combine_masks, position_mask
 from torchref.layers.norms import LayerNorm
 from torchref.layers.positions import LearnedPositions
 
@@ -37,11 +37,11 @@ class GPT(nn.Module):
     def forward(
         self, tokens_BL: Tensor, mask: Tensor | None = None, keep: Keep | None = None
     ) -> Tensor:
-        """Logits of a whole sequence; `mask` (padding, segments) narrows the causal one."""
-        L = tokens_BL.shape[1]
-        x_BLD = self.embed(tokens_BL) + self.positions(torch.arange(L))
+        """Logits of a whole text; `mask` (padding, segments) narrows the causal one."""
+        positions = torch.arange(tokens_BL.shape[1])[None]
+        mask = combine_masks(position_mask(positions, positions), mask)
+        x_BLD = self.embed(tokens_BL) + self.positions(positions)
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(keep, "embedding_dropout"))
-        mask = combine_masks(causal_mask(L), mask)
         for i, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, mask, fold_path(keep, "blocks", i))
         return self.logits(self.norm(x_BLD))
