@@ -71,6 +71,7 @@ def run(config: LanguageConfig, mesh: MeshConfig, devices=None) -> Ran:
 
 def gathered(state: TrainState, reports: list[Metrics]) -> Ran:
     """State and reports on the host."""
+    state = state._replace(loss_stats=())  # follows from the losses
     leaves = {path: np.asarray(leaf) for path, leaf in flat_params(state).items()}
     losses = np.array([float(report.loss) for report in reports])
     return Ran(losses, np.array([float(report.grad_norm) for report in reports]), leaves)

@@ -27,6 +27,6 @@ def save_run(
         for step in steps:
             params = init_params(method.model, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
-            state = init_state(params, method.optimizer, config.spikes.skip)
+            state = init_state(params, method.optimizer)
             writer.save(step, state, metadata, val_loss=step)
     return path

@@ -10,7 +10,7 @@ from tests.run.tiny import tiny_config
 
 SIDES = {
     train_step: ["jaxformer, jit", "twin, eager"],
-    guard: ["unguarded", "guarded", "spikes"],
+    guard: ["unguarded", "guarded"],
 }
 
 

@@ -1,60 +1,50 @@
-"""What is watched in the losses of a run: updates that were skipped, and spikes.
+"""Skipped updates and spikes: what the log says about them, and when they end a run.
 
-The step itself leaves a bad update out (jaxformer/training/step.py); here it is counted and said,
-and the run is ended when too many follow one another. All that is remembered is in metrics.jsonl,
-so a resumed run goes on counting where it was.
+The step itself detects both and leaves a bad update out (jaxformer/training/step.py). Skipped
+updates in a row are counted here, from metrics.jsonl on, so a resumed run continues the count.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxformer.config import SpikeConfig
 from jaxformer.errors import UserError
-from jaxformer.training.spikes import LossStats, is_spike, seen
+from jaxformer.training.step import Metrics
 
 
 class LossMonitor:
-    """Follows the training losses of a run, each step once and in order."""
+    """Follows the steps of a run, each once and in order."""
 
-    def __init__(
-        self, spikes: SpikeConfig, max_skipped: int, before: Iterable[Mapping[str, Any]] = ()
-    ):
-        """`before` are the metrics of the steps that a resumed run has behind it."""
-        self._spikes = spikes
+    def __init__(self, max_skipped: int, before: Iterable[Mapping[str, Any]] = ()):
+        """`before` are the lines of metrics.jsonl up to the step a run is resumed from."""
         self._max_skipped = max_skipped
-        self._losses = LossStats()
         self._in_a_row = 0
         self._last_good = 0
         for row in before:
             if row["split"] == "train":
-                self._note(row["step"], row["loss"], "skipped" in row)
+                self._count(row["step"], "skipped" in row)
 
-    def see(
-        self, step: int, loss: float, grad_norm: float, skipped: bool
-    ) -> tuple[dict[str, int], str | None]:
-        """Follow a step: what its line of metrics says beside the numbers, and what the log says.
+    def observe(self, step: int, metrics: Metrics) -> tuple[dict[str, int], str | None]:
+        """Count a step: the marks of its line in metrics.jsonl, and a line for the log if any.
 
-        A bad step's metrics have `skipped` 1, a spike's `spike` 1, others neither.
+        The marks are `skipped` 1 and `spike` 1, each only where it is so.
         """
-        spike = math.isfinite(loss) and bool(is_spike(self._losses, loss, self._spikes.deviations))
-        mean, deviation = self._losses.mean, self._losses.variance**0.5
-        self._note(step, loss, skipped)
-        if not (spike or skipped):
-            return {}, None
-        marks = {"spike": 1} if spike else {}
-        line = f"step {step} (batch {step - 1}): loss {loss:.4f}"
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            line += f", a spike above {mean:.4f} ± {deviation:.4f}"
+        self._count(step, bool(metrics.skipped))
+        marks = {name: 1 for name in ("spike", "skipped") if getattr(metrics, name)}
+        if not marks:
+            return marks, None
+        line = f"step {step} (batch {step - 1}): loss {metrics.loss:.4f}"
+        if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
+            _, mean, variance = metrics.loss_stats
+            line += f", a spike above {mean:.4f} ± {variance**0.5:.4f}"
         else:
-            line += f", gradient norm {grad_norm:.4f}"
-        if skipped:
-            marks["skipped"] = 1
+            line += f", gradient norm {metrics.grad_norm:.4f}"
+        if metrics.skipped:
             line += f": update skipped, {self._in_a_row} in a row"
         return marks, line
 
     def raise_if_stalled(self) -> None:
-        """End a run whose updates are skipped one after the other.
+        """End a run in which too many updates in a row were skipped.
 
         Raises:
             UserError: naming the last good step and the first batch after it.
@@ -67,10 +57,7 @@ class LossMonitor:
                 "--max-skipped"
             )
 
-    def _note(self, step: int, loss: float, skipped: bool) -> None:
-        if skipped:
-            self._in_a_row += 1
-        else:
-            self._in_a_row = 0
+    def _count(self, step: int, skipped: bool) -> None:
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+        if not skipped:
             self._last_good = step
-            self._losses = seen(self._losses, loss)

@@ -1,7 +1,7 @@
-"""What a training step leaves behind: a line of metrics and a look at the progress.
+"""The log of a run: each step's line in metrics.jsonl, and its place in the progress line.
 
-The numbers of a step are read back only when the next step has been started, so that reading them
-does not keep the device waiting.
+The metrics of a step are read back only after the next step was started, so that the device does
+not wait for the host.
 """
 
 import math
@@ -18,7 +18,8 @@ from jaxformer.monitor.metrics import MetricsWriter
 from jaxformer.monitor.progress import Progress
 from jaxformer.planning.hardware import Product, mfu
 from jaxformer.runtime.memory import memory_bytes
-from jaxformer.tasks.task import StepCost, TrainSpec
+from jaxformer.tasks.config_io import RunConfig
+from jaxformer.tasks.task import StepCost
 from jaxformer.training.step import Metrics
 
 
@@ -27,29 +28,28 @@ class StepLog:
 
     def __init__(
         self,
-        method: TrainSpec,
+        config: RunConfig,
         mesh: Mesh,
         writer: MetricsWriter,
         progress: Progress,
-        vigil: LossMonitor,
+        monitor: LossMonitor,
     ):
-        self.config = method.config
+        self.config = config
         self.mesh = mesh
-        self.learning_rate = jax.jit(method.learning_rate)
         self.writer = writer
         self.progress = progress
-        self.vigil = vigil
+        self.monitor = monitor
         self._pending: tuple[int, Metrics, StepCost] | None = None
         self._since: float | None = None
 
-    def add(self, step: int, metrics: Metrics, work: StepCost) -> None:
+    def add(self, step: int, metrics: Metrics, cost: StepCost) -> None:
         """Note a step that was just started and write the one before it.
 
         Raises:
             UserError: when too many updates in a row were skipped; their lines are written.
         """
         self._write_pending()
-        self._pending = (step, metrics, work)
+        self._pending = (step, metrics, cost)
 
     def flush(self) -> None:
         """Write the last step; the pause that follows is not counted as a step's time."""
@@ -79,28 +79,27 @@ class StepLog:
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        step, metrics, work = self._pending
+        step, metrics, cost = self._pending
         self._pending = None
-        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        metrics = jax.device_get(metrics)  # waits for the step to end
         now, since = time.perf_counter(), self._since
         self._since = now
-        learning_rate = float(self.learning_rate(step - 1))
-        speed = {} if since is None else self._speed(work, now - since)
-        memory = memory_bytes(self.mesh.local_devices)
-        marks, warning = self.vigil.see(step, loss, grad_norm, bool(metrics.skipped))
+        speed = {} if since is None else self._speed(cost, now - since)
+        marks, warning = self.monitor.observe(step, metrics)
+        loss, learning_rate = float(metrics.loss), float(metrics.learning_rate)
         self.writer.write(
             step,
             "train",
             loss=loss,
-            grad_norm=grad_norm,
+            grad_norm=float(metrics.grad_norm),
             learning_rate=learning_rate,
-            memory_bytes=memory,
+            memory_bytes=memory_bytes(self.mesh.local_devices),
             **speed,
             **marks,
         )
         if warning is not None:
             self.progress.print(warning)
-        self.vigil.raise_if_stalled()
+        self.monitor.raise_if_stalled()
         self.progress.update(
             step,
             loss=loss,
@@ -108,10 +107,10 @@ class StepLog:
             tokens_per_second=speed.get("tokens_per_second"),
         )
 
-    def _speed(self, work: StepCost, seconds: float) -> dict[str, float]:
-        speed = {"step_seconds": seconds, "tokens_per_second": work.tokens / seconds}
+    def _speed(self, cost: StepCost, seconds: float) -> dict[str, float]:
+        speed = {"step_seconds": seconds, "tokens_per_second": cost.tokens / seconds}
         devices = list(self.mesh.devices.flat)
-        share = mfu(work.flops, seconds, devices, product_type(self.config.model))
+        share = mfu(cost.flops, seconds, devices, product_type(self.config.model))
         return speed if share is None else {**speed, "mfu": share}
 
 

@@ -98,7 +98,7 @@ def load_run(
         )
     method = make_method(config, tokenizer)
     graphdef, shapes = abstract_model(method.model, config.model)
-    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer, config.spikes.skip), shapes)
+    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), shapes)
     read = _read_one if average == 1 else functools.partial(_read_average, count=average)
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:

@@ -112,8 +112,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         introduce(progress, task, mesh, start if options.resume else None)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
-        vigil = LossMonitor(config.spikes, options.max_skipped, before)
-        log = StepLog(task.method, mesh, lines, progress, vigil)
+        log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
 
         def validate(step: int, params: Any) -> Evaluation | None:
             """Score and log; None if the run was asked to end meanwhile."""

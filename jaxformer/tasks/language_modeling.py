@@ -17,7 +17,6 @@ from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import StepCost, Task, TrainSpec
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
-from jaxformer.training.schedule import warmup_cosine
 
 
 def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
@@ -56,6 +55,5 @@ def language_method(config: LanguageConfig) -> TrainSpec:
         model=GPT,
         objective=next_token,
         eval_objective=next_token,
-        learning_rate=warmup_cosine(config.optimizer, config.steps),
         optimizer=adamw(config.optimizer, config.steps),
     )

@@ -47,7 +47,7 @@ def build(method: TrainSpec, mesh: Mesh) -> Program:
 
     def begin() -> TrainState:
         params = init_params(method.model, config.model, init_key)
-        return init_state(params, optimizer, config.spikes.skip)
+        return init_state(params, optimizer)
 
     shapes = jax.eval_shape(begin)
     places = state_shardings(shapes, mesh)
@@ -66,7 +66,7 @@ def build(method: TrainSpec, mesh: Mesh) -> Program:
                 optimizer,
                 dropout,
                 config.accumulation,
-                config.spikes.deviations,
+                config.spikes,
             ),
             in_shardings=(places, rows),
             out_shardings=(places, None),

@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import optax
 from flax import nnx
 from grain.sources import RandomAccessDataSource
 
 from jaxformer.tasks.config_io import RunConfig
 from jaxformer.training.objectives import Objective
+from jaxformer.training.optimizer import Optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,7 @@ class TrainSpec:
     """What a step lowers."""
     eval_objective: Objective
     """What a validation reports, in nats a token."""
-    learning_rate: optax.Schedule
-    """The rate of an update by the number of updates before it."""
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
 
 
 class StepCost(NamedTuple):

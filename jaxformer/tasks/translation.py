@@ -17,7 +17,6 @@ from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import StepCost, Task, TrainSpec
 from jaxformer.training.objectives import translation, translation_cross_entropy
 from jaxformer.training.optimizer import adam
-from jaxformer.training.schedule import noam
 
 ROWS = 8
 """Batches have a multiple of so many rows, so that they are the same on 1, 2, 4 and 8 devices."""
@@ -95,7 +94,6 @@ def translation_method(config: TranslationConfig, specials: SpecialTokens) -> Tr
         model=Transformer,
         objective=translation(config.loss, config.label_smoothing, specials.padding),
         eval_objective=translation_cross_entropy,
-        learning_rate=noam(config.optimizer, config.model.width),
         optimizer=adam(config.optimizer, config.model.width),
     )
 

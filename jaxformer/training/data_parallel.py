@@ -16,7 +16,6 @@ out by `jax.jit` and `jax.shard_map`, and new code is asked to call `jax.shard_m
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -26,6 +25,7 @@ from jaxformer.layers.dropout import step_key
 from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
+from jaxformer.training.optimizer import Optimizer
 from jaxformer.training.step import Metrics, TrainState, TrainStep, apply_gradients, slice_key
 
 
@@ -33,7 +33,7 @@ def make_data_parallel_step(
     mesh: Mesh,
     graphdef: nnx.GraphDef,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     dropout: Key[Array, ""] | None,
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics), to be jitted; rows over all of the mesh.

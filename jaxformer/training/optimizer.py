@@ -4,6 +4,8 @@ Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW with two p
 to torch.optim.Adam.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,34 +15,38 @@ from jaxformer.config import NoamConfig, OptimizerConfig
 from jaxformer.training.schedule import noam, warmup_cosine
 
 
-def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+class Optimizer(NamedTuple):
+    """theta <- theta - learning_rate(step) direction(gradient, theta), see `apply_gradients`."""
+
+    direction: optax.GradientTransformation
+    """From a gradient to the direction that is subtracted; keeps moments, knows no rate."""
+    learning_rate: optax.Schedule
+    """From the number of steps before this one to its rate."""
+
+
+def adamw(config: OptimizerConfig, steps: int) -> Optimizer:
     """theta <- theta - lr (m / (sqrt(v) + epsilon) + decay theta), with bias-corrected moments.
 
     Loshchilov & Hutter 2019, algorithm 2, line 12, with the decay on matrices only and the gradient
-    clipped before the moments are updated.
+    clipped before the moments are updated. `warmup_cosine` over `steps` gives the rate.
     """
-    return optax.chain(
+    direction = optax.chain(
         clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            warmup_cosine(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=is_matrix,
-        ),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, is_matrix),
     )
+    return Optimizer(direction, warmup_cosine(config, steps))
 
 
-def adam(config: NoamConfig, width: int) -> optax.GradientTransformation:
+def adam(config: NoamConfig, width: int) -> Optimizer:
     """theta <- theta - lr m / (sqrt(v) + epsilon), with bias-corrected moments and `noam`'s rate.
 
     Kingma & Ba 2015, algorithm 1; Vaswani et al. 2017, section 5.3. The gradient is clipped before
     the moments are updated, if the config says so.
     """
     clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
-    rate = noam(config, width)
-    return optax.chain(clip, optax.adam(rate, b1=config.beta1, b2=config.beta2, eps=config.epsilon))
+    moments = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    return Optimizer(optax.chain(clip, moments), noam(config, width))
 
 
 def is_matrix(params: PyTree) -> PyTree[bool]:

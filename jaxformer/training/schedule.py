@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the number of updates made so far."""
+"""Learning-rate schedules: functions of the number of steps done before."""
 
 import jax.numpy as jnp
 import optax

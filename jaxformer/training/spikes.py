@@ -1,42 +1,42 @@
-"""Loss spikes: a running mean and variance of the losses, and what is far above them.
+"""Loss spikes: a running mean and variance of the losses, and which loss is far above them.
 
     weight <- 1 + (1 - 1/100) weight        a = 1 / weight        d = x - mean
     variance <- (1 - a) (variance + a d^2)
     mean <- mean + a d
 
-are the mean and variance of all losses so far, the newest weighing most and one of 100 steps ago
-1/e as much. Plain arithmetic: numbers of Python and scalars of jax go through the same functions.
+are the mean and variance of all losses so far; a loss of 100 steps ago weighs 1/e of the newest.
+The arithmetic is that of Python numbers and of jax scalars alike.
 Source: Finch 2009, "Incremental calculation of weighted mean and variance", section 9.
 """
 
 from typing import Any, NamedTuple
 
 WINDOW = 100
-"""Steps after which a loss weighs 1/e."""
+"""Steps after which the weight of a loss is 1/e."""
 SETTLED = 0.5 * WINDOW
-"""Weight from which on spikes are told: after 69 losses."""
+"""Sum of weights above which spikes are detected: after 69 losses."""
 
 
 class LossStats(NamedTuple):
-    """What is remembered of the losses so far; each a number or a scalar."""
+    """Statistics of the losses so far; each a number or a scalar."""
 
     weight: Any = 0.0
     """Sum of the weights of all losses, at most `WINDOW`."""
     mean: Any = 0.0
-    """Nats a token."""
+    """Nats per token."""
     variance: Any = 0.0
-    """Of the losses, in nats squared."""
+    """Nats squared."""
 
 
-def seen(losses: LossStats, loss: Any) -> LossStats:
-    """What is remembered after one more loss, which must be finite."""
-    weight = 1.0 + (1.0 - 1.0 / WINDOW) * losses.weight
-    share, distance = 1.0 / weight, loss - losses.mean
-    variance = (1.0 - share) * (losses.variance + share * distance * distance)
-    return LossStats(weight, losses.mean + share * distance, variance)
+def update_stats(stats: LossStats, loss: Any) -> LossStats:
+    """The statistics with one more loss, which must be finite."""
+    weight = 1.0 + (1.0 - 1.0 / WINDOW) * stats.weight
+    share, distance = 1.0 / weight, loss - stats.mean
+    variance = (1.0 - share) * (stats.variance + share * distance * distance)
+    return LossStats(weight, stats.mean + share * distance, variance)
 
 
-def is_spike(losses: LossStats, loss: Any, deviations: float) -> Any:
-    """Whether loss > mean + deviations sqrt(variance), once there are losses enough to tell."""
-    limit = losses.mean + deviations * losses.variance**0.5
-    return (losses.weight > SETTLED) & (loss > limit)
+def is_spike(stats: LossStats, loss: Any, deviations: float) -> Any:
+    """Whether loss > mean + deviations sqrt(variance); never before the statistics are settled."""
+    limit = stats.mean + deviations * stats.variance**0.5
+    return (stats.weight > SETTLED) & (loss > limit)

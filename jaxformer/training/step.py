@@ -5,13 +5,14 @@ arrays all have their rows on the first axis. A batch may be cut into accumulati
 scanned one after the other. Losses and gradients are summed over all tokens that count and divided
 once, so each slice weighs by its tokens and the result is that of the whole batch at once.
 
-A step whose loss or gradient is not finite changes no parameter and no moment: both are chosen on
-the device, so that nobody waits for the verdict. Such a step has taken its batch, its dropout key
-and its place in the schedule all the same; only Adam's count of updates, which corrects the bias of
-moments that did not move, stays. The twin leaves out `optimizer.step()`.
+The learning rate follows from `state.step` alone, and is computed here and nowhere else. A step
+whose loss or gradient is not finite changes no parameter and no moment, nor does a spike where
+spikes are skipped; the choice is made on the device, without a host synchronisation. Such a step
+still counts: the next one takes the next batch, the next dropout key and the next learning rate.
+Adam's own count, which corrects the bias of moments, does not move. The twin leaves out
+`optimizer.step()`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,49 +22,53 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from jaxformer.config import SpikeConfig
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
-from jaxformer.training.spikes import LossStats, is_spike, seen
+from jaxformer.training.optimizer import Optimizer
+from jaxformer.training.spikes import LossStats, is_spike, update_stats
+
+NOTE_SPIKES = SpikeConfig()
+"""Spikes are noted, none is skipped."""
 
 
 class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: Int[Array, ""]
+    """Steps done, skipped ones included."""
     params: PyTree[Array]
     opt_state: PyTree[Array]
-    """The optimizer's own, or `Watchful`."""
-
-
-class Watchful(NamedTuple):
-    """The optimizer's state where spikes are skipped, which takes the losses so far."""
-
-    losses: LossStats
-    optimizer: PyTree[Array]
+    """Adam's count and moments."""
+    loss_stats: LossStats
+    """Of the losses of all steps that were not skipped, in float32."""
 
 
 class Metrics(NamedTuple):
-    """What a step reports: the objective's mean a token, the gradient's norm before clipping."""
+    """What a step reports."""
 
     loss: Float[Array, ""]
+    """The objective's mean, in nats per token."""
     grad_norm: Float[Array, ""]
+    """Before clipping."""
+    learning_rate: Float[Array, ""]
+    loss_stats: LossStats
+    """Of the losses before this one, by which it is a spike or not."""
+    spike: Bool[Array, ""]
     skipped: Bool[Array, ""]
-    """Whether the update was left out."""
+    """Whether parameters and moments stayed as they were."""
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def init_state(
-    params: PyTree[Array], optimizer: optax.GradientTransformation, skip_spikes: bool = False
-) -> TrainState:
-    """The state before the first step; it remembers losses only if spikes are skipped by them."""
-    opt_state = optimizer.init(params)
-    if skip_spikes:
-        opt_state = Watchful(jax.tree.map(jnp.float32, LossStats()), opt_state)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+def init_state(params: PyTree[Array], optimizer: Optimizer) -> TrainState:
+    """The state before the first step."""
+    opt_state = optimizer.direction.init(params)
+    loss_stats = jax.tree.map(jnp.float32, LossStats())
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, loss_stats)
 
 
 def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
@@ -74,16 +79,17 @@ def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
 def make_train_step(
     graphdef: nnx.GraphDef,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     dropout: Key[Array, ""] | None,
     accumulation: int = 1,
-    spike_deviations: float = math.inf,
+    spikes: SpikeConfig = NOTE_SPIKES,
 ) -> TrainStep:
     """The pure function (state, batch) -> (state, metrics) of a model and what it is to learn.
 
     `dropout` is the key of the run's dropout; None turns it off. Slice a of step s takes every
     `accumulation`-th row from row a on, and drops by the key slice_key(step_key(dropout, s), a).
-    A state that remembers losses skips those so many deviations above their mean.
+    A loss more than `spikes.deviations` standard deviations above the mean of those before it is
+    reported as a spike, and skipped if `spikes.skip` is set.
     """
 
     def summed_loss(params: PyTree, batch: Any, dropout_key: Key[Array, ""] | None) -> SumAndCount:
@@ -107,7 +113,7 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
         sums, _ = jax.lax.scan(add_slice, sums, (jnp.arange(accumulation), slices))
-        return apply_gradients(state, sums, optimizer, spike_deviations)
+        return apply_gradients(state, sums, optimizer, spikes)
 
     return train_step
 
@@ -115,38 +121,35 @@ def make_train_step(
 def apply_gradients(
     state: TrainState,
     sums: tuple[Float[Array, ""], Int[Array, ""], PyTree[Array]],
-    optimizer: optax.GradientTransformation,
-    spike_deviations: float = math.inf,
+    optimizer: Optimizer,
+    spikes: SpikeConfig = NOTE_SPIKES,
 ) -> tuple[TrainState, Metrics]:
-    """One update by the loss, tokens and gradients summed over a whole batch, divided here."""
+    """One step by the loss, tokens and gradients summed over a whole batch, divided here."""
     loss, count, grads = sums
     tokens = jnp.maximum(count, 1).astype(loss.dtype)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
     loss, norm = loss / tokens, optax.tree.norm(grads)
-    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-    old_params, old_state, losses = state.params, state.opt_state, None
-    if isinstance(old_state, Watchful):
-        losses, old_state = old_state
-        sound &= ~is_spike(losses, loss.astype(jnp.float32), spike_deviations)
-        losses = tree_where(sound, seen(losses, loss.astype(jnp.float32)), losses)
-    updates, opt_state = optimizer.update(grads, old_state, old_params)
-    params = tree_where(sound, optax.apply_updates(old_params, updates), old_params)
-    opt_state = tree_where(sound, opt_state, old_state)
-    if losses is not None:
-        opt_state = Watchful(losses, opt_state)
-    return TrainState(state.step + 1, params, opt_state), Metrics(loss, norm, ~sound)
+    step, old_params, old_opt_state, stats = state
+
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    spike = jnp.isfinite(loss) & is_spike(stats, loss.astype(jnp.float32), spikes.deviations)
+    apply_update = is_finite & ~spike if spikes.skip else is_finite
+
+    rate = jnp.asarray(optimizer.learning_rate(step))
+    direction, opt_state = optimizer.direction.update(grads, old_opt_state, old_params)
+    updates = jax.tree.map(lambda d: -rate.astype(d.dtype) * d, direction)
+    new = (
+        optax.apply_updates(old_params, updates),
+        opt_state,
+        update_stats(stats, loss.astype(jnp.float32)),
+    )
+    kept = tree_where(apply_update, new, (old_params, old_opt_state, stats))
+    return TrainState(step + 1, *kept), Metrics(loss, norm, rate, stats, spike, ~apply_update)
 
 
-def tree_where(sound: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """The new values if the step was sound, else the old; the schedule goes on in any case."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    def keep(new: Any, old: Any) -> Any:
-        return new if is_schedule(new) else jnp.where(sound, new, old)
-
-    return jax.tree.map(keep, new, old, is_leaf=is_schedule)
+def tree_where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """The leaves of `new` where the condition holds, else those of `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 def make_eval_step(

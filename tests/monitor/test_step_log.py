@@ -1,6 +1,4 @@
-"""The step log: each step once and in order, with the speed that its work gives."""
-
-import dataclasses
+"""The step log: each step once and in order, with its speed."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +10,20 @@ from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.language_modeling import language_method
 from jaxformer.tasks.task import StepCost
+from jaxformer.training.spikes import LossStats
 from jaxformer.training.step import Metrics
 
 
 def test_steps_are_written_in_order_when_the_next_has_begun(tmp_path):
     path = tmp_path / "metrics.jsonl"
     config = LanguageConfig(model=GPT_PRESETS["toy"], steps=3)
-    method = dataclasses.replace(language_method(config), learning_rate=lambda step: 0.1 * step)
     with MetricsWriter(path) as writer, Progress(3) as progress:
-        vigil = LossMonitor(config.spikes, max_skipped=1)
-        log = StepLog(method, make_mesh(MeshConfig()), writer, progress, vigil)
+        log = StepLog(config, make_mesh(MeshConfig()), writer, progress, LossMonitor(1))
         for step in (1, 2, 3):
-            metrics = Metrics(jnp.float32(step / 3), jnp.float32(1), jnp.bool(False))
+            loss, rate = jnp.float32(step / 3), jnp.float32(0.1 * step)
+            good = jnp.bool(False)
+            metrics = Metrics(loss, jnp.float32(1), rate, LossStats(), spike=good, skipped=good)
             log.add(step, metrics, StepCost(100 * step, 1e9))
             assert [row["step"] for row in read_metrics(path)] == list(range(1, step))
         log.flush()
@@ -33,7 +31,7 @@ def test_steps_are_written_in_order_when_the_next_has_begun(tmp_path):
     rows = read_metrics(path)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["loss"] == float(np.float32(1 / 3)), "all digits"
-    assert [row["learning_rate"] for row in rows] == pytest.approx([0.0, 0.1, 0.2])
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.2, 0.3])
     assert "step_seconds" not in rows[0], "the first step compiles"
     for row in rows[1:2]:  # the last step is not followed by another that would time it
         tokens = row["tokens_per_second"] * row["step_seconds"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.training.spikes import WINDOW, LossStats, is_spike, seen
+from jaxformer.training.spikes import WINDOW, LossStats, is_spike, update_stats
 
 LOSSES = st.lists(st.floats(0.0, 20.0), min_size=1, max_size=120)
 
@@ -15,7 +15,7 @@ LOSSES = st.lists(st.floats(0.0, 20.0), min_size=1, max_size=120)
 def test_mean_and_variance_are_the_weighted_ones(values: list[float]) -> None:
     found = LossStats()
     for value in values:
-        found = seen(found, value)
+        found = update_stats(found, value)
     weights = (1 - 1 / WINDOW) ** np.arange(len(values))[::-1]
     mean = np.average(values, weights=weights)
     variance = np.average((np.array(values) - mean) ** 2, weights=weights)
@@ -23,11 +23,11 @@ def test_mean_and_variance_are_the_weighted_ones(values: list[float]) -> None:
 
 
 @given(LOSSES)
-def test_a_device_remembers_the_same(values: list[float]) -> None:
+def test_a_device_computes_the_same(values: list[float]) -> None:
     host, device = LossStats(), jax.tree.map(np.float32, LossStats())
-    step = jax.jit(seen)
+    step = jax.jit(update_stats)
     for value in values:
-        host, device = seen(host, value), step(device, np.float32(value))
+        host, device = update_stats(host, value), step(device, np.float32(value))
     np.testing.assert_allclose(device, host, rtol=1e-4, atol=1e-4)
 
 
@@ -38,9 +38,9 @@ def test_a_spike_is_far_above_the_mean_and_never_below_it() -> None:
     assert not is_spike(losses, 0.1, 6.0)
 
 
-@pytest.mark.parametrize(("number", "told"), [(68, False), (69, True)])
-def test_spikes_are_told_after_69_losses(number: int, told: bool) -> None:
+@pytest.mark.parametrize(("number", "detected"), [(68, False), (69, True)])
+def test_spikes_are_detected_after_69_losses(number: int, detected: bool) -> None:
     losses = LossStats()
     for i in range(number):
-        losses = seen(losses, 4.0 + i % 2)
-    assert is_spike(losses, 100.0, 6.0) == told
+        losses = update_stats(losses, 4.0 + i % 2)
+    assert is_spike(losses, 100.0, 6.0) == detected

@@ -12,17 +12,19 @@ from flax import nnx
 
 from jaxformer.batch import Batch
 from jaxformer.checkpoint import state_hash
-from jaxformer.config import GPT_PRESETS, OptimizerConfig
+from jaxformer.config import GPT_PRESETS, OptimizerConfig, SpikeConfig
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 from jaxformer.training import step
 from jaxformer.training.loss import cross_entropy
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
+from jaxformer.training.schedule import warmup_cosine
 from jaxformer.training.spikes import WINDOW, LossStats
 
 CONFIG = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
-RULE = adamw(OptimizerConfig(warmup_steps=2), 20)
+SCHEDULE = OptimizerConfig(warmup_steps=2)
+RULE = adamw(SCHEDULE, 20)
 BAD = 0
 """A batch that begins with this token is a bad one."""
 FAULTS = {
@@ -43,7 +45,7 @@ def batch(index: int, bad: bool = False) -> Batch:
     return Batch(*map(jnp.asarray, (tokens[:, :-1], tokens[:, 1:], np.ones((2, 8), bool))))
 
 
-def begin(fault: str, skip_spikes: bool = False) -> tuple[Any, Any]:
+def begin(fault: str, skip: bool = False) -> tuple[Any, Any]:
     """The jitted step of a table of bigrams, with a fault in bad batches, and its first state."""
 
     def objective(model: Any, part: Batch, key: Any) -> Any:
@@ -54,16 +56,14 @@ def begin(fault: str, skip_spikes: bool = False) -> tuple[Any, Any]:
     table = nnx.Embed(CONFIG.vocab_size, CONFIG.vocab_size, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(table, nnx.Param)
     params = nnx.to_pure_dict(state)
-    train_step = step.make_train_step(graphdef, objective, RULE, None, 2, spike_deviations=6.0)
-    return jax.jit(train_step), step.init_state(params, RULE, skip_spikes)
+    spikes = SpikeConfig(deviations=6.0, skip=skip)
+    train_step = step.make_train_step(graphdef, objective, RULE, None, 2, spikes)
+    return jax.jit(train_step), step.init_state(params, RULE)
 
 
-def counts(state: step.TrainState) -> tuple[int, int, int]:
-    """Of steps, of the schedule, of Adam."""
-    _, (adam, _, schedule) = state.opt_state
-    assert isinstance(adam, optax.ScaleByAdamState)
-    assert isinstance(schedule, optax.ScaleByScheduleState)
-    return int(state.step), int(schedule.count), int(adam.count)
+def counts(state: step.TrainState) -> tuple[int, int]:
+    """Of steps, of Adam's updates."""
+    return int(state.step), int(optax.tree.get(state.opt_state, "count"))
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "spike"])
@@ -76,21 +76,22 @@ def test_a_bad_update_changes_no_parameter_and_no_moment(fault: str) -> None:
     assert metrics.skipped
     moments = [optax.tree.get(s.opt_state, "mu") for s in (state, after)]
     squares = [optax.tree.get(s.opt_state, "nu") for s in (state, after)]
-    for one, other in ((state.params, after.params), moments, squares):
+    stats = [s.loss_stats for s in (state, after)]
+    for one, other in ((state.params, after.params), moments, squares, stats):
         assert state_hash(one) == state_hash(other)
-    # Data, dropout and schedule go on; the moments have seen two gradients, not three.
-    assert counts(state) == (2, 2, 2)
-    assert counts(after) == (3, 3, 2)
+    # The step counts for data, dropout and schedule; the moments hold two gradients, not three.
+    assert counts(state) == (2, 2)
+    assert counts(after) == (3, 2)
     later, metrics = train_step(after, batch(3))
     assert not metrics.skipped
     assert state_hash(later.params) != state_hash(after.params)
-    assert counts(later) == (4, 4, 3)
+    assert counts(later) == (4, 3)
 
 
 def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     graphdef, _ = abstract_model(GPT, CONFIG)
     states = []
-    for guard in (step.tree_where, lambda sound, new, old: new):
+    for guard in (step.tree_where, lambda condition, new, old: new):
         monkeypatch.setattr(step, "tree_where", guard)
         train_step = jax.jit(step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), 2))
         state = step.init_state(init_params(GPT, CONFIG, jax.random.key(0)), RULE)
@@ -100,27 +101,50 @@ def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.Monkey
     assert states[0] == states[1]
 
 
-def remembering(state: step.TrainState) -> step.TrainState:
+@pytest.mark.parametrize("done", [0, 1, 2, 7, 19, 20])
+def test_the_learning_rate_follows_from_the_step_alone(done: int) -> None:
+    """theta_1 - theta_0 = -rate(step) direction, whatever Adam's count is."""
+    train_step, state = begin("spike")
+    first, _ = train_step(state, batch(0))
+    later, metrics = train_step(state._replace(step=jnp.int32(done)), batch(0))
+    rate, first_rate = (warmup_cosine(SCHEDULE, 20)(n) for n in (done, 0))
+    np.testing.assert_allclose(metrics.learning_rate, rate, rtol=1e-6)
+    moved, expected = (
+        jax.tree.map(jnp.subtract, after.params, state.params) for after in (later, first)
+    )
+    for one, other in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other * (rate / first_rate), rtol=1e-3, atol=1e-7)
+
+
+def settled(state: step.TrainState) -> step.TrainState:
     """The state after many losses of 4 ± 0.1."""
-    losses = jax.tree.map(jnp.float32, LossStats(0.9 * WINDOW, 4.0, 0.01))
-    return state._replace(opt_state=state.opt_state._replace(losses=losses))
+    stats = jax.tree.map(jnp.float32, LossStats(0.9 * WINDOW, 4.0, 0.01))
+    return state._replace(loss_stats=stats)
 
 
-def test_a_spike_is_skipped_only_if_asked_and_remembered_only_if_not_skipped() -> None:
-    heedless, plain = begin("spike")
-    _, metrics = heedless(plain, batch(0, bad=True))
+def test_spikes_are_always_noted_and_only_if_configured_skipped() -> None:
+    noting, first = begin("spike")
+    skipping, _ = begin("spike", skip=True)
+    for train_step in (noting, skipping):
+        unsettled, metrics = train_step(first, batch(0, bad=True))
+        assert not metrics.spike, "no statistics to compare with"
+        assert not metrics.skipped
+        assert unsettled.loss_stats.weight == 1.0
+        assert unsettled.loss_stats.mean == metrics.loss
+    state = settled(first)
+    noted, metrics = noting(state, batch(0, bad=True))
+    assert metrics.spike
     assert not metrics.skipped
-    train_step, first = begin("spike", skip_spikes=True)
-    unsettled, metrics = train_step(first, batch(0, bad=True))
-    assert not metrics.skipped, "nothing to measure it by"
-    assert unsettled.opt_state.losses.weight == 1.0
-    state = remembering(first)
-    after, metrics = train_step(state, batch(0, bad=True))
+    assert metrics.loss_stats == state.loss_stats
+    assert noted.loss_stats.mean > 5.0
+    after, metrics = skipping(state, batch(0, bad=True))
+    assert metrics.spike
     assert metrics.skipped
     assert metrics.loss > 100
     assert state_hash(after.params) == state_hash(state.params)
-    assert state_hash(after.opt_state.losses) == state_hash(state.opt_state.losses)
-    after, metrics = train_step(state, batch(0))
+    assert state_hash(after.loss_stats) == state_hash(state.loss_stats)
+    after, metrics = skipping(state, batch(0))
+    assert not metrics.spike
     assert not metrics.skipped
-    assert after.opt_state.losses.weight > state.opt_state.losses.weight
-    assert state_hash(after.params) == state_hash(heedless(plain, batch(0))[0].params)
+    assert after.loss_stats.weight > state.loss_stats.weight
+    assert state_hash(after) == state_hash(noting(state, batch(0))[0])

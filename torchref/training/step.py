@@ -12,7 +12,7 @@ from torchref.training.objectives import Objective
 
 
 class Metrics(NamedTuple):
-    """The objective's mean a token, the gradient's norm before clipping, no update made."""
+    """Mean loss in nats per token, gradient norm before clipping, whether no update was made."""
 
     loss: float
     grad_norm: float
@@ -43,7 +43,7 @@ def train_step(
     grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step)
-    sound = math.isfinite(loss) and math.isfinite(grad_norm)
-    if sound:
+    is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    if is_finite:
         optimizer.step()
-    return Metrics(loss, grad_norm, not sound)
+    return Metrics(loss, grad_norm, not is_finite)

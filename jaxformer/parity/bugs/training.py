@@ -46,21 +46,21 @@ def with_config(**fields: Any) -> Callable[[Any], Any]:
 
 
 def clip_last(config: Any, steps: int) -> Any:
-    return optax.chain(
+    direction = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optimizer.clip_by_global_norm(config.clip_norm),
         optax.add_decayed_weights(config.weight_decay, optimizer.is_matrix),
-        optax.scale_by_learning_rate(schedule.warmup_cosine(config, steps)),
     )
+    return optimizer.Optimizer(direction, schedule.warmup_cosine(config, steps))
 
 
 def coupled_decay(config: Any, steps: int) -> Any:
-    return optax.chain(
+    direction = optax.chain(
         optimizer.clip_by_global_norm(config.clip_norm),
         optax.add_decayed_weights(config.weight_decay, optimizer.is_matrix),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        optax.scale_by_learning_rate(schedule.warmup_cosine(config, steps)),
     )
+    return optimizer.Optimizer(direction, schedule.warmup_cosine(config, steps))
 
 
 def clip_each(max_norm: float) -> optax.GradientTransformation:
@@ -79,7 +79,19 @@ def epsilon_in_root(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def updates_scaled(factor: float) -> Callable[[Any], Any]:
     """An optimizer whose updates are multiplied by a further factor."""
-    return lambda function: lambda *args: optax.chain(function(*args), optax.scale(factor))
+
+    def scaled(rule: optimizer.Optimizer) -> optimizer.Optimizer:
+        return rule._replace(direction=optax.chain(rule.direction, optax.scale(factor)))
+
+    return lambda function: lambda *args: scaled(function(*args))
+
+
+def rate_of_the_next_step(function: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_gradients(state: Any, *rest: Any) -> Any:
+        after, metrics = function(state._replace(step=state.step + 1), *rest)
+        return after._replace(step=state.step + 1), metrics
+
+    return apply_gradients
 
 
 def step_lost(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,6 +141,12 @@ BUGS = [
         prove_optimizer,
     ),
     Bug(
+        "step one ahead of the schedule",
+        "optimizer",
+        patched(step, "apply_gradients", rate_of_the_next_step),
+        prove_optimizer,
+    ),
+    Bug(
         "decay on biases",
         "optimizer",
         patched(optimizer, "is_matrix", lambda _: lambda p: jax.tree.map(lambda x: True, p)),
@@ -155,7 +173,7 @@ BUGS = [
     Bug(
         "epsilon inside the root",
         "optimizer",
-        patched(optax, "adamw", epsilon_in_root),
+        patched(optax, "scale_by_adam", epsilon_in_root),
         prove_optimizer,
     ),
     Bug(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxformer.parity.bugs.training import updates_scaled
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, patched
 from jaxformer.parity.proofs import bert_training
@@ -100,9 +101,7 @@ WITHOUT_CORRECTION = patched(
 
 
 def updates_scaled_by(factor: float) -> Plant:
-    return patched(
-        optimizer, "adam", lambda f: lambda *args: optax.chain(f(*args), optax.scale(factor))
-    )
+    return patched(optimizer, "adam", updates_scaled(factor))
 
 
 def with_config(**fields: Any) -> Plant:

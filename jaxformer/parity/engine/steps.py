@@ -21,6 +21,7 @@ from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training import step
 from jaxformer.training.objectives import Objective
+from jaxformer.training.optimizer import Optimizer
 from torchref import batch as torch_batch
 from torchref.training import objectives as torch_objectives
 from torchref.training import step as torch_step
@@ -39,7 +40,7 @@ class TrainingPair(NamedTuple):
     """The batch of a step, of numpy arrays; its two slices differ in their tokens."""
     objective: Objective
     twin_objective: torch_objectives.Objective
-    optimizer: Callable[[Case, int], optax.GradientTransformation]
+    optimizer: Callable[[Case, int], Optimizer]
     """From a case and the number of all steps."""
     twin_optimizer: TwinOptimizer
     rate: Callable[[Case, int], Rate]
@@ -97,7 +98,7 @@ def compare_objective(case: Case, course: TrainingPair, layer: str) -> Compariso
 def compare_updates(
     case: Case,
     layer: str,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     twin_optimizer: TwinOptimizer,
     rate: Rate,
     clip_norm: float | None,
@@ -112,12 +113,12 @@ def compare_updates(
     ]
     with arithmetic(case.dtype):
         params = {name: case.to_jax(value) for name, value in start.items()}
-        state = optimizer.init(params)
+        state = step.init_state(params, optimizer)
         for tree in grads:
             given = {name: case.to_jax(g) for name, g in tree.items()}
-            updates, state = optimizer.update(given, state, params)
-            params = optax.apply_updates(params, updates)
-        ours = _state_values(layer, params, state)
+            loss_and_count = jnp.zeros(()), jnp.ones((), jnp.int32)
+            state, _ = step.apply_gradients(state, (*loss_and_count, given), optimizer)
+        ours = _state_values(layer, state.params, state.opt_state)
 
     twin = SmallTwin(case, start)
     rule = twin_optimizer(twin)
