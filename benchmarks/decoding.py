@@ -29,7 +29,7 @@ from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, GPTConfig, SamplingConfig, TransformerConfig
 from jaxformer.decoding.beam import translate
 from jaxformer.decoding.generate import generate, generate_uncached
-from jaxformer.models.functional import abstract_model, init_params
+from jaxformer.models.functional import abstract_model, init_params, num_parameters
 from jaxformer.models.gpt import GPT
 from jaxformer.models.transformer import Transformer
 
@@ -137,10 +137,10 @@ def main() -> None:
         "dtype": config.dtype,
         "matmul_precision": PRECISION,
         "batch_size": arguments.batch_size,
-        "parameters": config.num_parameters(),
+        "parameters": num_parameters(abstract_model(GPT, config)[1]),
         "context_length": config.context_length,
         "sentences": arguments.sentences,
-        "transformer_parameters": transformer.num_parameters(),
+        "transformer_parameters": num_parameters(abstract_model(Transformer, transformer)[1]),
     }
     print(*(f"{name} {value}" for name, value in about.items()), sep=", ")
     show(rows, "tokens")

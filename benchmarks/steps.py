@@ -21,8 +21,10 @@ import numpy as np
 
 from jaxformer.batch import Batch
 from jaxformer.config import LanguageConfig, MeshConfig
+from jaxformer.models.functional import abstract_model, num_parameters
+from jaxformer.models.gpt import GPT
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from train.gpt_char import PRESETS
 
@@ -69,7 +71,7 @@ def timed(step: Callable[[], object]) -> Seconds:
 
 def jax_step(config: LanguageConfig) -> Seconds:
     """A whole train step as a run takes it, on one device."""
-    program = build(language_method(config), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    program = build(language_spec(config), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     tokens = random_tokens(config)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool))
     batch = jax.device_put(batch, program.rows)
@@ -107,7 +109,7 @@ def compare(words: argparse.Namespace, sides: Mapping[str, Seconds], **about: An
         "dtype": model.dtype,
         "matmul_precision": "default",
         "preset": words.preset,
-        "parameters": model.num_parameters(),
+        "parameters": num_parameters(abstract_model(GPT, model)[1]),
         "repetitions": words.repetitions,
         **about,
     }

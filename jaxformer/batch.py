@@ -61,3 +61,8 @@ class SpecialTokens:
     """What the decoder reads before the first token of the target."""
     end: int
     """The last token of a target."""
+
+    @classmethod
+    def after(cls, vocab_size: int) -> "SpecialTokens":
+        """The special tokens of a tokenizer with V tokens."""
+        return cls(padding=vocab_size, start=vocab_size + 1, end=vocab_size + 2)

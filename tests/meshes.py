@@ -11,7 +11,7 @@ from jaxformer.batch import Batch
 from jaxformer.config import GPT_PRESETS, LanguageConfig, MeshConfig
 from jaxformer.models.functional import flat_params
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from jaxformer.training.step import Metrics, TrainState
 
@@ -60,7 +60,7 @@ def toy_batches(steps: int, rows: int = 16) -> list[Batch]:
 
 def run(config: LanguageConfig, mesh: MeshConfig, devices=None) -> Ran:
     """Every step of the config on a mesh, compiled once."""
-    program = build(language_method(config), make_mesh(mesh, devices))
+    program = build(language_spec(config), make_mesh(mesh, devices))
     state, reports = program.fresh_state(), []
     for batch in toy_batches(config.steps):
         state, metrics = program.train_step(state, jax.device_put(batch, program.rows))

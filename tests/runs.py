@@ -5,28 +5,28 @@ from pathlib import Path
 
 import jax
 
-from jaxformer.config import TrainConfig
+from jaxformer.config import RunConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.models.functional import init_params
 from jaxformer.run import directory
 from jaxformer.tasks.config_io import config_to_json
-from jaxformer.tasks.kinds import make_method
+from jaxformer.tasks.kinds import kind_of
 from jaxformer.training.step import init_state
 
 
 def save_run(
-    path: Path, config: TrainConfig, tokenizer: Tokenizer, steps: Iterable[int] = (1,)
+    path: Path, config: RunConfig, tokenizer: Tokenizer, steps: Iterable[int] = (1,)
 ) -> Path:
     """A run with a checkpoint at each step, its parameters drawn from the step's number.
 
     The validation loss is the step's number too: the first checkpoint is the best and stays.
     """
     directory.fill_run_dir(config, path, tokenizer)
-    method = make_method(config, tokenizer)
+    spec = kind_of(config).spec(config, tokenizer.vocab_size)
     with directory.checkpoint_writer(path, config) as writer:
         for step in steps:
-            params = init_params(method.model, config.model, jax.random.key(step))
+            params = init_params(spec.model, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
-            state = init_state(params, method.optimizer)
+            state = init_state(params, spec.optimizer)
             writer.save(step, state, metadata, val_loss=step)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxformer.cli.arguments import RunPath, parse
-from jaxformer.config import BeamConfig, LanguageConfig, require_positive
+from jaxformer.config import BeamConfig, LanguageConfig, TranslationConfig, require_positive
 from jaxformer.errors import UserError
 
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
@@ -122,7 +122,7 @@ def pair_figures(run: "Run", arguments: EvaluateArguments) -> dict[str, Any]:
     from jaxformer.evaluation.bleu import score
     from jaxformer.run.load import evaluate_run
 
-    assert not isinstance(run.config, LanguageConfig)
+    assert isinstance(run.config, TranslationConfig)
     if arguments.split == "train" and arguments.decoding:
         raise UserError(
             "of the training pairs only the loss is measured: leave out "

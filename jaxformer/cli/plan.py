@@ -20,10 +20,10 @@ from jaxformer.planning.hardware import GPUS
 if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     import jax
 
+    from jaxformer.config import RunConfig
     from jaxformer.planning.plan import Plan
     from jaxformer.planning.roofline import Prediction
     from jaxformer.planning.suggest import Suggestion
-    from jaxformer.tasks.config_io import RunConfig
 
 PROG = "jaxformer plan"
 HOME = Path(__file__).parents[2] / "train"
@@ -214,7 +214,7 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     config, memory, (rows, length) = plan.config, plan.memory, plan.batch_shape
     mesh = " x ".join(f"{axis} {number}" for axis, number in plan.mesh.items())
     yield (
-        f"{recipe}: {config.model.num_parameters():,} parameters, {config.model.dtype}"
+        f"{recipe}: {plan.num_parameters:,} parameters, {config.model.dtype}"
         f"{', rematerialised' if config.model.remat else ''} · mesh {mesh}"
     )
     yield (

@@ -31,10 +31,12 @@ def main(argv: Sequence[str]) -> int:
 
     from jaxformer.monitor.plots import draw_curves
     from jaxformer.tasks.config_io import load_config
-    from jaxformer.tasks.kinds import smoothing_of
+    from jaxformer.tasks.kinds import kind_of
 
-    curves, config = run / "curves.png", run / "config.json"
-    smoothing = smoothing_of(load_config(config)) if config.exists() else 0.0
+    curves, smoothing = run / "curves.png", 0.0
+    if (run / "config.json").exists():
+        config = load_config(run / "config.json")
+        smoothing = kind_of(config).label_smoothing(config)
     draw_curves(metrics, curves, run.resolve().name, smoothing)
     print(curves)
     return 0

@@ -7,6 +7,13 @@ from typing import Literal
 from jaxformer.config.checks import require_one_of, require_positive, require_vocabulary
 from jaxformer.errors import UserError
 
+NUM_BYTES = 256
+
+
+def _tokenizer_size(tokenizer: str, vocab_size: int) -> int | None:
+    """Tokens of a tokenizer: as many as a BPE may learn, or 256 bytes; else only the text knows."""
+    return {"bytes": NUM_BYTES, "bpe": vocab_size}.get(tokenizer)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -28,6 +35,11 @@ class DataConfig:
                 "choose a share between 0 and 1, such as 0.1"
             )
         require_vocabulary("data.vocab-size", self.vocab_size)
+
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Tokens of the tokenizer; None if only the text knows."""
+        return _tokenizer_size(self.tokenizer, self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,16 @@ class TextPairsConfig:
         require_vocabulary("data.vocab-size", self.vocab_size)
         require_positive("data.max-tokens", self.max_tokens)
         require_positive("data.max-ratio", self.max_ratio)
+
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Tokens of the tokenizer; None if only the texts know."""
+        return _tokenizer_size(self.tokenizer, self.vocab_size)
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a side that is learned from."""
+        return self.max_tokens
 
 
 Language = Literal["da", "de", "en", "es", "fi", "fr", "id", "it", "nl", "pt", "ro"]
@@ -104,6 +126,16 @@ class NumbersConfig:
                 f"choose one of at most {LARGEST_NUMBER}"
             )
 
+    @property
+    def tokenizer_size(self) -> int | None:
+        """Tokens of the tokenizer; None if only the texts know."""
+        return _tokenizer_size(self.tokenizer, self.vocab_size)
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a side: there is no limit."""
+        return None
+
 
 NUM_LETTERS = 52
 
@@ -135,3 +167,13 @@ class CopyConfig:
                 f"data.num-symbols {self.num_symbols} is too large: "
                 f"there are {NUM_LETTERS} letters, small and capital"
             )
+
+    @property
+    def tokenizer_size(self) -> int:
+        """One token per letter."""
+        return self.num_symbols
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a side."""
+        return self.max_length

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxformer.config.checks import require_one_of, require_positive, require_probability
 from jaxformer.errors import UserError
@@ -12,17 +12,6 @@ Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 DType = Literal["float32", "bfloat16", "float64"]
-
-
-class LayerParameters(NamedTuple):
-    """How many parameters one layer of each kind has."""
-
-    norm: int
-    """D, and its bias."""
-    attention: int
-    """4D², and their biases."""
-    mlp: int
-    """2DF, and their biases."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,15 +62,6 @@ class BlockConfig:
         """Initial standard deviation of projections into the residual stream: std / sqrt(2N)."""
         return self.init_std / math.sqrt(2 * self.num_layers)
 
-    def layer_parameters(self) -> LayerParameters:
-        """Parameters of one layer of each kind, by formula."""
-        D, F, bias = self.width, self.mlp_width, int(self.use_bias)
-        return LayerParameters(
-            norm=D + bias * D,
-            attention=4 * (D * D + bias * D),
-            mlp=2 * D * F + bias * (F + D),
-        )
-
     def __post_init__(self) -> None:
         for name in ("width", "num_heads", "mlp_width", "num_layers", "norm_epsilon"):
             require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
@@ -99,30 +79,30 @@ class BlockConfig:
         require_probability("model.dropout-rate", self.dropout_rate)
 
 
-def _require_texts(vocab_size: int, context_length: int) -> None:
-    require_positive("model.context-length", context_length)
-    if vocab_size < 0:
-        raise UserError(f"model.vocab-size {vocab_size} is negative: choose 0 for the tokenizer's")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTConfig(BlockConfig):
-    """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
+class ModelConfig(BlockConfig):
+    """A whole model: its blocks, its vocabulary and its longest sequence."""
 
     vocab_size: int
     """V, the number of tokens; 0 in a training config stands for the tokenizer's number."""
     context_length: int
-    """T, the longest sequence; one learned position each."""
+    """T, the longest sequence."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_texts(self.vocab_size, self.context_length)
+        require_positive("model.context-length", self.context_length)
+        if self.vocab_size < 0:
+            raise UserError(
+                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
+            )
 
-    def num_parameters(self) -> int:
-        """Parameters counted by formula: VD + TD + N(4D² + 2DF + biases and norms) + final norm."""
-        norm, attention, mlp = self.layer_parameters()
-        embeddings = (self.vocab_size + self.context_length) * self.width
-        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTConfig(ModelConfig):
+    """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
+
+    context_length: int
+    """T, the longest sequence; one learned position each."""
 
 
 def _gpt2(width: int, num_heads: int, num_layers: int) -> GPTConfig:
@@ -150,7 +130,7 @@ GPT_PRESETS: Mapping[str, GPTConfig] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(BlockConfig):
+class TransformerConfig(ModelConfig):
     """The encoder-decoder Transformer (Vaswani et al. 2017); N blocks on either side."""
 
     vocab_size: int
@@ -167,22 +147,10 @@ class TransformerConfig(BlockConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_texts(self.vocab_size, self.context_length)
         if self.width % 2:
             raise UserError(
                 f"model.width {self.width} is odd: sinusoidal positions need an even width"
             )
-
-    def num_parameters(self) -> int:
-        """Parameters counted by formula.
-
-        VD once or three times, N(4D² + 2DF) of the encoder, N(8D² + 2DF) of the decoder, biases,
-        two norms an encoder block and three a decoder block, and the pre-LN stacks' final norms.
-        """
-        norm, attention, mlp = self.layer_parameters()
-        embeddings = self.vocab_size * self.width * (1 if self.share_embeddings else 3)
-        final = 2 * norm if self.norm_placement == "pre" else 0
-        return embeddings + self.num_layers * (3 * attention + 2 * mlp + 5 * norm) + final
 
 
 def _transformer(
@@ -228,7 +196,7 @@ published (table 3, rows `base` and `big`, with the 37,000 tokens of English-Ger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig(BlockConfig):
+class BertConfig(ModelConfig):
     """BERT with its masked-language-model head (Devlin et al. 2019)."""
 
     vocab_size: int
@@ -252,14 +220,6 @@ class BertConfig(BlockConfig):
     def residual_init_std(self) -> float:
         """Projections into the residual stream start like all others."""
         return self.init_std
-
-    def num_parameters(self) -> int:
-        """(V + T + S)D and its norm, N blocks, and the head: D² and its norm, a bias a token."""
-        norm, attention, mlp = self.layer_parameters()
-        D = self.width
-        embeddings = (self.vocab_size + self.context_length + self.num_segments) * D + norm
-        head = D * D + int(self.use_bias) * D + norm + self.vocab_size
-        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + head
 
 
 def _bert(width: int, num_heads: int, num_layers: int) -> BertConfig:

@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxformer.config.checks import LARGEST, require_one_of, require_positive, require_probability
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
-from jaxformer.config.models import GPTConfig, TransformerConfig
+from jaxformer.config.models import GPTConfig, ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
 
 
@@ -118,8 +118,8 @@ class SpikeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What every training run has; config.json holds one of the kinds below."""
+class RunConfig:
+    """What every training run has; each kind of run has a config of its own (jaxformer/tasks)."""
 
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -132,6 +132,9 @@ class TrainConfig:
     """Steps between validation losses."""
     seed: int = 0
     """Seed of the initial weights, the dropout and the order of the data."""
+    model: ModelConfig
+    data: Any
+    """Where the data come from; every kind has its own."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "eval_every"):
@@ -141,7 +144,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TrainConfig):
+class LanguageConfig(RunConfig):
     """A run of a GPT on text."""
 
     model: GPTConfig
@@ -167,7 +170,7 @@ LossKind = Literal["cross_entropy", "kl"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TranslationConfig(TrainConfig):
+class TranslationConfig(RunConfig):
     """A run of an encoder-decoder Transformer on pairs of texts; the kinds differ in their data."""
 
     model: TransformerConfig

@@ -90,6 +90,11 @@ class PreparedData:
     description: str
     """One line for the log."""
 
+    @property
+    def num_val_tokens(self) -> int:
+        """Tokens that the validation text comes to."""
+        return len(self.val)
+
 
 def read_corpus(data: DataConfig) -> Corpus:
     """Read and split the text of `data.path`.

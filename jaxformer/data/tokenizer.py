@@ -27,9 +27,9 @@ import tokenizers
 from numpy.typing import ArrayLike
 
 from jaxformer.atomic import atomic_write
+from jaxformer.config.data import NUM_BYTES
 from jaxformer.errors import UserError
 
-NUM_BYTES = 256
 PIECE_LENGTH = 1 << 16  # characters given to one call of the library's byte-pair encoder
 PIECES_AT_ONCE = 64  # the library keeps over 100 bytes a token until a call returns
 TEXTS_AT_ONCE = 4096

@@ -65,6 +65,11 @@ class PreparedPairs:
     """One line for the log."""
 
     @property
+    def num_val_tokens(self) -> int:
+        """Tokens of the validation targets, an end token with each."""
+        return len(self.val.targets.tokens) + len(self.val)
+
+    @property
     def specials(self) -> SpecialTokens:
         """The tokens that are no text."""
         return special_tokens_of(self.tokenizer)
@@ -72,8 +77,7 @@ class PreparedPairs:
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     """The first three ids that a tokenizer leaves free."""
-    V = tokenizer.vocab_size
-    return SpecialTokens(padding=V, start=V + 1, end=V + 2)
+    return SpecialTokens.after(tokenizer.vocab_size)
 
 
 def read_pairs(data: PairsConfig) -> PairTexts:

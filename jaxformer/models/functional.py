@@ -40,6 +40,11 @@ def merge(graphdef: nnx.GraphDef, params: PyTree) -> Any:
     return nnx.merge(graphdef, params)
 
 
+def num_parameters(params: PyTree) -> int:
+    """Numbers in all leaves, of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def _split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree]:
     # Fails on any state that is not a parameter: models are pure.
     graphdef, state = nnx.split(model, nnx.Param)

@@ -11,14 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import BlockConfig, RunConfig
 from jaxformer.evaluation.loss import Evaluation
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter
 from jaxformer.monitor.progress import Progress
 from jaxformer.planning.hardware import Product, mfu
 from jaxformer.runtime.memory import memory_bytes
-from jaxformer.tasks.config_io import RunConfig
 from jaxformer.tasks.task import StepCost
 from jaxformer.training.step import Metrics
 

@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from jaxformer.config import RunConfig
+from jaxformer.models.functional import num_parameters
 from jaxformer.planning.hlo import Total, collectives, totals
-from jaxformer.planning.shapes import abstract_method, largest_batch
+from jaxformer.planning.shapes import abstract_spec, largest_batch
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.config_io import RunConfig
-from jaxformer.tasks.program import Program, build, require_wide_mode
+from jaxformer.tasks.program import Program, build, require_x64
 
 BY_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 AS_ON_GPU = {"xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invariant-code-motion"}
@@ -78,14 +79,15 @@ class Plan:
     """What a step takes of one device."""
 
     config: RunConfig
-    """Settled: the model's vocabulary has a size."""
+    """Resolved: the model's vocabulary has a size."""
+    num_parameters: int
     mesh: Mapping[str, int]
     """Devices along each axis."""
     batch_shape: tuple[int, int]
     """Rows and length of the largest batch, over all devices."""
     memory: Memory
     model_flops: float
-    """FLOPs that the model needs for the batch, by formula, shared evenly."""
+    """FLOPs that the model needs for the batch, by the shapes of its kernels, shared evenly."""
     compiled_flops: float
     """FLOPs that the program does, repetitions by rematerialisation and by several devices
     included; 0 where XLA does not tell."""
@@ -108,11 +110,11 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
     Raises:
         UserError: when configuration and mesh do not go together, or the vocabulary is not known.
     """
-    require_wide_mode(config.model.dtype)
+    require_x64(config.model.dtype)
     mesh = make_mesh(config.mesh, devices)
-    method = abstract_method(config)
-    batch = largest_batch(method.config, mesh)
-    program = build(method, mesh)
+    spec = abstract_spec(config)
+    batch = largest_batch(spec.config, mesh)
+    program = build(spec, mesh)
     begun = time.perf_counter()
     lowered = program.train_step.lower(program.state, batch.arrays)
     compiled = lowered.compile(dict(cpu_options(config.model.remat)))
@@ -121,7 +123,8 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
     costs = compiled.cost_analysis() or {}
     slices = config.accumulation
     return Plan(
-        config=method.config,
+        config=spec.config,
+        num_parameters=num_parameters(program.state.params),
         mesh=dict(mesh.shape),
         batch_shape=batch.shape,
         memory=memory,

@@ -11,9 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxformer.config import MeshConfig
+from jaxformer.config import MeshConfig, RunConfig
 from jaxformer.planning.plan import Plan
-from jaxformer.tasks.config_io import RunConfig
 
 Planner = Callable[[RunConfig], Plan]
 

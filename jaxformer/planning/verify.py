@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.planning.plan import analysed_total
-from jaxformer.planning.shapes import abstract_method, largest_batch
+from jaxformer.planning.shapes import abstract_spec, largest_batch
 from jaxformer.runtime.memory import peak_bytes
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.config_io import RunConfig
 from jaxformer.tasks.program import build
 
 
@@ -38,9 +37,9 @@ def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Measured:
         UserError: as `make_plan` does.
     """
     mesh = make_mesh(config.mesh, devices)
-    method = abstract_method(config)
-    program = build(method, mesh)
-    shapes = largest_batch(method.config, mesh).arrays
+    spec = abstract_spec(config)
+    program = build(spec, mesh)
+    shapes = largest_batch(spec.config, mesh).arrays
     batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
     state = program.fresh_state()
     step = program.train_step.lower(state, batch).compile()

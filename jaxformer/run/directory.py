@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.checkpoint import CheckpointWriter
-from jaxformer.config import RunOptions
+from jaxformer.config import RunConfig, RunOptions
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.tasks.config_io import RunConfig, differences, save_config
+from jaxformer.tasks.config_io import differences, save_config
 
 APPEARS = 60.0
 """Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from jaxformer import checkpoint
 from jaxformer.batch import SpecialTokens
 from jaxformer.checkpoint import Checkpoint
-from jaxformer.config import MeshConfig, require_positive
+from jaxformer.config import MeshConfig, RunConfig, require_positive
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import special_tokens_of
 from jaxformer.errors import UserError
@@ -23,8 +23,8 @@ from jaxformer.evaluation.loss import Evaluation, evaluate
 from jaxformer.models.functional import abstract_model
 from jaxformer.run import directory
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
-from jaxformer.tasks.config_io import RunConfig, config_from_json, kind_of, load_config
-from jaxformer.tasks.kinds import make_method, num_tokens, writing_command
+from jaxformer.tasks.config_io import config_from_json, load_config
+from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.task import TrainSpec
 from jaxformer.training.average import average as average_of
 from jaxformer.training.step import TrainState, init_state, make_eval_step
@@ -34,7 +34,7 @@ from jaxformer.training.step import TrainState, init_state, make_eval_step
 class Run:
     """What a run directory holds, ready to use on one device."""
 
-    method: TrainSpec
+    spec: TrainSpec
     tokenizer: Tokenizer
     graphdef: nnx.GraphDef
     params: PyTree[Array]
@@ -46,7 +46,7 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """The run's configuration."""
-        return self.method.config
+        return self.spec.config
 
     @property
     def specials(self) -> SpecialTokens:
@@ -86,26 +86,26 @@ def load_run(
     config = load_config(run_dir / directory.CONFIG)
     if kind is not None and not isinstance(config, kind):
         raise UserError(
-            f"{run_dir} holds a {kind_of(config)} run, which this command does not read: use "
-            f"{writing_command(config)}"
+            f"{run_dir} holds a {kind_of(config).name} run, which this command does not read: use "
+            f"jaxformer {kind_of(config).command}"
         )
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
-    needed = num_tokens(config, tokenizer)
+    needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:
         raise UserError(
             f"{run_dir / directory.TOKENIZER} knows {needed} tokens but the model "
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
-    method = make_method(config, tokenizer)
-    graphdef, shapes = abstract_model(method.model, config.model)
-    expected = jax.eval_shape(lambda p: init_state(p, method.optimizer), shapes)
+    spec = kind_of(config).spec(config, tokenizer.vocab_size)
+    graphdef, shapes = abstract_model(spec.model, config.model)
+    expected = jax.eval_shape(lambda p: init_state(p, spec.optimizer), shapes)
     read = _read_one if average == 1 else functools.partial(_read_average, count=average)
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
-    return Run(method, tokenizer, graphdef, params, found.step, found.metadata["data"])
+    return Run(spec, tokenizer, graphdef, params, found.step, found.metadata["data"])
 
 
 def _read_one(
@@ -144,5 +144,5 @@ def _read_average(
 def evaluate_run(run: Run, batches: Iterable[Any]) -> Evaluation:
     """The mean loss of a run's parameters over the batches, on one device."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    eval_step = jax.jit(make_eval_step(run.graphdef, run.method.eval_objective))
+    eval_step = jax.jit(make_eval_step(run.graphdef, run.spec.eval_objective))
     return evaluate(eval_step, run.params, batches, batch_sharding(mesh))

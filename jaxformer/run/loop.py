@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxformer import checkpoint
-from jaxformer.config import RunOptions
+from jaxformer.config import RunConfig, RunOptions
 from jaxformer.data.batches import training_iterator
 from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.models.functional import num_parameters
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.plots import draw_curves
@@ -34,9 +34,9 @@ from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
 from jaxformer.sharding.mesh import make_mesh, shard_batch
-from jaxformer.tasks.config_io import RunConfig, config_from_json, config_to_json, load_config
-from jaxformer.tasks.kinds import make_task, smoothing_of
-from jaxformer.tasks.program import Program, build, require_wide_mode
+from jaxformer.tasks.config_io import config_from_json, config_to_json, load_config
+from jaxformer.tasks.kinds import kind_of, step_cost
+from jaxformer.tasks.program import Program, build, require_x64
 from jaxformer.tasks.task import Task
 from jaxformer.training.step import TrainState
 
@@ -74,15 +74,15 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     keep_freed_memory()  # before jax starts its threads
     if options.deterministic:
         make_deterministic()  # before jax reads XLA's flags
-    require_wide_mode(config.model.dtype)
+    require_x64(config.model.dtype)
     distributed.join(options.distributed)
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
-    task, run_dir = make_task(config, mesh), options.run_dir
-    config, data = task.method.config, task.data
+    task, run_dir = kind_of(config).task(config, mesh), options.run_dir
+    config, data = task.spec.config, task.data
     if options.resume:
         directory.check_config(config, load_config(run_dir / directory.CONFIG), run_dir)
-    program = build(task.method, mesh)
+    program = build(task.spec, mesh)
     metadata = {
         "config": config_to_json(config),
         "data": data.fingerprint,
@@ -109,7 +109,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
-        introduce(progress, task, mesh, start if options.resume else None)
+        introduce(progress, task, program, start if options.resume else None)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
         log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
@@ -136,7 +136,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             batch = next(batches)
             state, metrics = program.train_step(state, shard_batch(batch, program.rows))
             # Log.
-            log.add(step, metrics, task.work(batch))
+            log.add(step, metrics, step_cost(config, batch))
             stop = step == last or interrupt.reached()
             # Evaluate.
             evaluation = None
@@ -161,7 +161,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     distributed.leave(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
     if rows and interrupt.signal is None:  # whoever asked for an end does not wait for a picture
-        draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing_of(config))
+        smoothing = kind_of(config).label_smoothing(config)
+        draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing)
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 
 
@@ -193,19 +194,19 @@ def restore(
     return checkpoint.load(checkpoints, found, program.state), found.step
 
 
-def introduce(progress: Progress, task: Task, mesh: Mesh, resumed: int | None) -> None:
+def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:
     """Say what is about to be trained, on what; and of a resumed run from which step."""
-    config = task.method.config
-    device = mesh.devices.flat[0]
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    config = task.spec.config
+    device = program.mesh.devices.flat[0]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
     several = jax.process_count() > 1
     processes = f"{jax.process_count()} processes · " if several else ""
     for line in task.description:
         progress.print(line)
     progress.print(
-        f"{task.method.model.__name__} of {config.model.num_parameters():,} parameters · "
+        f"{task.spec.model.__name__} of {num_parameters(program.state.params):,} parameters · "
         f"{config.model.dtype}, products in {product_type(config.model)} · "
-        f"{device.device_kind} · mesh {shape} · {processes}jax {jax.__version__}"
+        f"{device.device_kind} · mesh {mesh} · {processes}jax {jax.__version__}"
     )
     if resumed == 0:
         progress.print("the run has no checkpoint yet: it begins anew")

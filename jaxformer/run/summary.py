@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxformer import checkpoint
-from jaxformer.config import BeamConfig, LanguageConfig
+from jaxformer.config import BeamConfig
 from jaxformer.data.pairs import Pair
 from jaxformer.evaluation.bleu import Scores, score
 from jaxformer.run.directory import CHECKPOINTS, CURVES, checkpoints_to_average
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
-from jaxformer.tasks.kinds import writing_command
+from jaxformer.tasks.kinds import kind_of
 
 
 def summarise(outcome: Outcome, run_dir: Path) -> str:
@@ -25,21 +25,18 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
         )
     if not outcome.finished:
         lines.append(f"stopped at step {outcome.step} of {outcome.config.steps}; --resume goes on")
-    next_command = f"{writing_command(outcome.config)} {run_dir}"
-    verb = "sample" if isinstance(outcome.config, LanguageConfig) else "translate"
+    verb = kind_of(outcome.config).command
     drawn = (run_dir / CURVES).is_file()
     curves = f"curves in {run_dir / CURVES}" if drawn else f"curves with: jaxformer plot {run_dir}"
-    lines.append(f"{curves}; {verb} with: {next_command}")
+    lines.append(f"{curves}; {verb} with: jaxformer {verb} {run_dir}")
     return "\n".join(lines)
 
 
 def bits_per_byte(outcome: Outcome) -> float:
     """The last validation loss in bits a byte of validation text; of translations, of targets."""
     assert outcome.evaluation is not None
-    evaluation, data = outcome.evaluation, outcome.data
-    if isinstance(outcome.config, LanguageConfig):
-        return evaluation.bits_per_byte(len(data.val) / data.val_bytes)
-    return evaluation.bits_per_byte(evaluation.num_tokens / data.val_bytes)
+    data = outcome.data
+    return outcome.evaluation.bits_per_byte(data.num_val_tokens / data.val_bytes)
 
 
 def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: int = 1) -> Scores:

@@ -3,42 +3,20 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cattrs
 
 from jaxformer.atomic import atomic_write
-from jaxformer.config import (
-    CopyTranslationConfig,
-    LanguageConfig,
-    NumbersTranslationConfig,
-    TextTranslationConfig,
-    TranslationConfig,
-)
+from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
-
-RunConfig = LanguageConfig | TranslationConfig
-"""The configuration of a run of any kind."""
-
-KINDS: Mapping[str, type[RunConfig]] = {
-    "gpt": LanguageConfig,
-    "transformer_text": TextTranslationConfig,
-    "transformer_numbers": NumbersTranslationConfig,
-    "transformer_copy": CopyTranslationConfig,
-}
-"""What a run directory holds: the first key of its config.json, and the type of all the others."""
-
-
-def kind_of(config: RunConfig) -> str:
-    """The name of the configuration's kind."""
-    return next(kind for kind, config_type in KINDS.items() if type(config) is config_type)
+from jaxformer.tasks.kinds import KINDS, kind_of
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON values; `config_from_json` is its inverse."""
-    return {"kind": kind_of(config), **_converter().unstructure(config)}
+    return {"kind": kind_of(config).name, **_converter().unstructure(config)}
 
 
 def config_from_json(values: Any, source: str) -> RunConfig:
@@ -55,7 +33,7 @@ def config_from_json(values: Any, source: str) -> RunConfig:
         known = ", ".join(KINDS)
         raise UserError(f"{source} describes a {kind!r}: name a run of a kind known here, {known}")
     try:
-        return _converter().structure(values, KINDS[kind])
+        return _converter().structure(values, KINDS[kind].config_type)
     except UserError:
         raise
     except Exception as error:
@@ -89,10 +67,10 @@ def load_config(path: Path) -> RunConfig:
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh and the checkpoints may change between the parts of a run, so they are left out.
+    The mesh and the checkpoints may change when a run is resumed, so they are left out.
     """
     if type(ours) is not type(theirs):
-        return [f"a {kind_of(ours)} run (the run is {kind_of(theirs)})"]
+        return [f"a {kind_of(ours).name} run (the run is {kind_of(theirs).name})"]
     found = []
     for name in _flags(type(ours)):
         if name.startswith(("mesh.", "checkpoint.")):

@@ -1,30 +1,44 @@
-"""Floating-point operations that a model needs for a batch: 6 a multiplied weight and token.
+"""Floating-point operations that a model needs for a batch: 6 per multiplied weight and token.
 
 Two in the forward pass, four in the backward pass, and 12 K for each pair of a query and a key of
 a head, whether a mask hides it or not (Chowdhery et al. 2022, PaLM, appendix B). Tables are looked
 up, not multiplied; norms, biases and softmax are not counted, nor what rematerialisation repeats.
 """
 
-from jaxformer.config import GPTConfig, TransformerConfig
+import functools
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+
+from jaxformer.config import ModelConfig
+from jaxformer.models.functional import abstract_model, flat_params
 
 
-def gpt_flops(config: GPTConfig, rows: int, length: int) -> float:
-    """Of a batch (rows, length): 6 (N (4D² + 2DF) + DV) + 12 N D length, a token."""
-    D, F, N, V = config.width, config.mlp_width, config.num_layers, config.vocab_size
-    products, attention = N * (4 * D * D + 2 * D * F) + D * V, N * D * length
-    return rows * length * (6.0 * products + 12.0 * attention)
-
-
-def transformer_flops(
-    config: TransformerConfig, rows: int, source_length: int, target_length: int
+def training_flops(
+    model: type[nnx.Module], config: ModelConfig, rows: int, tokens_through: Callable[[str], int]
 ) -> float:
-    """Of a batch of `rows` pairs, M source and L target tokens each, padding included.
+    """rows (6 sum over kernels of size x tokens + 12 sum over attentions of HK x queries x keys).
 
-    Source tokens pass 4D² + 2DF weights in each of N encoder blocks and the 2D² of the keys and
-    values of N cross-attentions; target tokens 6D² + 2DF in N decoder blocks, and DV logits.
+    `tokens_through` says how many tokens of a row pass the kernel at a path. The logits of a model
+    without an output kernel come from the embedding.
     """
-    D, F, N, V = config.width, config.mlp_width, config.num_layers, config.vocab_size
-    M, L = source_length, target_length
-    products = M * N * (6 * D * D + 2 * D * F) + L * (N * (6 * D * D + 2 * D * F) + D * V)
-    attention = N * D * (M * M + L * L + L * M)
-    return rows * (6.0 * products + 12.0 * attention)
+    kernels = _kernels(model, config)
+    products = sum(inner * outer * tokens_through(path) for path, (inner, outer) in kernels.items())
+    pairs = sum(
+        width * tokens_through(path) * tokens_through(path.replace("/query/", "/key/"))
+        for path, (_, width) in kernels.items()
+        if path.endswith("/query/kernel")
+    )
+    return rows * (6.0 * products + 12.0 * pairs)
+
+
+@functools.cache
+def _kernels(model: type[nnx.Module], config: ModelConfig) -> Mapping[str, tuple[int, int]]:
+    """The shape of every matrix that tokens are multiplied with, by its path."""
+    shapes = {
+        path: leaf.shape for path, leaf in flat_params(abstract_model(model, config)[1]).items()
+    }
+    kernels = {path: shape for path, shape in shapes.items() if path.endswith("kernel")}
+    if "output/kernel" not in kernels:
+        kernels["embed/embedding"] = shapes["embed/embedding"]
+    return kernels

@@ -1,42 +1,38 @@
-"""The kinds of run, told apart in one place: by the type of their configuration."""
+"""The table of the kinds of runs. A new kind is one file of this room and one row here."""
 
-from jax.sharding import Mesh
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from jaxformer.config import LanguageConfig
-from jaxformer.data.tokenizer import Tokenizer
-from jaxformer.data.translation import special_tokens_of
-from jaxformer.tasks.config_io import RunConfig
-from jaxformer.tasks.language_modeling import language_method, language_task
-from jaxformer.tasks.task import Task, TrainSpec
-from jaxformer.tasks.translation import translation_method, translation_task
+from jaxformer.config import (
+    CopyTranslationConfig,
+    NumbersTranslationConfig,
+    RunConfig,
+)
+from jaxformer.tasks.language_modeling import LANGUAGE
+from jaxformer.tasks.task import Kind, StepCost
+from jaxformer.tasks.translation import TRANSLATION
 
-
-def make_task(config: RunConfig, mesh: Mesh) -> Task:
-    """What a run of this configuration has to do; its data are prepared."""
-    if isinstance(config, LanguageConfig):
-        return language_task(config, mesh)
-    return translation_task(config, mesh)
-
-
-def make_method(config: RunConfig, tokenizer: Tokenizer) -> TrainSpec:
-    """How a run of this settled configuration learns."""
-    if isinstance(config, LanguageConfig):
-        return language_method(config)
-    return translation_method(config, special_tokens_of(tokenizer))
-
-
-def num_tokens(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Tokens that a model of this kind has to know: a translation's special ones too."""
-    if isinstance(config, LanguageConfig):
-        return tokenizer.vocab_size
-    return special_tokens_of(tokenizer).end + 1
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        LANGUAGE,
+        TRANSLATION,
+        dataclasses.replace(
+            TRANSLATION, name="transformer_numbers", config_type=NumbersTranslationConfig
+        ),
+        dataclasses.replace(
+            TRANSLATION, name="transformer_copy", config_type=CopyTranslationConfig
+        ),
+    )
+}
 
 
-def smoothing_of(config: RunConfig) -> float:
-    """The label smoothing that a run's training loss has and its validation loss has not."""
-    return 0.0 if isinstance(config, LanguageConfig) else config.label_smoothing
+def kind_of(config: RunConfig) -> Kind:
+    """The row of a configuration, by its type."""
+    return next(kind for kind in KINDS.values() if type(config) is kind.config_type)
 
 
-def writing_command(config: RunConfig) -> str:
-    """The command that writes text with such a run."""
-    return "jaxformer sample" if isinstance(config, LanguageConfig) else "jaxformer translate"
+def step_cost(config: RunConfig, batch: Any) -> StepCost:
+    """Tokens and floating-point operations of a step with this batch."""
+    return StepCost(int(batch.mask.sum()), kind_of(config).flops(config, batch))

@@ -1,9 +1,11 @@
-"""The task of a language run: a GPT learns the text of a corpus, window by window."""
+"""The kind of a language run: a GPT learns the text of a corpus, window by window."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
@@ -12,15 +14,15 @@ from jaxformer.data.batches import TrainingBatches, evaluation_batches
 from jaxformer.data.corpus import prepare
 from jaxformer.models.gpt import GPT
 from jaxformer.sharding.mesh import check_batch_size
-from jaxformer.tasks.flops import gpt_flops
+from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
-from jaxformer.tasks.task import StepCost, Task, TrainSpec
+from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 
 
 def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
-    """Prepare the text and settle the configuration on it.
+    """Prepare the text and resolve the configuration with it.
 
     Raises:
         UserError: when configuration, text and mesh do not go together.
@@ -35,20 +37,16 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
         batches = evaluation_batches(data.val, config.batch_size, length)
         return itertools.islice(batches, math.ceil(config.eval_tokens / batch_tokens))
 
-    def work(batch: Batch) -> StepCost:
-        return StepCost(int(batch.mask.sum()), gpt_flops(config.model, *batch.targets.shape))
-
     return Task(
-        method=language_method(config),
+        spec=language_spec(config),
         data=data,
         description=(data.description,),
         batches=TrainingBatches(data.train, config.batch_size, length, config.seed),
         validation=validation,
-        work=work,
     )
 
 
-def language_method(config: LanguageConfig) -> TrainSpec:
+def language_spec(config: LanguageConfig) -> TrainSpec:
     """A GPT, cross-entropy of the next token, AdamW with a cosine schedule."""
     return TrainSpec(
         config=config,
@@ -57,3 +55,33 @@ def language_method(config: LanguageConfig) -> TrainSpec:
         eval_objective=next_token,
         optimizer=adamw(config.optimizer, config.steps),
     )
+
+
+def language_flops(config: LanguageConfig, batch: Batch) -> float:
+    """B L (6 (N (4D² + 2DF) + DV) + 12 N D L) of a batch (B, L)."""
+    rows, length = batch.targets.shape
+    return training_flops(GPT, config.model, rows, lambda path: length)
+
+
+def language_batch_shapes(config: LanguageConfig, mesh: Mesh) -> Sequence[Batch]:
+    """The one shape that all batches have.
+
+    Raises:
+        UserError: when the batch does not split over the mesh.
+    """
+    check_batch_size(config.batch_size, config.accumulation, mesh)
+    shape = config.batch_size, config.model.context_length
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return [Batch(tokens, tokens, jax.ShapeDtypeStruct(shape, jnp.bool_))]
+
+
+LANGUAGE = Kind(
+    name="gpt",
+    config_type=LanguageConfig,
+    command="sample",
+    task=language_task,
+    spec=lambda config, tokenizer_size: language_spec(config),
+    num_specials=0,
+    flops=language_flops,
+    batch_shapes=language_batch_shapes,
+)

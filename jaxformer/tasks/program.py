@@ -1,4 +1,4 @@
-"""A run's method made into functions and places on a mesh."""
+"""A TrainSpec made into jitted functions and shardings on a mesh."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
@@ -22,68 +23,68 @@ class Program:
 
     mesh: Mesh
     rows: NamedSharding
-    """Where a batch lives."""
+    """Sharding of a batch."""
     state: PyTree
-    """Shape, type and place of every leaf of the train state."""
+    """Shape, type and sharding of every leaf of the train state."""
     fresh_state: Any
-    """A jitted function () -> TrainState that draws each part on the device it belongs to."""
+    """A jitted function () -> TrainState that initialises each shard on its own device."""
     train_step: Any
-    """A jitted `jaxformer.training.step.TrainStep` that takes over its state's memory."""
+    """A jitted `jaxformer.training.step.TrainStep`; the state is donated."""
     eval_step: Callable[[PyTree, Any], Any]
     dropout_key: np.ndarray
     """The raw key of the run's dropout."""
 
 
-def build(method: TrainSpec, mesh: Mesh) -> Program:
-    """Compile nothing yet, allocate nothing yet: functions, shapes and places.
+def build(spec: TrainSpec, mesh: Mesh) -> Program:
+    """Functions, shapes and shardings; nothing is compiled or allocated yet.
 
     Raises:
         UserError: when the mesh would cut through the model's heads.
     """
-    check_heads(method.config.model.num_heads, mesh)
-    config, optimizer = method.config, method.optimizer
+    check_heads(spec.config.model.num_heads, mesh)
+    config, optimizer = spec.config, spec.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    graphdef, _ = abstract_model(method.model, config.model)
+    graphdef, _ = abstract_model(spec.model, config.model)
 
-    def begin() -> TrainState:
-        params = init_params(method.model, config.model, init_key)
+    def fresh_state() -> TrainState:
+        params = init_params(spec.model, config.model, init_key)
         return init_state(params, optimizer)
 
-    shapes = jax.eval_shape(begin)
-    places = state_shardings(shapes, mesh)
+    shapes = jax.eval_shape(fresh_state)
+    shardings = state_shardings(shapes, mesh)
     rows = batch_sharding(mesh)
 
     dropout = dropout_key if config.model.dropout_rate > 0 else None
     return Program(
         mesh=mesh,
         rows=rows,
-        state=jax.tree.map(_place, shapes, places),
-        fresh_state=jax.jit(begin, out_shardings=places),
+        state=jax.tree.map(_sharded, shapes, shardings),
+        fresh_state=jax.jit(fresh_state, out_shardings=shardings),
         train_step=jax.jit(
             make_train_step(
                 graphdef,
-                method.objective,
+                spec.objective,
                 optimizer,
                 dropout,
                 config.accumulation,
                 config.spikes,
             ),
-            in_shardings=(places, rows),
-            out_shardings=(places, None),
+            in_shardings=(shardings, rows),
+            out_shardings=(shardings, None),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            make_eval_step(graphdef, method.eval_objective), in_shardings=(places.params, rows)
+            make_eval_step(graphdef, spec.eval_objective), in_shardings=(shardings.params, rows)
         ),
         dropout_key=np.asarray(jax.random.key_data(dropout_key)),
     )
 
 
-def _place(shape: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+def _sharded(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-def require_wide_mode(dtype: str) -> None:
-    """Refuse float64 where jax would make float32 of it."""
+def require_x64(dtype: str) -> None:
+    """Refuse float64 where jax would compute in float32."""
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("model.dtype float64 needs jax's wide mode: set JAX_ENABLE_X64=1")
+        raise UserError("model.dtype float64 needs 64-bit jax: set JAX_ENABLE_X64=1")

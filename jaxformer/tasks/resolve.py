@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxformer.config import LanguageConfig, TranslationConfig
+from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
 
-ConfigT = TypeVar("ConfigT", LanguageConfig, TranslationConfig)
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def resolve_config(config: ConfigT, needed: int) -> ConfigT:

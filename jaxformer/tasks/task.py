@@ -1,24 +1,25 @@
-"""What the training loop needs to know of a kind of run, so that it need not know the kinds.
+"""What the training loop and the planner know of a kind of run: a row, its spec and its task.
 
-`language_modeling.py` makes the task of a GPT on text, `translation.py` that of a Transformer on
-pairs.
+`language_modeling.py` holds the kind of a GPT on text, `translation.py` those of a Transformer on
+pairs, `kinds.py` the table of all.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
 from grain.sources import RandomAccessDataSource
+from jax.sharding import Mesh
 
-from jaxformer.tasks.config_io import RunConfig
+from jaxformer.config import RunConfig
 from jaxformer.training.objectives import Objective
 from jaxformer.training.optimizer import Optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-    """How a run learns: what follows from its settled configuration, without any data."""
+    """How a run learns: what follows from its resolved configuration, without any data."""
 
     config: RunConfig
     """With nothing left open: its vocabulary has a size."""
@@ -26,8 +27,27 @@ class TrainSpec:
     objective: Objective
     """What a step lowers."""
     eval_objective: Objective
-    """What a validation reports, in nats a token."""
+    """What a validation reports, in nats per token."""
     optimizer: Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A spec together with the data it learns from."""
+
+    spec: TrainSpec
+    data: Any
+    """The prepared data, with `tokenizer` and `fingerprint`."""
+    description: tuple[str, ...]
+    """Lines for the log: what is learned from, and how it is batched."""
+    batches: RandomAccessDataSource[Any]
+    """Item i is the whole batch of step i, in numpy arrays with `targets` and `mask`."""
+    validation: Callable[[], Iterator[Any]]
+    """The batches of a validation during the run, from the first."""
+    num_shapes: int = 1
+    """Shapes that batches have: the train step is compiled once for each that it meets."""
+    row_multiple: int | None = None
+    """What the numbers of rows are multiples of, if the batches depend on it."""
 
 
 class StepCost(NamedTuple):
@@ -40,21 +60,23 @@ class StepCost(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A method, and what it is applied to."""
+class Kind:
+    """A kind of run: one row of the table in kinds.py. Configs are of its `config_type`."""
 
-    method: TrainSpec
-    data: Any
-    """The prepared data, with `tokenizer` and `fingerprint`."""
-    description: tuple[str, ...]
-    """Lines for the log: what is learned from, and how it is batched."""
-    batches: RandomAccessDataSource[Any]
-    """Whose item i is the whole batch of step i, in numpy arrays."""
-    validation: Callable[[], Iterator[Any]]
-    """The batches of a validation during the run, from the first."""
-    work: Callable[[Any], StepCost]
-    """Of a batch from `batches`."""
-    num_shapes: int = 1
-    """Shapes that batches have: the train step is compiled once for each that it meets."""
-    row_multiple: int | None = None
-    """What the numbers of rows are multiples of, if the batches depend on it."""
+    name: str
+    """The first key of config.json."""
+    config_type: type[RunConfig]
+    command: str
+    """The command of `jaxformer` that writes text with such a run."""
+    task: Callable[[Any, Mesh], Task]
+    """From a config as it was asked for; prepares the data."""
+    spec: Callable[[Any, int], TrainSpec]
+    """From a resolved config and the number of tokens of its tokenizer."""
+    num_specials: int
+    """Tokens of the model that the tokenizer does not know."""
+    flops: Callable[[Any, Any], float]
+    """From a resolved config and a batch: floating-point operations of a step."""
+    batch_shapes: Callable[[Any, Mesh], Sequence[Any]]
+    """From a resolved config: every shape of a batch that it can meet, as ShapeDtypeStructs."""
+    label_smoothing: Callable[[Any], float] = lambda config: 0.0
+    """What the training loss has and the validation loss has not."""

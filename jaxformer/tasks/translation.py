@@ -1,36 +1,41 @@
-"""The task of a translation run: an encoder-decoder learns pairs, in batches of like lengths."""
+"""The kinds of translation runs: an encoder-decoder learns pairs, in batches of like lengths."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxformer.batch import PairBatch, SpecialTokens
-from jaxformer.config import TranslationConfig
-from jaxformer.data.pair_batches import PairBatches, evaluation_pair_batches
+from jaxformer.config import TextTranslationConfig, TranslationConfig
+from jaxformer.data.pair_batches import PairBatches, batch_shapes, evaluation_pair_batches
 from jaxformer.data.translation import PreparedPairs, prepare_pairs
 from jaxformer.errors import UserError
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
-from jaxformer.tasks.flops import transformer_flops
+from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
-from jaxformer.tasks.task import StepCost, Task, TrainSpec
+from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import translation, translation_cross_entropy
 from jaxformer.training.optimizer import adam
 
 ROWS = 8
-"""Batches have a multiple of so many rows, so that they are the same on 1, 2, 4 and 8 devices."""
+"""Batches have a multiple of 8 rows, so that they are the same on 1, 2, 4 and 8 devices."""
+NUM_SPECIALS = 3
+"""Padding, start and end."""
 
 
 def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
-    """Prepare the pairs and settle the configuration on them.
+    """Prepare the pairs and resolve the configuration with them.
 
     Raises:
         UserError: when configuration, pairs and mesh do not go together.
     """
     data = prepare_pairs(config.data)
     specials = data.specials
-    config = resolve_config(config, specials.end + 1)
+    config = resolve_config(config, data.tokenizer.vocab_size + NUM_SPECIALS)
     check_lengths(data, config.model.context_length)
     rows = row_multiple(config, mesh)
     size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
@@ -45,13 +50,8 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
             data.val, specials, config.batch_tokens, rows, config.batch_size
         )
 
-    def work(batch: PairBatch) -> StepCost:
-        (rows, source_length), target_length = batch.source.shape, batch.targets.shape[1]
-        flops = transformer_flops(config.model, rows, source_length, target_length)
-        return StepCost(int(batch.mask.sum()), flops)
-
     return Task(
-        method=translation_method(config, specials),
+        spec=translation_spec(config, specials),
         data=data,
         description=(
             data.description,
@@ -61,14 +61,13 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
         ),
         batches=batches,
         validation=validation,
-        work=work,
         num_shapes=len(batches.shapes),
         row_multiple=rows if config.batch_size is None else None,
     )
 
 
 def smoothing_note(config: TranslationConfig) -> tuple[str, ...]:
-    """What tells the two losses of a run apart."""
+    """A line of the log where training and validation losses are not of one kind."""
     if config.label_smoothing == 0:
         return ()
     return (f"training losses have label smoothing {config.label_smoothing:g}, validation none",)
@@ -87,7 +86,7 @@ def row_multiple(config: TranslationConfig, mesh: Mesh) -> int:
     return rows
 
 
-def translation_method(config: TranslationConfig, specials: SpecialTokens) -> TrainSpec:
+def translation_spec(config: TranslationConfig, specials: SpecialTokens) -> TrainSpec:
     """A Transformer, smoothed cross-entropy of the target, Adam with the schedule of 2017."""
     return TrainSpec(
         config=config,
@@ -99,7 +98,7 @@ def translation_method(config: TranslationConfig, specials: SpecialTokens) -> Tr
 
 
 def check_lengths(data: PreparedPairs, context_length: int) -> None:
-    """Refuse pairs that are longer than the model's positions reach."""
+    """Refuse pairs that are longer than the model's context."""
     longest = max(int(pairs.lengths.max()) for pairs in (data.train, data.val))
     if longest > context_length:
         raise UserError(
@@ -107,3 +106,52 @@ def check_lengths(data: PreparedPairs, context_length: int) -> None:
             f"{context_length}: choose --model.context-length {longest} or more, or leave such "
             "pairs out, of files by --data.max-tokens"
         )
+
+
+def translation_flops(config: TranslationConfig, batch: PairBatch) -> float:
+    """Of B pairs of M source and L target tokens each, padding included.
+
+    Source tokens pass the 4D² + 2DF weights of N encoder blocks and the 2D² of the keys and values
+    of N cross-attentions; target tokens 6D² + 2DF in N decoder blocks, and DV for the logits.
+    """
+    (rows, source_length), target_length = batch.source.shape, batch.targets.shape[1]
+    of_source = re.compile(r"encoder/|.*cross_attention/(key|value)/")
+
+    def tokens_through(path: str) -> int:
+        return source_length if of_source.match(path) else target_length
+
+    return training_flops(Transformer, config.model, rows, tokens_through)
+
+
+def translation_batch_shapes(config: TranslationConfig, mesh: Mesh) -> Sequence[PairBatch]:
+    """The shape of each bucket's batches (`PairBatches`), of the longest pairs that there may be.
+
+    Raises:
+        UserError: when the batch does not split over the mesh.
+    """
+
+    def batch(shape: tuple[int, int]) -> PairBatch:
+        tokens, flags = (jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, jnp.bool_))
+        return PairBatch(tokens, flags, tokens, tokens, flags)
+
+    longest, rows = longest_pair(config), row_multiple(config, mesh)
+    return [*map(batch, batch_shapes(longest, config.batch_tokens, rows, config.batch_size))]
+
+
+def longest_pair(config: TranslationConfig) -> int:
+    """Most places that a pair can take, by the data's limit, if any, and by the model's context."""
+    limit, context = config.data.longest, config.model.context_length
+    return context if limit is None else min(context, limit + 1)  # the target has a start token
+
+
+TRANSLATION = Kind(
+    name="transformer_text",
+    config_type=TextTranslationConfig,
+    command="translate",
+    task=translation_task,
+    spec=lambda config, size: translation_spec(config, SpecialTokens.after(size)),
+    num_specials=NUM_SPECIALS,
+    flops=translation_flops,
+    batch_shapes=translation_batch_shapes,
+    label_smoothing=lambda config: config.label_smoothing,
+)

@@ -156,7 +156,7 @@ def test_a_preset_gives_the_defaults():
         ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], "--mesh.data 3 --mesh.fsdp 1"),
         ([*GPT[1:], "--devices", "3"], "batch-size 16 does not split over 3"),
         ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], "mesh.tensor 4 does not divide"),
-        ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64 needs jax's wide mode"),
+        ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64"),
         (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
         (["gpt_char", "--devices", "9000"], "devices 9000 is more than can be simulated"),
         (["gpt_char", "--json", "/dev/null"], "/dev/null is no file"),

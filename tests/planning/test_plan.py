@@ -27,13 +27,14 @@ from jaxformer.planning.hardware import GPUS
 from jaxformer.planning.hlo import Total
 from jaxformer.planning.plan import Memory, Plan, analysed_total, cpu_options, make_plan
 from jaxformer.planning.roofline import PRODUCT_SHARE, TRAFFIC_SHARE, predict
-from jaxformer.planning.shapes import abstract_method, largest_batch, longest_pair
+from jaxformer.planning.shapes import abstract_spec, largest_batch
 from jaxformer.planning.suggest import slice_numbers, suggestions
 from jaxformer.planning.verify import run_two_steps
 from jaxformer.runtime.memory import peak_bytes
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.flops import gpt_flops
 from jaxformer.tasks.program import build
+from jaxformer.tasks.translation import longest_pair
+from tests.formulas import gpt_flops, gpt_parameters
 
 TOY = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1)
 RUN = LanguageConfig(model=TOY, steps=20, batch_size=16)
@@ -57,8 +58,8 @@ def held_by(device: jax.Device, tree) -> int:
 def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
     config = on(mesh)
     plan = make_plan(config, jax.devices())
-    method = abstract_method(config)
-    program = build(method, make_mesh(mesh))
+    spec = abstract_spec(config)
+    program = build(spec, make_mesh(mesh))
     state = program.fresh_state()
     tokens = np.zeros((16, 16), np.int32)
     batch = jax.device_put(Batch(tokens, tokens, tokens == 0), program.rows)
@@ -71,6 +72,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
     assert plan.memory.gradients == plan.memory.parameters
     assert plan.memory.activations > 0
     assert plan.model_flops == gpt_flops(TOY, 16, 16) / 8
+    assert plan.num_parameters == gpt_parameters(TOY)
     assert plan.mesh == dict(make_mesh(mesh).shape)
 
 
@@ -151,14 +153,14 @@ PAIRS = dataclasses.replace(TRANSFORMER_PRESETS["toy"], vocab_size=0, context_le
     ],
 )
 def test_the_vocabulary_is_taken_from_the_configuration(config, tokens):
-    assert abstract_method(config).config.model.vocab_size == tokens
+    assert abstract_spec(config).config.model.vocab_size == tokens
 
 
 def test_a_vocabulary_that_only_the_text_knows_is_asked_for():
     open_model = dataclasses.replace(TOY, vocab_size=0)
     config = LanguageConfig(model=open_model, data=DataConfig(tokenizer="characters"))
     with pytest.raises(UserError, match="give the number with --model"):
-        abstract_method(config)
+        abstract_spec(config)
 
 
 def test_the_longest_pair_is_bounded_by_the_data_or_by_the_context():
@@ -188,6 +190,7 @@ def test_the_largest_batch_of_pairs_is_one_that_a_run_meets():
 
 SIXTEEN = Plan(
     config=LanguageConfig(model=dataclasses.replace(TOY, dtype="bfloat16")),
+    num_parameters=gpt_parameters(TOY),
     mesh={"data": 2, "fsdp": 1, "tensor": 1},
     batch_shape=(8, 16),
     memory=Memory(1, 2, 3, 4, 5, 6),

@@ -11,7 +11,7 @@ from jaxformer.config import LanguageConfig, RunOptions
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import loop
 from jaxformer.run.load import load_run
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from tests.run.tiny import one_device, tiny_config, whole_state
 
@@ -54,7 +54,7 @@ def damage_and_restore(
     loop.train(config, RunOptions(run_dir=run_dir, stop_after=3))
     checkpoints = run_dir / "checkpoints"
     good, metadata = load_run(run_dir, step=2), checkpoint.read_metadata(checkpoints).metadata
-    program = build(language_method(good.config), loop.make_mesh(config.mesh))
+    program = build(language_spec(good.config), loop.make_mesh(config.mesh))
     expected = checkpoint.state_hash(whole_state(config, run_dir, 2))
     options = RunOptions(run_dir=run_dir, resume=True)
     intact = directory / "intact"

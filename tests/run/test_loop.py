@@ -29,7 +29,7 @@ from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from tests.run import tiny
 
@@ -75,7 +75,7 @@ def losses(run_dir: Path) -> list[tuple]:
 
 
 def final_state(config: LanguageConfig, run_dir: Path):
-    program = build(language_method(config), make_mesh(config.mesh))
+    program = build(language_spec(config), make_mesh(config.mesh))
     return checkpoint.restore(run_dir / "checkpoints", program.state)
 
 

@@ -67,7 +67,7 @@ def losses(run_dir: Path) -> list[tuple]:
 
 def state_hash(config: CopyTranslationConfig, run_dir: Path) -> str:
     mesh = make_mesh(config.mesh)
-    program = build(translation_task(config, mesh).method, mesh)
+    program = build(translation_task(config, mesh).spec, mesh)
     state, found = checkpoint.restore(run_dir / "checkpoints", program.state)
     assert found.step == config.steps
     return checkpoint.state_hash(state)
@@ -148,7 +148,7 @@ def test_eight_devices_equal_one(tmp_path):
 def losses_on_one_device(config: CopyTranslationConfig) -> np.ndarray:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     task = translation_task(config, mesh)
-    program = build(task.method, mesh)
+    program = build(task.spec, mesh)
     state, found = program.fresh_state(), []
     for step in range(config.steps):
         batch = jax.device_put(task.batches[step], program.rows)
@@ -158,8 +158,8 @@ def losses_on_one_device(config: CopyTranslationConfig) -> np.ndarray:
 
 
 def test_more_compilations_than_shapes_are_reported(tmp_path, capsys, monkeypatch):
-    def train_step_without_placed_state(method, mesh):
-        program = build(method, mesh)
+    def train_step_without_placed_state(spec, mesh):
+        program = build(spec, mesh)
         state = jax.tree.map(np.asarray, program.fresh_state())
         zeros = np.zeros((8, 8), np.int32), np.zeros((8, 8), bool)
         program.train_step(state, PairBatch(zeros[0], zeros[1], zeros[0], zeros[0], zeros[1]))

@@ -100,6 +100,6 @@ def whole_state(config: LanguageConfig, run_dir: Path, step: int | None = None) 
     """The state of a run's newest checkpoint, or of the given step, on one device."""
     characters = set(config.data.path.read_text(encoding="utf-8")) if config.data.path else ()
     model = dataclasses.replace(config.model, vocab_size=len(characters))
-    method = language.language_method(dataclasses.replace(config, model=model))
-    program = build(method, make_mesh(config.mesh, jax.devices()[:1]))
+    spec = language.language_spec(dataclasses.replace(config, model=model))
+    program = build(spec, make_mesh(config.mesh, jax.devices()[:1]))
     return checkpoint.restore(run_dir / "checkpoints", program.state, step)[0]

@@ -15,7 +15,7 @@ from jaxformer.config import RunOptions
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.config_io import load_config
-from jaxformer.tasks.kinds import make_task
+from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import build
 from tests.processes import child_of, command, ends, rows, start
 from tests.run.tiny import one_device
@@ -26,7 +26,7 @@ ONE_SAVE_A_STEP = ("--checkpoint.every", "1", "--eval-every", "1000")
 def final_hash(run_dir: Path) -> str:
     config = load_config(run_dir / "config.json")
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    program = build(make_task(config, mesh).method, mesh)
+    program = build(kind_of(config).task(config, mesh).spec, mesh)
     return checkpoint.state_hash(checkpoint.restore(run_dir / "checkpoints", program.state)[0])
 
 

@@ -17,7 +17,7 @@ from jaxformer.models.transformer import Transformer
 from jaxformer.sharding import rules
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from tests.meshes import MESHES, MIXED, toy_batches, toy_run
 
@@ -31,7 +31,7 @@ MODELS = (
 
 def test_moments_lie_beside_their_parameter():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    program = build(language_method(toy_run()), mesh)
+    program = build(language_spec(toy_run()), mesh)
     batch = jax.device_put(toy_batches(1)[0], program.rows)
     state, _ = program.train_step(program.fresh_state(), batch)
     places = {path: leaf.sharding.spec for path, leaf in flat_params(state).items()}
@@ -43,7 +43,7 @@ def test_moments_lie_beside_their_parameter():
 
 
 def test_fsdp_divides_the_memory_of_every_matrix():
-    program = build(language_method(toy_run()), make_mesh(MeshConfig(data=1, fsdp=8)))
+    program = build(language_spec(toy_run()), make_mesh(MeshConfig(data=1, fsdp=8)))
     state = program.fresh_state()
     for path, leaf in flat_params(state.params).items():
         if leaf.ndim == 2 and path != "positions/embedding":
@@ -61,7 +61,7 @@ def compile_anew():
 
 
 def compile_step(mesh: MeshConfig) -> None:
-    program = build(language_method(toy_run()), make_mesh(mesh))
+    program = build(language_spec(toy_run()), make_mesh(mesh))
     batch = jax.device_put(toy_batches(1)[0], program.rows)
     program.train_step.lower(program.state, batch).compile()
 

@@ -12,7 +12,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
 from jaxformer.planning.hlo import Collective, array_bytes, collectives
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import Program, build
 from tests.meshes import toy_batches, toy_run
 
@@ -30,7 +30,7 @@ def compiled(mesh: MeshConfig, accumulation: int = 1) -> tuple[Program, list[Col
     """24 rows of 16 tokens: no activation has the shape of a matrix, whatever the mesh."""
     config = toy_run(num_layers=LAYERS, batch_size=ROWS, accumulation=accumulation)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout_rate=0.0))
-    program = build(language_method(config), make_mesh(mesh))
+    program = build(language_spec(config), make_mesh(mesh))
     batch = jax.device_put(toy_batches(1, ROWS)[0], program.rows)
     text = program.train_step.lower(program.state, batch).compile().as_text()
     return program, collectives(text)

@@ -1,27 +1,72 @@
-"""Operations of a batch: six a multiplied weight and token, twelve a width of query and key."""
+"""Operations counted from the shapes of kernels are those of the closed formulas."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxformer.config import GPT_PRESETS, TRANSFORMER_PRESETS
-from jaxformer.tasks.flops import gpt_flops, transformer_flops
+from jaxformer.batch import Batch, PairBatch
+from jaxformer.config import (
+    BERT_PRESETS,
+    GPT_PRESETS,
+    TRANSFORMER_PRESETS,
+    LanguageConfig,
+    TextTranslationConfig,
+)
+from jaxformer.models.bert import Bert
+from jaxformer.tasks.flops import training_flops
+from jaxformer.tasks.kinds import step_cost
+from jaxformer.tasks.language_modeling import language_flops
+from jaxformer.tasks.translation import translation_flops
+from tests.formulas import gpt_flops, transformer_flops
 
 
-def test_of_a_gpt():
-    config = GPT_PRESETS["gpt2"]
+def text(rows: int, length: int) -> Batch:
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    return Batch(tokens, tokens, tokens)
+
+
+def pairs(rows: int, source_length: int, target_length: int) -> PairBatch:
+    source, target = (
+        jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (source_length, target_length)
+    )
+    return PairBatch(source, source, target, target, target)
+
+
+@pytest.mark.parametrize("name", GPT_PRESETS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_a_gpt(name, bias):
+    config = dataclasses.replace(GPT_PRESETS[name], use_bias=bias)
+    found = language_flops(LanguageConfig(model=config), text(3, 16))
+    assert found == gpt_flops(config, 3, 16)
+
+
+def test_of_gpt2_by_hand():
     weights = 12 * 12 * 768**2 + 50_257 * 768  # matrices of 12 blocks, and the logits
     expected = 6 * weights + 12 * 12 * 768 * 1024
-    assert gpt_flops(config, 2, 1024) == pytest.approx(2 * 1024 * expected)
+    found = language_flops(LanguageConfig(model=GPT_PRESETS["gpt2"]), text(2, 1024))
+    assert found == pytest.approx(2 * 1024 * expected)
 
 
-def test_of_a_transformer():
-    config = TRANSFORMER_PRESETS["base"]
-    encoder = 6 * (4 * 512**2 + 2 * 512 * 2048)
-    decoder = 6 * (8 * 512**2 + 2 * 512 * 2048) + 37_000 * 512
-    # Of equal lengths every weight meets every token once.
-    attention = 3 * 6 * 512 * 50**2
-    expected = 7 * (6 * 50 * (encoder + decoder) + 12 * attention)
-    assert transformer_flops(config, 7, 50, 50) == pytest.approx(expected)
-    # A source token more passes the encoder and the cross-attentions' keys and values only.
-    more = transformer_flops(config, 1, 51, 50) - transformer_flops(config, 1, 50, 50)
-    keys = 6 * 2 * 512**2
-    assert more == pytest.approx(6 * (encoder + keys) + 12 * 6 * 512 * (51**2 - 50**2 + 50))
+@pytest.mark.parametrize("name", TRANSFORMER_PRESETS)
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("M", "L"), [(50, 50), (51, 50), (7, 20)])
+def test_of_a_transformer(name, share, M, L):
+    config = dataclasses.replace(TRANSFORMER_PRESETS[name], share_embeddings=share)
+    found = translation_flops(TextTranslationConfig(model=config), pairs(7, M, L))
+    assert found == transformer_flops(config, 7, M, L)
+
+
+def test_of_a_bert():
+    """The blocks of a GPT, a dense layer before the tied logits: D² more per token."""
+    config = BERT_PRESETS["toy"]
+    found = training_flops(Bert, config, 3, lambda path: 16)
+    assert found == gpt_flops(config, 3, 16) + 6 * 3 * 16 * config.width**2
+
+
+def test_the_cost_of_a_step_counts_targets_in_the_loss_and_operations_of_the_whole_batch():
+    config = LanguageConfig(model=GPT_PRESETS["toy"])
+    mask = jnp.arange(16) < jnp.array([[5], [16]])
+    cost = step_cost(config, Batch(mask, mask, mask))
+    assert cost == (21, gpt_flops(config.model, 2, 16))

@@ -11,7 +11,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
 from jaxformer.planning.hlo import collectives
 from jaxformer.sharding.mesh import make_mesh
-from jaxformer.tasks.language_modeling import language_method
+from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import Program, build
 from tests.meshes import MESHES, toy_run
 
@@ -19,7 +19,7 @@ EACH_MESH = pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 
 
 def program_on(mesh: MeshConfig, devices=None) -> Program:
-    return build(language_method(toy_run()), make_mesh(mesh, devices))
+    return build(language_spec(toy_run()), make_mesh(mesh, devices))
 
 
 @EACH_MESH

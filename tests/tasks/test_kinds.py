@@ -1,0 +1,62 @@
+"""The table of kinds: every row is complete, and a new kind is one row."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from jaxformer.config import (
+    GPT_PRESETS,
+    TRANSFORMER_PRESETS,
+    GPTConfig,
+    LanguageConfig,
+    MeshConfig,
+    RunConfig,
+    TransformerConfig,
+)
+from jaxformer.models.functional import abstract_model
+from jaxformer.sharding.mesh import make_mesh
+from jaxformer.tasks import kinds
+from jaxformer.tasks.config_io import config_from_json, config_to_json
+from jaxformer.tasks.kinds import KINDS, kind_of
+from jaxformer.tasks.task import Kind
+from jaxformer.training.step import make_eval_step
+
+MODELS = {GPTConfig: GPT_PRESETS["toy"], TransformerConfig: TRANSFORMER_PRESETS["toy"]}
+NAMES = ["gpt", "transformer_text", "transformer_numbers", "transformer_copy"]
+
+
+def config_of(kind: Kind) -> RunConfig:
+    fields = {field.name: field.type for field in dataclasses.fields(kind.config_type)}
+    return kind.config_type(model=MODELS[fields["model"]])
+
+
+def test_the_names_are_those_of_every_config_json():
+    assert list(KINDS) == NAMES
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_row_describes_its_kind_of_run(kind):
+    """A batch of every shape is one that the spec's model and objective take."""
+    config = config_of(kind)
+    assert kind_of(config) is kind
+    assert config_to_json(config)["kind"] == kind.name
+    spec = kind.spec(config, config.model.vocab_size - kind.num_specials)
+    graphdef, shapes = abstract_model(spec.model, config.model)
+    eval_step = make_eval_step(graphdef, spec.objective)
+    for batch in kind.batch_shapes(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))[:2]:
+        total, count = jax.eval_shape(eval_step, shapes, batch)
+        assert (total.shape, count.shape) == ((), ())
+        assert kind.flops(config, batch) > 0
+
+
+def test_a_new_kind_is_one_row(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class OtherConfig(LanguageConfig):
+        pass
+
+    row = dataclasses.replace(KINDS["gpt"], name="other", config_type=OtherConfig)
+    monkeypatch.setitem(kinds.KINDS, "other", row)
+    config = OtherConfig(model=GPT_PRESETS["toy"])
+    assert kind_of(config) is row
+    assert config_from_json(config_to_json(config), "a test") == config
