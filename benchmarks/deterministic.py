@@ -17,7 +17,7 @@ import sys
 import jax
 
 from benchmarks.steps import compare, jax_step, parser, preset
-from jaxformer.runtime.deterministic import FLAG
+from jaxformer.runtime.xla_setup import FLAG
 
 SIDES = {"default": f"{FLAG}=false", "deterministic": f"{FLAG}=true"}
 

@@ -24,8 +24,8 @@ import tyro
 
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
-from jaxformer.runtime.ending import SignalGuard, Terminated, exit_message, leave
 from jaxformer.runtime.restarts import supervise
+from jaxformer.runtime.signals import SignalGuard, Terminated, exit_message, exit_now
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
@@ -180,9 +180,9 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
     except SystemExit as stop:
         distributed = sys.modules.get("jaxformer.runtime.distributed")
         if distributed is not None:
-            distributed.break_off(stop.code)
+            distributed.abort(stop.code)
         if stop.code in (130, 143):
-            leave(stop.code)
+            exit_now(stop.code)
         raise
 
 

@@ -29,10 +29,10 @@ from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory
 from jaxformer.runtime import distributed
-from jaxformer.runtime.deterministic import make_deterministic
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
+from jaxformer.runtime.xla_setup import make_deterministic
 from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import config_from_json, config_to_json, load_config
 from jaxformer.tasks.kinds import kind_of, step_cost
@@ -126,7 +126,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             return found
 
         # On CPUs a collective waits 30 s for the last process.
-        distributed.agree(f"ready, and sees the run: {directory.wait_until_visible(run_dir)}")
+        visible = directory.wait_until_visible(run_dir)
+        distributed.assert_same_on_all_processes(f"ready, and sees the run: {visible}")
         validated = {row["step"] for row in before if row["split"] == "val"}
         if start not in validated and is_to_validate(config, start):  # was broken off
             evaluation = validate(start, state.params)
@@ -155,10 +156,11 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
                 break
         log.note_compilations(program.train_step._cache_size(), task.num_shapes)
         writer.wait()
-        distributed.agree(f"saved {step}")  # the first process hashes what the others only wrote
+        # The first process hashes what the others only wrote.
+        distributed.assert_same_on_all_processes(f"saved {step}")
         if interrupt.signal is not None:
             progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
-    distributed.leave(interrupt.exit_status)
+    distributed.shutdown(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
     if rows and interrupt.signal is None:  # whoever asked for an end does not wait for a picture
         smoothing = kind_of(config).label_smoothing(config)
@@ -180,10 +182,10 @@ def restore(
     if not (options.resume and checkpoint.all_steps(checkpoints)):
         if options.resume:
             directory.check_nothing_lost(config, options.run_dir)
-        distributed.agree(json.dumps([*alike, 0]))
+        distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
         return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
     found = checkpoint.read_metadata(checkpoints)
-    distributed.agree(json.dumps([*alike, found.step]))
+    distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)
     directory.check_metadata(options.run_dir, found.metadata, metadata)

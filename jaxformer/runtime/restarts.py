@@ -1,9 +1,9 @@
 """`--restarts N`: the run is a child process, which is started again when it crashes.
 
-A crash is any end but the good one, bad input (status 2: it would be bad again), an output that
-nobody reads (141) and a signal that asked the run to end (130, 143), which is passed on. An error
-of the program itself (1) is one: those of devices and networks look the same. Of a run of several
-processes each has its own supervisor; when one process dies the others end too, and all meet again.
+Every exit status is a crash except 0, 2 (bad input would be bad again), 141 (nobody reads the
+output) and 130 and 143 (a signal asked the run to end; the supervisor passes it on). An error of
+the program itself (1) counts as a crash: those of devices and networks look the same. Of several
+processes each has its own supervisor; when one process dies the others end too, and all reconnect.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jaxformer.config import RunOptions
-from jaxformer.runtime.ending import listen
+from jaxformer.runtime.signals import listen
 
 FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
 """Exit statuses after which nothing is started again."""
@@ -23,7 +23,7 @@ FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
 def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
     """Run `python -m module argv`, up to `options.restarts` times again; its last exit status."""
     asked: list[int] = []
-    own = not _has_begun(options)  # a run that was there before is gone on with only by --resume
+    own = not _has_begun(options)  # an older run is resumed only if --resume was given
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:

@@ -1,25 +1,83 @@
-"""SIGINT and SIGTERM turned into a request: finish the step, save, then end with 128 + signal.
+"""SIGINT and SIGTERM: a command ends with one line and 128 + signal, a training loop saves first.
 
-Several processes have to save the same step. There JAX's runtime listens for SIGTERM itself, tells
-all processes, and says at which step they stop; a handler of Python's would shut it out.
+`SignalGuard` is around a whole command, `PreemptionGuard` around the training loop in it. This
+module does not import jax at its top, so that a command listens from its start.
 """
 
+import contextlib
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
-
-from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-from jaxformer.runtime.ending import TOGETHER, listen
+from typing import Any, NoReturn, Self, TypeVar
 
 BatchT = TypeVar("BatchT")
 
+TOGETHER = 2.0
+"""Seconds within which signals are one request: a machine that shuts down signals a run and its
+supervisor, which passes its own on; a user presses Ctrl-C twice."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+class SignalGuard:
+    """While the block lasts, a first signal raises its exception; a later one ends the process."""
+
+    def __init__(self, prog: str) -> None:
+        self._prog = prog
+        self._since: float | None = None
+
+    def __enter__(self) -> Self:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._send_again
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                listen(number, self._raise)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sys.unraisablehook = self._hook
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{exit_message(self._prog, number)}\n".encode())
+            exit_now(128 + number)
+        if self._since is None:
+            self._since = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        if time.monotonic() - self._since > TOGETHER:
+            os._exit(128 + number)
+
+    def _send_again(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Send a signal again whose exception was raised where Python ignores exceptions.
+
+        The handler may run within a callback of the garbage collector, such as jax's; Python
+        reports an exception from there and drops it.
+        """
+        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if lost.exc_type not in numbers:
+            self._hook(lost)
+            return
+        self._since = None
+        main = threading.main_thread().ident  # a signal to another thread would not wake this one
+        again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
+        again.daemon = True
+        again.start()
+
 
 class AskedToEndError(Exception):
-    """What was under way is broken off, for the run is to end."""
+    """The run was asked to end during an evaluation, which is dropped."""
 
 
 class PreemptionGuard:
@@ -38,11 +96,11 @@ class PreemptionGuard:
         return 0 if self.signal is None else 128 + self.signal
 
     def reached(self) -> bool:
-        """Whether the run is to end here; all processes have to ask at the same moments."""
+        """Whether the run is to end here; all processes have to ask at the same points."""
         return self.signal is not None
 
     def over(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
-        """The batches, each of them a moment at which the run may end.
+        """The batches; before each the run may end.
 
         Raises:
             AskedToEndError: it is to end.
@@ -56,7 +114,7 @@ class PreemptionGuard:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
         elif time.monotonic() - self._since > TOGETHER:
-            # Saving is under way in other threads, whose complaints would bury the message.
+            # Other threads are saving: their tracebacks would hide the message.
             try:
                 os.write(2, b"stopped before the step was saved\n")
             finally:
@@ -78,20 +136,27 @@ class PreemptionGuard:
 
 
 class MultiHostPreemptionGuard(PreemptionGuard):
-    """The same for one of several processes: whichever is asked to end, all end with one step."""
+    """The same for one of several processes: if one is asked to end, all end after the same step.
+
+    JAX's runtime listens for SIGTERM itself, informs all processes and agrees on the step; a Python
+    handler would take the signal away from it.
+    """
 
     handled = (signal.SIGINT,)
 
     def __init__(self) -> None:
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
         super().__init__()
-        self._moments = 0
+        self._sync_point_reached = reached_preemption_sync_point
+        self._points = 0
         self._reached = False
 
     def reached(self) -> bool:
         """Whether all processes are to end here."""
         if not self._reached:
-            self._moments += 1
-            self._reached = reached_preemption_sync_point(self._moments)
+            self._points += 1
+            self._reached = self._sync_point_reached(self._points)
         if self._reached and self.signal is None:
             super()._note(signal.SIGTERM, None)
         return self._reached
@@ -99,3 +164,44 @@ class MultiHostPreemptionGuard(PreemptionGuard):
     def _note(self, number: int, frame: FrameType | None) -> None:
         super()._note(number, frame)
         os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the others
+
+
+def listen(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Any:
+    """Handle a signal, unless the parent process has it ignored; returns the handler before.
+
+    So a shell keeps Ctrl-C from what it runs in the background.
+    """
+    before = signal.getsignal(number)
+    if before is not signal.SIG_IGN:
+        signal.signal(number, handler)
+    return before
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a library is being imported, whose compiled part may crash at an exception.
+
+    No work has begun then that would need to be cleaned up.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def exit_message(prog: str, number: int) -> str:
+    """The line that says by which signal a command was ended."""
+    return f"{prog}: {'interrupted' if number == signal.SIGINT else 'terminated'}"
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process without Python's shutdown.
+
+    XLA's threads may be in the middle of a compilation, and crash while Python shuts down.
+    """
+    try:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(status)

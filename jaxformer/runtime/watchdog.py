@@ -1,6 +1,6 @@
-"""A thread that ends the process when the run makes no progress: a step that hangs ends no more.
+"""A thread that ends the process when the run makes no progress.
 
-Where collectives wait for a process that is alive but stuck, nothing else would ever happen. The
+Collectives wait for ever for a process that is alive but stuck. The
 stacks of all threads go to standard error and to a file; the exit status is `errors.TRY_AGAIN`.
 """
 
@@ -21,11 +21,11 @@ from jaxformer.runtime import distributed
 BatchT = TypeVar("BatchT")
 
 COMPILING = 900.0
-"""Seconds more for the first of each kind of thing, which is compiled."""
+"""Additional seconds for the first step, the first evaluation, ..., which are compiled."""
 
 
 class Watchdog:
-    """While the block lasts, whatever `expect` announces must be followed by the next in time."""
+    """While the block lasts, the next `expect` must follow each one within the limit."""
 
     def __init__(self, seconds: float, stacks: Path):
         self._seconds = seconds
@@ -38,14 +38,14 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def expect(self, kind: str, step: int) -> None:
-        """Note that the run is alive, and what it does next."""
+        """Restart the clock, and note what the run does next."""
         with self._lock:
             self._what = f"{kind} {step}"
             self._left = self._seconds + (0.0 if kind in self._met else COMPILING)
             self._met.add(kind)
 
     def over(self, batches: Iterable[BatchT], kind: str, step: int) -> Iterator[BatchT]:
-        """The batches, each of them a sign of progress."""
+        """The batches; each restarts the clock."""
         for batch in batches:
             self.expect(kind, step)
             yield batch
@@ -56,7 +56,7 @@ class Watchdog:
         while not self._done.wait(period):
             now = time.monotonic()
             with self._lock:
-                # While the process is stopped (Ctrl-Z) time runs on, but not against it.
+                # The time for which the process is stopped (Ctrl-Z) does not count.
                 self._left -= min(now - then, 2 * period)
                 if self._left <= 0:
                     self._end()
@@ -74,7 +74,7 @@ class Watchdog:
             with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
                 os.write(2, f"{line}\n".encode())
-            distributed.let_the_others_speak()  # theirs may be the stacks that tell
+            distributed.wait_for_peers()  # the fault may show in their stacks
         finally:
             os._exit(TRY_AGAIN)
 

@@ -299,7 +299,7 @@ def test_a_run_directory_that_another_host_sees_late_or_never(tmp_path, monkeypa
 
 def test_processes_agree_on_what_each_sees_of_the_run_and_on_the_end(config, tmp_path, monkeypatch):
     words = []
-    monkeypatch.setattr("jaxformer.runtime.distributed.agree", words.append)
+    monkeypatch.setattr("jaxformer.runtime.distributed.assert_same_on_all_processes", words.append)
     train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2, max_skipped=7))
     (started, ready, saved) = words
     assert started.endswith(", 2, 7, 0]")

@@ -3,10 +3,6 @@
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import pytest
@@ -25,8 +21,8 @@ def main():
     distributed.join(DistributedConfig({}))
     import jax
     print(jax.process_index(), jax.process_count(), jax.distributed.is_initialized())
-    distributed.agree("word")
-    distributed.leave(0)
+    distributed.assert_same_on_all_processes("word")
+    distributed.shutdown(0)
 run_command("prog", main)
 """
 
@@ -45,8 +41,8 @@ def explicit(port: int, process: int, processes: int = 2) -> str:
 def test_without_flags_a_process_is_alone():
     assert not DistributedConfig().wanted
     distributed.join(DistributedConfig())
-    distributed.agree("anything")
-    distributed.leave(1)
+    distributed.assert_same_on_all_processes("anything")
+    distributed.shutdown(1)
     assert not jax.distributed.is_initialized()
     assert distributed.is_first()
 
@@ -70,9 +66,9 @@ def test_a_process_is_found_by_flags_and_by_what_launchers_tell(launcher):
 
 def test_what_does_not_come_about_is_reported_in_one_line():
     processes = {
-        "met no run of so many processes at 127.0.0.1": joining(explicit(free_port(), 1)),
-        "not all 2 processes came to 127.0.0.1": joining(explicit(free_port(), 0)),
-        "not all 2 processes came to 192.0.2.1": joining(
+        "process 1 could not reach 2 processes at 127.0.0.1": joining(explicit(free_port(), 1)),
+        "not all 2 processes connected to 127.0.0.1": joining(explicit(free_port(), 0)),
+        "not all 2 processes connected to 192.0.2.1": joining(
             f"coordinator='192.0.2.1:{free_port()}', processes=2, process=0, timeout=1"
         ),
         "found no SLURM, Open MPI or Kubernetes job": joining("auto=True"),
@@ -89,7 +85,7 @@ def test_an_aborted_process_ends_with_its_status_even_if_it_cannot_say_why():
     script = """
 import os
 from jaxformer.runtime import distributed
-distributed._say_when_aborted(lambda: ("lost", 75))
+distributed._exit_when_aborted(lambda: ("lost", 75))
 os.abort()
 """
     with open("/dev/full", "w") as full:
@@ -146,7 +142,7 @@ distributed.GRACE = 3.0
 def main():
     process, address = int(sys.argv[1]), sys.argv[2]
     distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
-    distributed.agree("ready")
+    distributed.assert_same_on_all_processes("ready")
     time.sleep(process)
     raise UserError("the same everywhere")
 run_command("prog", main)
@@ -160,83 +156,6 @@ def test_processes_that_fail_alike_all_end_with_the_same_status():
         assert end == (2, "", "prog: error: the same everywhere\n")
 
 
-class Store:
-    """JAX's store as the signs of life use it, with processes that all live at first."""
-
-    def __init__(self, fault: Callable[[int], None] = lambda call: None) -> None:
-        self.calls = 0
-        self.lost: tuple[int, ...] = ()
-        self.fault = fault
-
-    def key_value_set(self, *_: Any, **__: Any) -> None:
-        self.calls += 1
-        self.fault(self.calls)
-
-    def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
-        signs = ["last" if process in self.lost else str(self.calls) for process in range(3)]
-        return [(f"jaxformer/alive/{i}", f"host, pid {i} {sign}") for i, sign in enumerate(signs)]
-
-
-@pytest.fixture
-def roll_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[int, Store], distributed.HeartbeatMonitor]:
-    """The roll of one of three processes, by a clock that runs fast."""
-    monkeypatch.setattr(distributed, "BEAT", 0.01)
-    monkeypatch.setattr(distributed, "SILENT", 0.5)
-
-    def begin(process: int, store: Store) -> distributed.HeartbeatMonitor:
-        roll = distributed.HeartbeatMonitor(process, 3)
-        roll.store = store
-        roll.start()
-        return roll
-
-    return begin
-
-
-def test_signs_of_life_go_on_after_the_store_gave_no_answer(roll_call):
-    def passing(call: int) -> None:
-        if call <= 3:
-            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
-
-    roll = roll_call(0, Store(passing))
-    time.sleep(1.0)
-    assert roll.last_word() == "process 0 of 3 had to end: JAX's runtime says why, above"
-    roll.stop()
-
-
-@pytest.mark.parametrize("process", [0, 2])
-def test_a_process_that_was_lost_a_moment_ago_is_named_and_no_other(roll_call, process):
-    store = Store()
-    roll = roll_call(process, store)
-    time.sleep(0.1)
-    store.lost = (1,)
-    said = f"process {process} of 3 had to end: process 1 (host, pid 1) died or froze"
-    assert roll.last_word() == said
-    roll.stop()
-
-
-def test_with_the_store_the_first_process_is_lost(roll_call):
-    def gone(call: int) -> None:
-        if call > 3:
-            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
-
-    roll = roll_call(2, Store(gone))
-    time.sleep(0.1)
-    assert "had to end: process 0 (host, pid 0, coordinator at None) died" in roll.last_word()
-    roll.stop()
-
-
-def test_who_cannot_look_takes_nobody_for_lost(roll_call):
-    """An aborted process may hold the lock that its own store waits for."""
-    free = threading.Event()
-    roll = roll_call(0, Store(lambda call: free.wait(60) if call > 3 else None))
-    time.sleep(0.1)
-    assert roll.last_word() == "process 0 of 3 had to end: JAX's runtime says why, above"
-    free.set()
-    roll.stop()
-
-
 def test_threads_that_abort_together_have_one_last_word():
     script = """
 import os, threading, time
@@ -244,7 +163,7 @@ from jaxformer.runtime import distributed
 def words():
     time.sleep(0.5)
     return "lost", 75
-distributed._say_when_aborted(words)
+distributed._exit_when_aborted(words)
 threads = [threading.Thread(target=os.abort) for _ in range(4)]
 for thread in threads:
     thread.start()
@@ -260,13 +179,13 @@ from jaxformer.config import DistributedConfig
 from jaxformer.runtime import distributed
 process, address = int(sys.argv[1]), sys.argv[2]
 distributed.join(DistributedConfig(coordinator=address, processes=3, process=process))
-distributed.agree("ready")
+distributed.assert_same_on_all_processes("ready")
 if process == 2:
     time.sleep(7)  # longer than SILENT
     os._exit(0)
 if process == 1:
     time.sleep(60)
-distributed.leave(0)
+distributed.shutdown(0)
 """
 
 
@@ -286,12 +205,12 @@ def test_who_waits_for_the_others_to_part_is_not_taken_for_dead():
 ABORT = """
 import os, sys, time
 from jaxformer.config import DistributedConfig
-from jaxformer.runtime import distributed
+from jaxformer.runtime import distributed, heartbeat
 process, address = int(sys.argv[1]), sys.argv[2]
 if process == 2:
-    distributed.BEAT = 1.6  # it looks when process 0 has looked
+    heartbeat.INTERVAL = 1.6  # it looks after process 0 has looked
 distributed.join(DistributedConfig(coordinator=address, processes=3, process=process))
-distributed.agree("ready")
+distributed.assert_same_on_all_processes("ready")
 time.sleep(2)
 if process == 1:
     os._exit(0)

@@ -42,7 +42,7 @@ def test_a_step_that_hangs_ends_the_run_with_the_stacks_of_all_threads(tmp_path:
     assert [row["step"] for row in rows(tmp_path / "run")] == [1]
 
 
-def test_every_sign_of_progress_begins_the_time_anew(tmp_path: Path) -> None:
+def test_every_sign_of_progress_restarts_the_clock(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
@@ -93,7 +93,7 @@ from jaxformer.runtime import distributed
 watchdog.COMPILING, distributed.GRACE = 0.0, 3.0
 process, address = int(sys.argv[1]), sys.argv[2]
 distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
-distributed.agree("ready")
+distributed.assert_same_on_all_processes("ready")
 with watchdog.Watchdog(1.0 + process, Path(sys.argv[3])):  # the first's end ends the other at once
     time.sleep(60)
 """

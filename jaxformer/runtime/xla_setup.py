@@ -1,9 +1,8 @@
-"""Reruns that are equal to the last bit.
+"""XLA's flags for reruns that are equal to the last bit (`--deterministic`).
 
-On CPUs they are so by themselves. On GPUs XLA may add with atomics, whose order is that of the
-moment, and picks kernels by racing them, so that two compilations may differ; one flag leaves the
-former out and switches the latter off, at the price of slower kernels. Sums across devices are
-taken in an order that a mesh fixes, so reruns need the same mesh.
+Reruns on CPUs are. On GPUs XLA may add with atomics, in an order that varies, and picks kernels by
+timing them, so that two compilations may differ; one flag excludes both, at the price of slower
+kernels. The mesh fixes the order of sums across devices, so reruns need the same mesh.
 Sources: https://openxla.org/xla/determinism;
 https://github.com/openxla/xla/pull/12520 (what the flag takes with it).
 """

@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer import checkpoint
 from jaxformer.errors import UserError
-from jaxformer.runtime.deterministic import FLAG, make_deterministic
+from jaxformer.runtime.xla_setup import FLAG, make_deterministic
 from tests.run.tiny import flags, tiny_config, whole_state
 
 RECIPE = """
