@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse, parse_beside, preset_name
-from jaxformer.config import require_positive
+from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
 
@@ -45,14 +45,14 @@ DESCRIPTION = (
 class PlanOptions:
     """What `jaxformer plan` is asked, beside the flags of the recipe."""
 
-    devices: int = 1
+    devices: Annotated[int, Bounds(1, MOST_DEVICES)] = 1
     """Devices of the run."""
     gpu: str = "A100-80GB"
     """The kind of them, by its name in the table of jaxformer/planning/hardware.py."""
-    link: float | None = None
+    link: PositiveFloat | None = None
     """GB/s that a device sends to the others, instead of the table's, which are those of one
     machine."""
-    reserve: float = 0.25
+    reserve: Probability = 0.25
     """Share of a GPU's memory that the run cannot have. By default jax takes three quarters of the
     memory (XLA_PYTHON_CLIENT_MEM_FRACTION) and leaves 0.25."""
     check: bool = False
@@ -61,18 +61,9 @@ class PlanOptions:
     """File for all figures."""
 
     def __post_init__(self) -> None:
-        require_positive("devices", self.devices)
-        if self.devices > MOST_DEVICES:
-            raise UserError(
-                f"devices {self.devices} is more than can be simulated: choose {MOST_DEVICES} or "
-                "fewer"
-            )
+        check_fields(self)
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
-        if self.link is not None:
-            require_positive("link", self.link)
-        if not 0 <= self.reserve < 1:
-            raise UserError(f"reserve {self.reserve} is no share: choose one from 0 to 0.99")
         if self.json is not None and not self.json.parent.is_dir():
             raise UserError(f"{self.json.parent} is not a directory: create it first")
         if self.json is not None and self.json.exists() and not self.json.is_file():

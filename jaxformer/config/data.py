@@ -2,9 +2,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from jaxformer.config.checks import require_one_of, require_positive, require_vocabulary
+from jaxformer.config.checks import (
+    Bounds,
+    PositiveFloat,
+    PositiveInt,
+    Split,
+    VocabularySize,
+    check_fields,
+)
 from jaxformer.errors import UserError
 
 NUM_BYTES = 256
@@ -23,18 +30,13 @@ class DataConfig:
     """A text file, or a directory of them; by default the running Python's standard library."""
     tokenizer: str = "bpe"
     """`bytes`, `characters`, `bpe` (trained on the text) or the path of a tokenizer.json."""
-    vocab_size: int = 4096
+    vocab_size: VocabularySize = 4096
     """Vocabulary of a trained `bpe` tokenizer; the other kinds bring their own."""
-    val_fraction: float = 0.1
+    val_fraction: Split = 0.1
     """Share of the text kept for validation."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.val_fraction < 1.0:
-            raise UserError(
-                f"data.val-fraction {self.val_fraction} leaves no text on one side: "
-                "choose a share between 0 and 1, such as 0.1"
-            )
-        require_vocabulary("data.vocab-size", self.vocab_size)
+        check_fields(self, "data.")
 
     @property
     def tokenizer_size(self) -> int | None:
@@ -54,26 +56,19 @@ class TextPairsConfig:
     """Sentences to validate on; by default some of the others are set aside."""
     val_target: Path | None = None
     """Their translation."""
-    val_fraction: float = 0.02
+    val_fraction: Split = 0.02
     """Share of the pairs set aside where no validation files are given."""
     tokenizer: str = "bpe"
     """`bytes`, `characters`, `bpe` (trained on both sides) or the path of a tokenizer.json."""
-    vocab_size: int = 8000
+    vocab_size: VocabularySize = 8000
     """Vocabulary of a trained `bpe` tokenizer, shared by both languages."""
-    max_tokens: int = 100
+    max_tokens: PositiveInt = 100
     """Pairs with a longer side are dropped from training."""
-    max_ratio: float = 3.0
+    max_ratio: PositiveFloat = 3.0
     """Pairs whose one side has more than so many times the tokens of the other are dropped."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.val_fraction < 1.0:
-            raise UserError(
-                f"data.val-fraction {self.val_fraction} leaves no pairs on one side: "
-                "choose a share between 0 and 1, such as 0.02"
-            )
-        require_vocabulary("data.vocab-size", self.vocab_size)
-        require_positive("data.max-tokens", self.max_tokens)
-        require_positive("data.max-ratio", self.max_ratio)
+        check_fields(self, "data.")
 
     @property
     def tokenizer_size(self) -> int | None:
@@ -98,32 +93,23 @@ class NumbersConfig:
     """Language of the source."""
     target_language: Language = "de"
     """Language of the target."""
-    max_number: int = 999_999
+    max_number: Annotated[int, Bounds(1, LARGEST_NUMBER)] = 999_999
     """Largest number."""
-    num_pairs: int = 60_000
+    num_pairs: PositiveInt = 60_000
     """Pairs to learn from, numbers and dates together."""
-    num_val_pairs: int = 2000
+    num_val_pairs: PositiveInt = 2000
     """Held-out pairs; none of their numbers and dates is learned from."""
     tokenizer: str = "bpe"
     """`bytes`, `characters`, `bpe` (trained on both sides) or the path of a tokenizer.json."""
-    vocab_size: int = 512
+    vocab_size: VocabularySize = 512
     """Vocabulary of a trained `bpe` tokenizer, shared by both languages."""
 
     def __post_init__(self) -> None:
-        for name in ("source_language", "target_language"):
-            require_one_of(f"data.{name.replace('_', '-')}", getattr(self, name), Language)
+        check_fields(self, "data.")
         if self.source_language == self.target_language:
             raise UserError(
                 f"data.source-language and data.target-language are both {self.source_language}: "
                 "choose two"
-            )
-        require_vocabulary("data.vocab-size", self.vocab_size)
-        for name in ("max_number", "num_pairs", "num_val_pairs"):
-            require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
-        if self.max_number > LARGEST_NUMBER:
-            raise UserError(
-                f"data.max-number {self.max_number} is too large: "
-                f"choose one of at most {LARGEST_NUMBER}"
             )
 
     @property
@@ -137,36 +123,23 @@ class NumbersConfig:
         return None
 
 
-NUM_LETTERS = 52
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CopyConfig:
     """Random strings; the target is the source, or the source from its end to its beginning."""
 
     reverse: bool = False
     """Reverse the string rather than copy it."""
-    num_symbols: int = 26
-    """Letters that strings are made of."""
-    max_length: int = 16
+    num_symbols: Annotated[int, Bounds(1, 52)] = 26
+    """Letters that strings are made of; there are 52, small and capital."""
+    max_length: Annotated[int, Bounds(1, 1000)] = 16
     """Longest string; the shortest has one letter."""
-    num_pairs: int = 20_000
+    num_pairs: PositiveInt = 20_000
     """Strings to learn from."""
-    num_val_pairs: int = 1000
+    num_val_pairs: PositiveInt = 1000
     """Held-out strings."""
 
     def __post_init__(self) -> None:
-        for name in ("num_symbols", "max_length", "num_pairs", "num_val_pairs"):
-            require_positive(f"data.{name.replace('_', '-')}", getattr(self, name))
-        if self.max_length > 1000:
-            raise UserError(
-                f"data.max-length {self.max_length} is too long a string: choose at most 1000"
-            )
-        if self.num_symbols > NUM_LETTERS:
-            raise UserError(
-                f"data.num-symbols {self.num_symbols} is too large: "
-                f"there are {NUM_LETTERS} letters, small and capital"
-            )
+        check_fields(self, "data.")
 
     @property
     def tokenizer_size(self) -> int:

@@ -5,7 +5,14 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from jaxformer.config.checks import require_one_of, require_positive, require_probability
+from jaxformer.config.checks import (
+    NaturalInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_fields,
+)
 from jaxformer.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
@@ -18,29 +25,29 @@ DType = Literal["float32", "bfloat16", "float64"]
 class BlockConfig:
     """What a Transformer block needs to know; every model's config is one of these with more."""
 
-    width: int
+    width: PositiveInt
     """D, the width of the residual stream."""
-    num_heads: int
+    num_heads: PositiveInt
     """H, the number of query heads; the head width is K = D / H."""
-    mlp_width: int
+    mlp_width: PositiveInt
     """F, the inner width of the feed-forward network."""
-    num_layers: int
+    num_layers: PositiveInt
     """N, the number of blocks."""
     activation: Activation = "gelu_tanh"
     """The feed-forward nonlinearity; `gelu` is the exact form, `gelu_tanh` GPT-2's."""
     norm_placement: NormPlacement = "pre"
     """LayerNorm before each sub-layer (GPT-2) or after each residual sum (2017)."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: PositiveFloat = 1e-5
     """Added to the variance inside LayerNorm's square root."""
     use_bias: bool = True
     """Whether projections and LayerNorms have biases."""
-    dropout_rate: float = 0.0
+    dropout_rate: Probability = 0.0
     """Probability that a unit is dropped, at every dropout of the model."""
     attention_dropout: bool = True
     """Whether attention weights are dropped too, as in GPT-2; the paper of 2017 does not say so."""
     initializer: Initializer = "normal"
     """Initial kernels: N(0, init-std²) as in GPT-2, or Xavier's uniform by fan-in and fan-out."""
-    init_std: float = 0.02
+    init_std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights; of the embeddings alone under Xavier."""
     dtype: DType = "float32"
     """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
@@ -63,45 +70,29 @@ class BlockConfig:
         return self.init_std / math.sqrt(2 * self.num_layers)
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_heads", "mlp_width", "num_layers", "norm_epsilon"):
-            require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
-        if not (self.init_std >= 0 and math.isfinite(self.init_std)):
-            raise UserError(f"model.init-std {self.init_std} is not a size: choose 0.02 or so")
-        require_one_of("model.activation", self.activation, Activation)
-        require_one_of("model.norm-placement", self.norm_placement, NormPlacement)
-        require_one_of("model.initializer", self.initializer, Initializer)
-        require_one_of("model.dtype", self.dtype, DType)
+        check_fields(self, "model.")
         if self.width % self.num_heads:
             raise UserError(
                 f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
                 "choose a width that is a multiple of the number of heads"
             )
-        require_probability("model.dropout-rate", self.dropout_rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(BlockConfig):
     """A whole model: its blocks, its vocabulary and its longest sequence."""
 
-    vocab_size: int
+    vocab_size: NaturalInt
     """V, the number of tokens; 0 in a training config stands for the tokenizer's number."""
-    context_length: int
+    context_length: PositiveInt
     """T, the longest sequence."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("model.context-length", self.context_length)
-        if self.vocab_size < 0:
-            raise UserError(
-                f"model.vocab-size {self.vocab_size} is negative: choose 0 for the tokenizer's"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
     """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
 
-    context_length: int
+    context_length: PositiveInt
     """T, the longest sequence; one learned position each."""
 
 
@@ -133,10 +124,10 @@ GPT_PRESETS: Mapping[str, GPTConfig] = {
 class TransformerConfig(ModelConfig):
     """The encoder-decoder Transformer (Vaswani et al. 2017); N blocks on either side."""
 
-    vocab_size: int
+    vocab_size: NaturalInt
     """V, the number of tokens of source and target; 0 in a training config stands for the
     tokenizer's number with the start, end and padding tokens."""
-    context_length: int
+    context_length: PositiveInt
     """T, the longest source and the longest target."""
     share_embeddings: bool = True
     """One matrix for source, target and output (section 3.4), or one each."""
@@ -199,20 +190,18 @@ published (table 3, rows `base` and `big`, with the 37,000 tokens of English-Ger
 class BertConfig(ModelConfig):
     """BERT with its masked-language-model head (Devlin et al. 2019)."""
 
-    vocab_size: int
+    vocab_size: PositiveInt
     """V, the number of tokens."""
-    context_length: int
+    context_length: PositiveInt
     """T, the longest sequence; one learned position each."""
-    num_segments: int = 2
+    num_segments: PositiveInt = 2
     """Kinds of segments (`token_type`), one learned vector each."""
     activation: Activation = "gelu"
     norm_placement: NormPlacement = "post"
-    norm_epsilon: float = 1e-12
+    norm_epsilon: PositiveFloat = 1e-12
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "context_length", "num_segments"):
-            require_positive(f"model.{name.replace('_', '-')}", getattr(self, name))
         if self.norm_placement != "post":
             raise UserError("model.norm-placement of BERT is post: choose a GPT for pre")
 

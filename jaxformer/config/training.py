@@ -2,9 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jaxformer.config.checks import LARGEST, require_one_of, require_positive, require_probability
+from jaxformer.config.checks import (
+    Bounds,
+    NaturalInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_fields,
+)
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
 from jaxformer.config.models import GPTConfig, ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
@@ -14,67 +22,46 @@ from jaxformer.errors import UserError
 class OptimizerConfig:
     """AdamW with warm-up, cosine decay and clipping (Loshchilov & Hutter 2019, algorithm 2)."""
 
-    peak_learning_rate: float = 1e-3
+    peak_learning_rate: PositiveFloat = 1e-3
     """Learning rate at the end of the warm-up."""
-    floor_learning_rate: float = 1e-4
+    floor_learning_rate: NonNegativeFloat = 1e-4
     """Learning rate at the end of the cosine."""
-    warmup_steps: int = 100
+    warmup_steps: NaturalInt = 100
     """Steps of linear warm-up."""
-    beta1: float = 0.9
+    beta1: Probability = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.99
+    beta2: Probability = 0.99
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled decay, applied to matrices only."""
-    clip_norm: float = 1.0
+    clip_norm: PositiveFloat = 1.0
     """Largest global norm of the gradient."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_learning_rate", "epsilon", "clip_norm"):
-            require_positive(f"optimizer.{name.replace('_', '-')}", getattr(self, name))
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(
-                    f"optimizer.{name} {getattr(self, name)} is no decay: choose 0 to 0.9999"
-                )
-        for name in ("floor_learning_rate", "warmup_steps", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value <= LARGEST:
-                raise UserError(
-                    f"optimizer.{name.replace('_', '-')} {value} is out of range: "
-                    f"choose one from 0 to {LARGEST}"
-                )
+        check_fields(self, "optimizer.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoamConfig:
     """Adam with the schedule of 2017: warm-up, then the inverse root (section 5.3)."""
 
-    factor: float = 1.0
+    factor: PositiveFloat = 1.0
     """Multiplies the schedule D^-0.5 min(s^-0.5, s w^-1.5)."""
-    warmup_steps: int = 4000
+    warmup_steps: PositiveInt = 4000
     """w, the steps of linear warm-up."""
-    beta1: float = 0.9
+    beta1: Probability = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.98
+    beta2: Probability = 0.98
     """Decay of the second moment."""
-    epsilon: float = 1e-9
+    epsilon: PositiveFloat = 1e-9
     """Added to the root of the second moment."""
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Largest global norm of the gradient; 2017 does not clip."""
 
     def __post_init__(self) -> None:
-        for name in ("factor", "warmup_steps", "epsilon"):
-            require_positive(f"optimizer.{name.replace('_', '-')}", getattr(self, name))
-        if self.clip_norm is not None:
-            require_positive("optimizer.clip-norm", self.clip_norm)
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(
-                    f"optimizer.{name} {getattr(self, name)} is no decay: choose 0 to 0.9999"
-                )
+        check_fields(self, "optimizer.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,28 +80,27 @@ class MeshConfig:
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
-    every: int = 500
+    every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 3
+    keep: PositiveInt = 3
     """Newest checkpoints kept, besides the one with the best validation loss."""
 
     def __post_init__(self) -> None:
-        require_positive("checkpoint.every", self.every)
-        require_positive("checkpoint.keep", self.keep)
+        check_fields(self, "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
     """Training losses far above their running mean."""
 
-    deviations: float = 6.0
+    deviations: PositiveFloat = 6.0
     """Standard deviations above the mean of about 100 steps that make a loss a spike; none is told
     before 69 losses."""
     skip: bool = False
     """Make no update from a spike's gradient; otherwise it is only noted."""
 
     def __post_init__(self) -> None:
-        require_positive("spikes.deviations", self.deviations)
+        check_fields(self, "spikes.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,23 +110,20 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
-    steps: int = 2000
+    steps: PositiveInt = 2000
     """Optimizer steps of the whole schedule."""
-    accumulation: int = 1
+    accumulation: PositiveInt = 1
     """Slices the batch is cut into, one after the other, to save memory."""
-    eval_every: int = 250
+    eval_every: PositiveInt = 250
     """Steps between validation losses."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
     """Seed of the initial weights, the dropout and the order of the data."""
     model: ModelConfig
     data: Any
     """Where the data come from; every kind has its own."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "eval_every"):
-            require_positive(name.replace("_", "-"), getattr(self, name))
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed} is out of range: choose one from 0 to 4294967295")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,15 +133,13 @@ class LanguageConfig(RunConfig):
     model: GPTConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    batch_size: int = 12
+    batch_size: PositiveInt = 12
     """Sequences in a step, over all devices and accumulation slices."""
-    eval_tokens: int = 2**20
+    eval_tokens: PositiveInt = 2**20
     """Validation tokens scored each time; `jaxformer evaluate` always scores all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "eval_tokens"):
-            require_positive(name.replace("_", "-"), getattr(self, name))
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch-size {self.batch_size} is not divisible by accumulation "
@@ -179,21 +160,13 @@ class TranslationConfig(RunConfig):
     loss: LossKind = "cross_entropy"
     """Label smoothing as torch spreads it, over all V tokens, or as the KL divergence of the
     Annotated Transformer, over all but the target and the padding token."""
-    label_smoothing: float = 0.1
+    label_smoothing: Probability = 0.1
     """Share of the target's probability that is spread over other tokens (section 5.4)."""
-    batch_tokens: int = 4096
+    batch_tokens: PositiveInt = 4096
     """Source tokens, and as many target tokens, that a step holds at most, padding included; but
     never fewer than 8 pairs."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Pairs in a step, whatever their length, instead of as many as `batch-tokens` allow."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("batch-tokens", self.batch_tokens)
-        if self.batch_size is not None:
-            require_positive("batch-size", self.batch_size)
-        require_one_of("loss", self.loss, LossKind)
-        require_probability("label-smoothing", self.label_smoothing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,15 +198,15 @@ class DistributedConfig:
     """Find the others by what SLURM, Open MPI or Kubernetes tell each process."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 listens and the others find it."""
-    processes: int | None = None
+    processes: PositiveInt | None = None
     """Processes of the run."""
     process: int | None = None
     """Which of them this is, counted from 0."""
-    timeout: int = 120
+    timeout: PositiveInt = 120
     """Seconds to wait at the start until all have come."""
 
     def __post_init__(self) -> None:
-        require_positive("distributed.timeout", self.timeout)
+        check_fields(self, "distributed.")
         explicit = (self.coordinator, self.processes, self.process)
         if self.auto and explicit != (None, None, None):
             raise UserError("--distributed.auto finds all by itself: leave out the other flags")
@@ -249,7 +222,6 @@ class DistributedConfig:
             raise UserError(
                 f"distributed.coordinator {self.coordinator} is no address: give HOST:PORT"
             )
-        require_positive("distributed.processes", self.processes)
         if not 0 <= self.process < self.processes:
             raise UserError(
                 f"distributed.process {self.process} is none of {self.processes} processes: choose "
@@ -268,26 +240,21 @@ class RunOptions:
 
     run_dir: Path
     """Directory of the run: config, tokenizer, metrics, checkpoints and curves."""
-    stop_after: int | None = None
+    stop_after: PositiveInt | None = None
     """End cleanly, checkpoint written, after this many steps of the schedule."""
     resume: bool = False
     """Continue the run that the directory holds from its newest checkpoint."""
-    max_skipped: int = 10
+    max_skipped: PositiveInt = 10
     """End the run when so many updates in a row were skipped, for a loss or gradient that is not
     finite or a spike."""
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
-    restarts: int = 0
+    restarts: NaturalInt = 0
     """Times that a run which crashes is started again, to go on from its newest checkpoint."""
-    watchdog: float = 600.0
+    watchdog: PositiveFloat = 600.0
     """Seconds without progress after which the process writes its stacks and ends; the first step
     and the first evaluation also compile and may take 15 minutes more."""
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        require_positive("max-skipped", self.max_skipped)
-        if self.stop_after is not None:
-            require_positive("stop-after", self.stop_after)
-        if not 0 <= self.restarts <= LARGEST:
-            raise UserError(f"restarts {self.restarts} is out of range: choose 0 or more")
-        require_positive("watchdog", self.watchdog)
+        check_fields(self)

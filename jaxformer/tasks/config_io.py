@@ -108,11 +108,11 @@ def _converter() -> cattrs.Converter:
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
     for number in (int, float, bool, str):
-        converter.register_structure_hook(number, _strict)
+        converter.register_structure_hook(number, functools.partial(_strict, number))
     return converter
 
 
-def _strict(value: Any, wanted: Any) -> Any:
+def _strict(wanted: Any, value: Any, _: Any) -> Any:
     """JSON's own types only: cattrs alone would take "12" for 12 and 1.9 for 1."""
     if type(value) is wanted or (wanted is float and type(value) is int):
         return wanted(value)

