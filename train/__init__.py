@@ -1,1 +1,1 @@
-"""Recipes: one runnable training a file, `python -m train.gpt_stdlib --help`."""
+"""Recipes: one runnable training per file, `python -m train.gpt_stdlib --help`."""

@@ -1,4 +1,4 @@
-"""`jaxformer plan RECIPE --devices N`: what a recipe takes of each device, before there is one."""
+"""`jaxformer plan RECIPE --devices N`: memory, work and time of a recipe, without a device."""
 
 import dataclasses
 import importlib.util
@@ -43,15 +43,14 @@ DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """What `jaxformer plan` is asked, beside the flags of the recipe."""
+    """The flags of `jaxformer plan` beside those of the recipe."""
 
     devices: Annotated[int, Bounds(1, MOST_DEVICES)] = 1
     """Devices of the run."""
     gpu: str = "A100-80GB"
     """The kind of them, by its name in the table of jaxformer/planning/hardware.py."""
     link: PositiveFloat | None = None
-    """GB/s that a device sends to the others, instead of the table's, which are those of one
-    machine."""
+    """GB/s that a device sends to the others, instead of the table's value for one machine."""
     reserve: Probability = 0.25
     """Share of a GPU's memory that the run cannot have. By default jax takes three quarters of the
     memory (XLA_PYTHON_CLIENT_MEM_FRACTION) and leaves 0.25."""
@@ -67,7 +66,7 @@ class PlanOptions:
         if self.json is not None and not self.json.parent.is_dir():
             raise UserError(f"{self.json.parent} is not a directory: create it first")
         if self.json is not None and self.json.exists() and not self.json.is_file():
-            raise UserError(f"{self.json} is no file: name one, or a new one")
+            raise UserError(f"{self.json} is not a file: name a file")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,7 +102,7 @@ def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
 
 
 def start_jax(devices: int, real: bool) -> None:
-    """Let jax simulate so many CPU devices; it reads how many once, when it starts.
+    """Let jax simulate CPU devices; it reads their number once, when it starts.
 
     Raises:
         UserError: if jax was started before, with fewer.
@@ -175,10 +174,10 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         print(f"does not fit: {size(plan.memory.total)}, and there are {size(room)}")
         found["suggestions"] = []
         for one in suggestions(plan, make, fits):
-            told = predict(one.plan, gpu)
-            print(f"  {suggested(one, told)}", flush=True)
+            predicted_change = predict(one.plan, gpu)
+            print(f"  {suggested(one, predicted_change)}", flush=True)
             found["suggestions"].append(
-                {"flags": one.flags, "fits": one.fits, **figures(one.plan, told)}
+                {"flags": one.flags, "fits": one.fits, **figures(one.plan, predicted_change)}
             )
     if here:
         used = run_two_steps(config, here)

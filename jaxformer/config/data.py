@@ -49,7 +49,7 @@ class TextPairsConfig:
     """Two plain text files, line i of one the translation of line i of the other."""
 
     source: Path | None = None
-    """Text to translate from, one sentence a line."""
+    """Text to translate from, one sentence per line."""
     target: Path | None = None
     """Its translation, line by line."""
     val_source: Path | None = None
@@ -65,7 +65,7 @@ class TextPairsConfig:
     max_tokens: PositiveInt = 100
     """Pairs with a longer side are dropped from training."""
     max_ratio: PositiveFloat = 3.0
-    """Pairs whose one side has more than so many times the tokens of the other are dropped."""
+    """Pairs are dropped if one side has more than this many times the tokens of the other."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

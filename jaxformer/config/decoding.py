@@ -48,7 +48,7 @@ class BeamConfig:
     n_best: PositiveInt = 1
     """Finished hypotheses that are returned, at most the beam."""
     extra_length: PositiveInt = 50
-    """A translation ends at the latest so many tokens beyond the length of its source."""
+    """The greatest length of a translation, in tokens beyond the length of its source."""
 
     def __post_init__(self) -> None:
         check_fields(self)

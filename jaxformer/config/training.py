@@ -94,8 +94,8 @@ class SpikeConfig:
     """Training losses far above their running mean."""
 
     deviations: PositiveFloat = 6.0
-    """Standard deviations above the mean of about 100 steps that make a loss a spike; none is told
-    before 69 losses."""
+    """Standard deviations above the mean of about 100 steps that make a loss a spike; none is
+    detected in the first 69 losses."""
     skip: bool = False
     """Make no update from a spike's gradient; otherwise it is only noted."""
 
@@ -163,8 +163,8 @@ class TranslationConfig(RunConfig):
     label_smoothing: Probability = 0.1
     """Share of the target's probability that is spread over other tokens (section 5.4)."""
     batch_tokens: PositiveInt = 4096
-    """Source tokens, and as many target tokens, that a step holds at most, padding included; but
-    never fewer than 8 pairs."""
+    """Most source tokens, and most target tokens, of a step, padding included; never fewer than 8
+    pairs."""
     batch_size: PositiveInt | None = None
     """Pairs in a step, whatever their length, instead of as many as `batch-tokens` allow."""
 
@@ -192,10 +192,10 @@ class CopyTranslationConfig(TranslationConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How this process finds the others of its run; without any of these it is alone."""
+    """How this process finds the others of its run; by default it is alone."""
 
     auto: bool = False
-    """Find the others by what SLURM, Open MPI or Kubernetes tell each process."""
+    """Find the others by the environment that SLURM, Open MPI or Kubernetes give each process."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 listens and the others find it."""
     processes: PositiveInt | None = None
@@ -203,13 +203,13 @@ class DistributedConfig:
     process: int | None = None
     """Which of them this is, counted from 0."""
     timeout: PositiveInt = 120
-    """Seconds to wait at the start until all have come."""
+    """Seconds to wait at the start for all processes to connect."""
 
     def __post_init__(self) -> None:
         check_fields(self, "distributed.")
         explicit = (self.coordinator, self.processes, self.process)
         if self.auto and explicit != (None, None, None):
-            raise UserError("--distributed.auto finds all by itself: leave out the other flags")
+            raise UserError("--distributed.auto finds the others itself: leave out the other flags")
         if explicit == (None, None, None):
             return
         if self.coordinator is None or self.processes is None or self.process is None:
@@ -220,12 +220,12 @@ class DistributedConfig:
         host, _, port = self.coordinator.rpartition(":")
         if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
             raise UserError(
-                f"distributed.coordinator {self.coordinator} is no address: give HOST:PORT"
+                f"distributed.coordinator {self.coordinator} is not an address: give HOST:PORT"
             )
         if not 0 <= self.process < self.processes:
             raise UserError(
-                f"distributed.process {self.process} is none of {self.processes} processes: choose "
-                f"one from 0 to {self.processes - 1}"
+                f"distributed.process {self.process} is not one of {self.processes} processes: "
+                f"choose one from 0 to {self.processes - 1}"
             )
 
     @property
@@ -245,12 +245,12 @@ class RunOptions:
     resume: bool = False
     """Continue the run that the directory holds from its newest checkpoint."""
     max_skipped: PositiveInt = 10
-    """End the run when so many updates in a row were skipped, for a loss or gradient that is not
+    """End the run after this number of skipped updates in a row, for a loss or gradient that is not
     finite or a spike."""
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
     restarts: NaturalInt = 0
-    """Times that a run which crashes is started again, to go on from its newest checkpoint."""
+    """Times that a run which crashes is started again from its newest checkpoint."""
     watchdog: PositiveFloat = 600.0
     """Seconds without progress after which the process writes its stacks and ends; the first step
     and the first evaluation also compile and may take 15 minutes more."""

@@ -1,7 +1,7 @@
-"""metrics.jsonl, what a run has measured: one JSON object a line, written as it is measured.
+"""metrics.jsonl, what a run has measured: one JSON object per line, written as it is measured.
 
-Every line has `step` (optimizer steps done, from 1), `split` ("train" or "val") and `loss` (nats a
-token); others that the loop measures stand beside them. Numbers are printed with all their digits,
+Every line has `step` (optimizer steps done, from 1), `split` ("train" or "val") and `loss` (nats
+per token), then whatever else the loop measures. Numbers are printed with all their digits,
 so that two runs can be compared bit for bit. JSON knows no infinities: a value that is not finite
 is written as one of the strings "nan", "inf" and "-inf", which Python's `float` reads back.
 """
@@ -24,12 +24,12 @@ class MetricsWriter:
     """Appends lines to a run's metrics, each complete in the file before the next step begins."""
 
     def __init__(self, path: Path | None, resume_step: int | None = None):
-        """Open the file: a new one, or on resume the one of the run that goes on.
+        """Open the file: a new one, or on resume the one of the run that continues.
 
         Without a path nothing is written: of several processes only the first writes.
 
-        A run is killed at any moment, and goes on from its newest checkpoint, which is older. Lines
-        of steps after `resume_step` are dropped, since those steps are taken again, and so is a
+        A run may be killed at any moment, and continues from its newest checkpoint, which is older.
+        Lines of steps after `resume_step` are dropped, since those steps are repeated, and so is a
         last line that was cut off. The loop writes the lines of a step before it saves that step;
         then the file of a resumed run equals that of an uninterrupted one, but for times.
 

@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a moving line on a terminal, plain lines elsewhere."""
+"""The progress of a training run: a moving line on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     import rich.progress
 
 PLAIN_SECONDS = 10.0
-"""Time between two lines where nothing can move, as in a file or a log."""
+"""Time between two lines where the output is no terminal."""
 
 
 class Progress:
     """Step, loss, learning rate, speed and the time that is left.
 
-    On a terminal one line is drawn over and over, in colours unless NO_COLOR is set; anywhere else
-    a line is printed for the first and the last step and every `PLAIN_SECONDS`.
+    On a terminal one line is redrawn, in colours unless NO_COLOR is set; elsewhere a line is
+    printed for the first and the last step and every `PLAIN_SECONDS`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Steps count from `start_step`, which a resumed run has behind it, to `total_steps`."""
+        """Steps count from `start_step`, where a resumed run starts, to `total_steps`."""
         self.total_steps = total_steps
         self._stream = stream or sys.stdout
         self._clock = clock
@@ -62,7 +62,7 @@ class Progress:
         self._show(step, " · ".join(parts), now)
 
     def print(self, line: str) -> None:
-        """Print a line that stays, such as a validation loss."""
+        """Print a line that is not redrawn, such as a validation loss."""
         if self._live is not None:
             self._live.console.print(
                 line, markup=False, emoji=False, highlight=False, soft_wrap=True

@@ -23,7 +23,7 @@ from jaxformer.training.step import Metrics
 
 
 class StepLog:
-    """Writes each step's metrics once and in order, with how long it took."""
+    """Writes each step's metrics once and in order, with its duration."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class StepLog:
         self.progress.print(line)
 
     def note_compilations(self, number: int, expected: int) -> None:
-        """Say so if the train step was compiled more often than batches have shapes.
+        """Report it if the train step was compiled more often than batches have shapes.
 
-        Each compilation costs what the first did.
+        Each compilation takes as long as the first.
         """
         if number > expected:
             allowed = "once" if expected == 1 else f"{expected}"

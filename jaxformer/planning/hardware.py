@@ -34,9 +34,9 @@ class GPU:
     memory: float
     """Bytes, a gigabyte taken as 1e9 of them: the least that the name can mean."""
     bandwidth: float
-    """Bytes of its memory read or written a second."""
+    """Bytes of its memory read or written per second."""
     link: float
-    """Bytes sent a second to other GPUs of the machine, by NVLink or, where it has none, by PCIe:
+    """Bytes sent per second to other GPUs of the machine, by NVLink or, where it has none, by PCIe:
     half of the data sheet's figure, which adds both directions."""
 
     def peak(self, product: Product) -> float | None:

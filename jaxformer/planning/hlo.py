@@ -7,8 +7,8 @@
 The text is that of one device's program after XLA has divided it (HLO, `compile().as_text()`):
 computations that call each other, loops by their body, collectives as instructions with the arrays
 that they result in. Both forms of an instruction are read, at once (`all-reduce`) and begun early
-(`all-reduce-start`). A loop that tells its number of turns (`known_trip_count`) counts as often; a
-loop that does not counts once, and what is in it is marked as a lower bound.
+(`all-reduce-start`). A loop whose trip count is in the text (`known_trip_count`) counts as often;
+any other counts once, and what is in it is marked as a lower bound.
 """
 
 import math
@@ -42,7 +42,7 @@ class Collective(NamedTuple):
     times: int
     """How often a call of the program runs it."""
     at_least: bool
-    """Whether `times` is a lower bound: it is in a loop that does not tell its turns."""
+    """Whether `times` is a lower bound: it is in a loop of unknown trip count."""
     origin: str
     """The operation of the source, as jax names it: `transpose(` stands in it going backwards."""
 

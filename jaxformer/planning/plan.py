@@ -1,25 +1,23 @@
-"""What a run will take of each device, from its compiled train step and without running it.
+"""Memory and work of a run on each device, from its compiled train step and without running it.
 
 The step is lowered for shapes instead of arrays and compiled for simulated CPU devices, as many as
-the run will have, so that no parameter is allocated and no accelerator is needed. XLA then tells
-what the program holds and does (`memory_analysis`, `cost_analysis`, the program's text); all of it
-is of one device:
+the run will have, so that no parameter is allocated and no accelerator is needed. XLA's analyses of
+the program (`memory_analysis`, `cost_analysis`, its text) are of one device:
 
     parameters, optimizer, batch   the program's arguments: the shards of the state and of the rows
-    gradients                      one number a parameter, placed as the parameter is
+    gradients                      one number per parameter, sharded as the parameter is
     activations                    the program's temporary memory but for the gradients: what the
                                    forward pass keeps for the backward pass, and working memory
     results                        outputs that do not take the place of an argument (the state
                                    does, being donated), and the code itself
 
-The gradients are told apart by formula: XLA gives one number for all that is temporary, and may lay
-them over activations that are needed no more.
+The gradients are counted by formula: XLA gives one number for all that is temporary, and may reuse
+the memory of activations for them.
 
-It is the program of XLA's CPU compiler that is measured. Its GPU compiler fuses more, so that it
-keeps and moves less, sends less (`jaxformer.planning.roofline` says by how much), and adds the
-workspace of its libraries; a CPU computes bfloat16 by way of float32, so that activations
-count a third more. `jaxformer.planning.verify` compares with a device, docs/plan.md with the GPU
-compiler.
+The program is that of XLA's CPU compiler. Its GPU compiler fuses more, so that it keeps and moves
+less, sends less (`jaxformer.planning.roofline` says by how much), and adds the workspace of its
+libraries; a CPU computes bfloat16 by way of float32, so that activations count a third more.
+`jaxformer.planning.verify` compares with a device, docs/plan.md with the GPU compiler.
 """
 
 import dataclasses
@@ -43,15 +41,15 @@ AS_ON_GPU = {"xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invarian
 
 
 def cpu_options(remat: bool) -> Mapping[str, str]:
-    """What makes XLA's CPU compiler hold about as much as its GPU compiler does.
+    """Options with which XLA's CPU compiler holds about as much as its GPU compiler.
 
     The barriers that hold rematerialisation back until a block's gradients are due stay in; else it
     saves little. The matrices that `fsdp` gathers are gathered in each slice: the CPU's compiler
     would gather them all before the loop, and hold the whole model.
 
-    XLA orders a GPU's program for memory, and a CPU's if it is told to. With rematerialisation it
-    is not told: that order would leave all blocks' weight gradients to the end, and hold what they
-    are made of.
+    XLA orders a GPU's program for memory, and a CPU's if an option asks for it. With
+    rematerialisation none does: that order would compute all blocks' weight gradients at the end,
+    and hold until then what they are computed from.
     """
     return AS_ON_GPU if remat else AS_ON_GPU | BY_MEMORY
 
@@ -61,11 +59,11 @@ class Memory(NamedTuple):
 
     parameters: int
     optimizer: int
-    """Its moments, and the counters of steps."""
+    """Its moments, the counts of steps and the loss statistics."""
     batch: int
     gradients: int
     activations: int
-    """And all else that is temporary."""
+    """And everything else that is temporary."""
     results: int
 
     @property
@@ -76,7 +74,7 @@ class Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes of one device."""
+    """Memory and work of a step on one device."""
 
     config: RunConfig
     """Resolved: the model's vocabulary has a size."""
@@ -89,14 +87,14 @@ class Plan:
     model_flops: float
     """FLOPs that the model needs for the batch, by the shapes of its kernels, shared evenly."""
     compiled_flops: float
-    """FLOPs that the program does, repetitions by rematerialisation and by several devices
-    included; 0 where XLA does not tell."""
+    """FLOPs of the program, repetitions by rematerialisation and by several devices included; 0
+    where XLA does not report them."""
     traffic: float
     """Bytes of memory that the program reads and writes."""
     collectives: Mapping[str, Total]
     """What is sent to other devices, by kind."""
     seconds: float
-    """Taken by lowering and compiling."""
+    """Spent on lowering and compiling."""
 
     @property
     def num_devices(self) -> int:
@@ -105,7 +103,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
-    """Compile the train step of a configuration for these devices, and read what it will take.
+    """Compile the train step of a configuration for these devices, and analyse it.
 
     Raises:
         UserError: when configuration and mesh do not go together, or the vocabulary is not known.

@@ -1,8 +1,8 @@
-"""A plan held against devices: two steps are run on them, and what they held is read.
+"""A plan compared with devices: two steps run on them, and their memory is read.
 
-The program is compiled for them as a training run compiles it, without the options of the plan, and
-tells what it holds. Devices that count their memory (GPUs) tell the most they ever held besides;
-others (CPUs) do not. The state that was really allocated is counted, shard by shard.
+The program is compiled as in a training run, without the options of the plan; its own memory
+analysis is read, the shards of the allocated state are counted, and devices that record their peak
+memory (GPUs, not CPUs) report it.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ class Measured(NamedTuple):
     """Bytes on one device, the one with the most."""
 
     state: int
-    """Shards of parameters and optimizer as allocated."""
+    """Shards of parameters, optimizer and loss statistics as allocated."""
     program: int
-    """What the program that was run holds, by its `memory_analysis`."""
+    """By the program's `memory_analysis`."""
     peak: int | None
-    """The most that this process ever held on a device, if it counts: what XLA tried out while it
-    compiled for a GPU is among it."""
+    """The most that this process ever held on a device, if devices record it; on a GPU it includes
+    what XLA tried out while it compiled."""
 
 
 def run_two_steps(config: RunConfig, devices: Sequence[jax.Device]) -> Measured:
-    """Allocate a run's state on devices and do two steps with a batch of zeros.
+    """Allocate a run's state on devices and take two steps with a batch of zeros.
 
     Raises:
         UserError: as `make_plan` does.

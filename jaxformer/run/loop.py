@@ -2,9 +2,9 @@
 
 The train step is one jitted function of a state that lives on a mesh and is donated to it. Dropout,
 the order of the data and the initial weights follow from the seed and the step alone, so a run that
-is stopped and resumed is the same run to the last bit. What differs between the kinds of run is in
-their `Task`. Of several processes all compute and save, each its part, and the first alone writes
-the other files and speaks.
+is stopped and resumed is the same run to the last bit. What differs between the kinds of runs is in
+their `Task`. Of several processes each computes and saves its part; the first alone writes the
+other files and prints.
 """
 
 import contextlib
@@ -57,13 +57,13 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether the whole schedule is done, and nobody asked for an early end."""
+        """Whether the whole schedule is done, and no signal asked for an early end."""
         return self.step >= self.config.steps and self.exit_status == 0
 
 
 @distributed.lost_processes_named()
 def train(config: RunConfig, options: RunOptions) -> Outcome:
-    """Train a model into `options.run_dir`, or go on with the run that is there.
+    """Train a model into `options.run_dir`, or continue the run that is there.
 
     Raises:
         UserError: when configuration, data, mesh and directory do not go together; nothing has been
@@ -115,7 +115,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
 
         def validate(step: int, params: Any) -> Evaluation | None:
-            """Score and log; None if the run was asked to end meanwhile."""
+            """Score and log; None if the run was asked to end during it."""
             log.flush()
             scored = watchdog.over(task.validation(), "evaluation after step", step)
             try:
@@ -129,7 +129,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         visible = directory.wait_until_visible(run_dir)
         distributed.assert_same_on_all_processes(f"ready, and sees the run: {visible}")
         validated = {row["step"] for row in before if row["split"] == "val"}
-        if start not in validated and is_to_validate(config, start):  # was broken off
+        if start not in validated and is_to_validate(config, start):  # it was interrupted
             evaluation = validate(start, state.params)
         for step in range(start + 1, last + 1):
             # Step.
@@ -159,10 +159,10 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         # The first process hashes what the others only wrote.
         distributed.assert_same_on_all_processes(f"saved {step}")
         if interrupt.signal is not None:
-            progress.print(f"{interrupt.signal.name}: saved step {step}; go on with --resume")
+            progress.print(f"{interrupt.signal.name}: saved step {step}; continue with --resume")
     distributed.shutdown(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
-    if rows and interrupt.signal is None:  # whoever asked for an end does not wait for a picture
+    if rows and interrupt.signal is None:  # a run that is to end draws no picture
         smoothing = kind_of(config).label_smoothing(config)
         draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing)
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
@@ -176,7 +176,7 @@ def is_to_validate(config: RunConfig, step: int) -> bool:
 def restore(
     program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
 ) -> tuple[TrainState, int]:
-    """The newest good checkpoint's state and step on a resume that has one, else a fresh state."""
+    """State and step of the newest checkpoint that verifies, or a fresh state if there is none."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
     if not (options.resume and checkpoint.all_steps(checkpoints)):
@@ -197,7 +197,7 @@ def restore(
 
 
 def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:
-    """Say what is about to be trained, on what; and of a resumed run from which step."""
+    """Print what is trained and on what; of a resumed run also from which step."""
     config = task.spec.config
     device = program.mesh.devices.flat[0]
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
@@ -211,7 +211,7 @@ def introduce(progress: Progress, task: Task, program: Program, resumed: int | N
         f"{device.device_kind} · mesh {mesh} · {processes}jax {jax.__version__}"
     )
     if resumed == 0:
-        progress.print("the run has no checkpoint yet: it begins anew")
+        progress.print("the run has no checkpoint yet: it starts from scratch")
     elif resumed:
         done = resumed >= config.steps
         progress.print(f"resumed from step {resumed}" + (": nothing is left to do" if done else ""))

@@ -1,8 +1,8 @@
 """Memory of the process and its devices: how much was held, and keeping what is freed.
 
-XLA asks for a step's temporary buffers anew at each step. glibc's malloc gives blocks of this size
-back to the system when they are freed, which then clears every page of them again: more than a
-third of a small model's step on two cores. Other C libraries, and GPUs, have their own allocators.
+XLA allocates a step's temporary buffers again at each step. glibc's malloc returns blocks of
+this size to the system when they are freed, which then clears every page of them again: more than
+a third of a small model's step on two cores. Other C libraries and GPUs have other allocators.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what is freed for the next step; nothing happens without glibc.
+    """Let glibc keep what is freed for the next step; nothing happens without glibc.
 
     Call it before jax starts its threads: each gets its part of the memory when it begins.
     """

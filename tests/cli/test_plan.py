@@ -159,7 +159,7 @@ def test_a_preset_gives_the_defaults():
         ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64"),
         (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
         (["gpt_char", "--devices", "9000"], "devices 9000 "),
-        (["gpt_char", "--json", "/dev/null"], "/dev/null is no file"),
+        (["gpt_char", "--json", "/dev/null"], "/dev/null is not a file"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, said):
@@ -172,12 +172,12 @@ def test_a_check_needs_the_devices(monkeypatch):
         jaxformer.cli.plan.real_devices(2)
 
 
-def test_jax_is_told_how_many_devices_to_simulate_and_loses_no_other_flag():
+def test_jax_gets_the_number_of_devices_to_simulate_and_keeps_its_other_flags():
     count = "--xla_force_host_platform_device_count"
     given = {"XLA_FLAGS": f"--xla_a=1 {count}=2", "JAX_PLATFORMS": "cuda"}
-    told = settings(given, 5, real=False)
-    assert told["XLA_FLAGS"].split() == ["--xla_a=1", f"{count}=5"]
-    assert told["JAX_PLATFORMS"] == "cpu"
+    found = settings(given, 5, real=False)
+    assert found["XLA_FLAGS"].split() == ["--xla_a=1", f"{count}=5"]
+    assert found["JAX_PLATFORMS"] == "cpu"
     # A check needs the accelerators, and the plan beside it needs CPUs.
     assert settings(given, 5, real=True)["JAX_PLATFORMS"] == "cuda,cpu"
     assert settings({"JAX_PLATFORMS": "cpu"}, 5, real=True)["JAX_PLATFORMS"] == "cpu"

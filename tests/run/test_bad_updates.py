@@ -42,7 +42,7 @@ def rows(run_dir: Path) -> list[tuple]:
     ]
 
 
-def test_bad_updates_are_skipped_counted_and_said_and_resume_as_if_uninterrupted(
+def test_bad_updates_are_skipped_counted_and_logged_and_resume_as_if_uninterrupted(
     config: LanguageConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,12 +74,12 @@ def test_too_many_in_a_row_end_the_run_and_no_bad_state_is_saved(
     with pytest.raises(UserError, match=end):
         train(config, options)
     assert [row[0] for row in rows(tmp_path / "run") if row[2]] == [3, 5, 6, 7, 8]
-    # Step 6 was due amid the bad ones: it holds the parameters of step 4. Step 8 is not saved.
+    # Step 6 was due during the bad ones: it holds the parameters of step 4. Step 8 is not saved.
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 4, 6]
-    good, amid = (whole_state(config, tmp_path / "run", step) for step in (4, 6))
-    assert checkpoint.state_hash(good.params) == checkpoint.state_hash(amid.params)
-    assert (int(good.step), int(amid.step)) == (4, 6)
-    # The count goes on where it was: 5 and 6 are behind a resumed run.
+    good, during = (whole_state(config, tmp_path / "run", step) for step in (4, 6))
+    assert checkpoint.state_hash(good.params) == checkpoint.state_hash(during.params)
+    assert (int(good.step), int(during.step)) == (4, 6)
+    # A resumed run continues the count of the skipped steps 5 and 6.
     with pytest.raises(UserError, match=end):
         train(config, dataclasses.replace(options, resume=True))
     assert [row[0] for row in rows(tmp_path / "run") if row[2]] == [3, 5, 6, 7, 8]
@@ -87,7 +87,7 @@ def test_too_many_in_a_row_end_the_run_and_no_bad_state_is_saved(
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_spike_is_said_and_by_option_skipped(
+def test_a_spike_is_logged_and_by_option_skipped(
     config: LanguageConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,7 +111,7 @@ def test_a_spike_is_said_and_by_option_skipped(
     train(config, RunOptions(run_dir=tmp_path / "parts", resume=True))
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     marks = {row[0]: row[2:] for row in rows(tmp_path / "whole") if any(row[2:])}
-    # A spike that is not skipped is remembered: after the first, the second is none.
+    # A spike that is not skipped enters the mean: after the first, the second is none.
     assert marks == ({75: (True, True), 78: (True, True)} if skip else {75: (False, True)})
     ends = {
         checkpoint.state_hash(whole_state(config, tmp_path / run, 80)) for run in ("whole", "parts")
@@ -119,7 +119,7 @@ def test_a_spike_is_said_and_by_option_skipped(
     assert len(ends) == 1
 
 
-def test_a_validation_that_is_no_number_is_said_and_never_the_best(
+def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(
     config: LanguageConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

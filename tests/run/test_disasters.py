@@ -175,7 +175,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(
         shutil.rmtree(run_dir / "checkpoints" / str(step))
     (run_dir / ".metrics.jsonl.123").write_bytes(b"{")  # what it had begun to write
     loop.train(config, RunOptions(run_dir=run_dir, resume=True))
-    assert "the run has no checkpoint yet: it begins anew" in capsys.readouterr().out
+    assert "the run has no checkpoint yet: it starts from scratch" in capsys.readouterr().out
     assert [step for step, _ in train_losses(run_dir)] == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in run_dir.iterdir()} == {*directory.NAMES, directory.LOCK}
 
