@@ -25,6 +25,7 @@ from jaxformer.config.models import (
     TransformerConfig,
 )
 from jaxformer.config.training import (
+    RUN_CONFIGS,
     CheckpointConfig,
     CopyTranslationConfig,
     DistributedConfig,
@@ -44,6 +45,7 @@ from jaxformer.config.training import (
 __all__ = [
     "BERT_PRESETS",
     "GPT_PRESETS",
+    "RUN_CONFIGS",
     "TRANSFORMER_PRESETS",
     "Activation",
     "BeamConfig",

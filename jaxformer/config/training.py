@@ -1,8 +1,9 @@
 """Training: the optimizer, the mesh, the checkpoints, and a whole run of each kind."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxformer.config.checks import (
     Bounds,
@@ -105,8 +106,10 @@ class SpikeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training run has; each kind of run has a config of its own (jaxformer/tasks)."""
+    """What every training run has; each kind of run has a config of its own (`RUN_CONFIGS`)."""
 
+    kind: ClassVar[str]
+    """The first key of config.json."""
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
@@ -130,6 +133,7 @@ class RunConfig:
 class LanguageConfig(RunConfig):
     """A run of a GPT on text."""
 
+    kind = "gpt"
     model: GPTConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -173,6 +177,7 @@ class TranslationConfig(RunConfig):
 class TextTranslationConfig(TranslationConfig):
     """A run on two parallel text files."""
 
+    kind = "transformer_text"
     data: TextPairsConfig = dataclasses.field(default_factory=TextPairsConfig)
 
 
@@ -180,6 +185,7 @@ class TextTranslationConfig(TranslationConfig):
 class NumbersTranslationConfig(TranslationConfig):
     """A run on numbers and dates in words."""
 
+    kind = "transformer_numbers"
     data: NumbersConfig = dataclasses.field(default_factory=NumbersConfig)
 
 
@@ -187,7 +193,20 @@ class NumbersTranslationConfig(TranslationConfig):
 class CopyTranslationConfig(TranslationConfig):
     """A run on random strings that are to be copied or reversed."""
 
+    kind = "transformer_copy"
     data: CopyConfig = dataclasses.field(default_factory=CopyConfig)
+
+
+RUN_CONFIGS: Mapping[str, type[RunConfig]] = {
+    config.kind: config
+    for config in (
+        LanguageConfig,
+        TextTranslationConfig,
+        NumbersTranslationConfig,
+        CopyTranslationConfig,
+    )
+}
+"""The config of every kind of run; jaxformer/tasks/kinds.py says what such a run does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

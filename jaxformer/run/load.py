@@ -86,7 +86,7 @@ def load_run(
     config = load_config(run_dir / directory.CONFIG)
     if kind is not None and not isinstance(config, kind):
         raise UserError(
-            f"{run_dir} holds a {kind_of(config).name} run, which this command does not read: use "
+            f"{run_dir} holds a {config.kind} run, which this command does not read: use "
             f"jaxformer {kind_of(config).command}"
         )
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)

@@ -9,14 +9,13 @@ from typing import Any
 import cattrs
 
 from jaxformer.atomic import atomic_write
-from jaxformer.config import RunConfig
+from jaxformer.config import RUN_CONFIGS, RunConfig
 from jaxformer.errors import UserError
-from jaxformer.tasks.kinds import KINDS, kind_of
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON values; `config_from_json` is its inverse."""
-    return {"kind": kind_of(config).name, **_converter().unstructure(config)}
+    return {"kind": config.kind, **_converter().unstructure(config)}
 
 
 def config_from_json(values: Any, source: str) -> RunConfig:
@@ -29,11 +28,11 @@ def config_from_json(values: Any, source: str) -> RunConfig:
         raise UserError(f"{source} is not a run's configuration: name a --run-dir of jaxformer")
     values = dict(values)
     kind = values.pop("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        known = ", ".join(KINDS)
+    if not isinstance(kind, str) or kind not in RUN_CONFIGS:
+        known = ", ".join(RUN_CONFIGS)
         raise UserError(f"{source} describes a {kind!r}: name a run of a kind known here, {known}")
     try:
-        return _converter().structure(values, KINDS[kind].config_type)
+        return _converter().structure(values, RUN_CONFIGS[kind])
     except UserError:
         raise
     except Exception as error:
@@ -70,7 +69,7 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     The mesh and the checkpoints may change when a run is resumed, so they are left out.
     """
     if type(ours) is not type(theirs):
-        return [f"a {kind_of(ours).name} run (the run is {kind_of(theirs).name})"]
+        return [f"a {ours.kind} run (the run is {theirs.kind})"]
     found = []
     for name in _flags(type(ours)):
         if name.startswith(("mesh.", "checkpoint.")):

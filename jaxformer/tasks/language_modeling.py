@@ -76,8 +76,6 @@ def language_batch_shapes(config: LanguageConfig, mesh: Mesh) -> Sequence[Batch]
 
 
 LANGUAGE = Kind(
-    name="gpt",
-    config_type=LanguageConfig,
     command="sample",
     task=language_task,
     spec=lambda config, tokenizer_size: language_spec(config),

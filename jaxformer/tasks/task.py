@@ -61,11 +61,8 @@ class StepCost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of run: one row of the table in kinds.py. Configs are of its `config_type`."""
+    """What the runs of a kind do: one row of the table in kinds.py."""
 
-    name: str
-    """The first key of config.json."""
-    config_type: type[RunConfig]
     command: str
     """The command of `jaxformer` that writes text with such a run."""
     task: Callable[[Any, Mesh], Task]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxformer.batch import PairBatch, SpecialTokens
-from jaxformer.config import TextTranslationConfig, TranslationConfig
+from jaxformer.config import TranslationConfig
 from jaxformer.data.pair_batches import PairBatches, batch_shapes, evaluation_pair_batches
 from jaxformer.data.translation import PreparedPairs, prepare_pairs
 from jaxformer.errors import UserError
@@ -145,8 +145,6 @@ def longest_pair(config: TranslationConfig) -> int:
 
 
 TRANSLATION = Kind(
-    name="transformer_text",
-    config_type=TextTranslationConfig,
     command="translate",
     task=translation_task,
     spec=lambda config, size: translation_spec(config, SpecialTokens.after(size)),

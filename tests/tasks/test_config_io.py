@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,9 @@ def test_differences_name_flags_but_not_the_mesh():
         "--model.dropout-rate 0.5 (the run has 0.0)",
     ]
     assert differences(CONFIG, CONFIG) == []
+
+
+def test_a_config_is_read_without_jax():
+    """The supervisor of `--restarts` reads one, and jax warns when a process that has it forks."""
+    program = "import sys, jaxformer.tasks.config_io; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -7,40 +7,38 @@ import pytest
 
 from jaxformer.config import (
     GPT_PRESETS,
+    RUN_CONFIGS,
     TRANSFORMER_PRESETS,
-    GPTConfig,
     LanguageConfig,
     MeshConfig,
     RunConfig,
-    TransformerConfig,
 )
+from jaxformer.config import training as configs
 from jaxformer.models.functional import abstract_model
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks import kinds
 from jaxformer.tasks.config_io import config_from_json, config_to_json
 from jaxformer.tasks.kinds import KINDS, kind_of
-from jaxformer.tasks.task import Kind
 from jaxformer.training.step import make_eval_step
 
-MODELS = {GPTConfig: GPT_PRESETS["toy"], TransformerConfig: TRANSFORMER_PRESETS["toy"]}
 NAMES = ["gpt", "transformer_text", "transformer_numbers", "transformer_copy"]
 
 
-def config_of(kind: Kind) -> RunConfig:
-    fields = {field.name: field.type for field in dataclasses.fields(kind.config_type)}
-    return kind.config_type(model=MODELS[fields["model"]])
+def config_of(name: str) -> RunConfig:
+    presets = GPT_PRESETS if name == "gpt" else TRANSFORMER_PRESETS
+    return RUN_CONFIGS[name](model=presets["toy"])
 
 
 def test_the_names_are_those_of_every_config_json():
-    assert list(KINDS) == NAMES
+    assert list(RUN_CONFIGS) == list(KINDS) == NAMES
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_row_describes_its_kind_of_run(kind):
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_describes_its_kind_of_run(name):
     """A batch of every shape is one that the spec's model and objective take."""
-    config = config_of(kind)
+    config, kind = config_of(name), KINDS[name]
     assert kind_of(config) is kind
-    assert config_to_json(config)["kind"] == kind.name
+    assert config_to_json(config)["kind"] == name
     spec = kind.spec(config, config.model.vocab_size - kind.num_specials)
     graphdef, shapes = abstract_model(spec.model, config.model)
     eval_step = make_eval_step(graphdef, spec.objective)
@@ -50,13 +48,13 @@ def test_a_row_describes_its_kind_of_run(kind):
         assert kind.flops(config, batch) > 0
 
 
-def test_a_new_kind_is_one_row(monkeypatch):
+def test_a_new_kind_is_a_config_and_one_row(monkeypatch):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class OtherConfig(LanguageConfig):
-        pass
+        kind = "other"
 
-    row = dataclasses.replace(KINDS["gpt"], name="other", config_type=OtherConfig)
-    monkeypatch.setitem(kinds.KINDS, "other", row)
+    monkeypatch.setitem(configs.RUN_CONFIGS, "other", OtherConfig)
+    monkeypatch.setitem(kinds.KINDS, "other", KINDS["gpt"])
     config = OtherConfig(model=GPT_PRESETS["toy"])
-    assert kind_of(config) is row
+    assert kind_of(config) is KINDS["gpt"]
     assert config_from_json(config_to_json(config), "a test") == config
