@@ -1,11 +1,10 @@
-"""The command line: dataclasses to flags, and every failure to one line and an exit status.
+"""The command line: dataclasses become flags, every failure one line and an exit status.
 
 Flags come from frozen dataclasses through tyro: a field `run_dir` becomes `--run-dir` (underscores
 are accepted too), a nested `mesh: MeshConfig` becomes `--mesh.data`, the docstring under a field is
 its help. Exit statuses: 0 done, 1 a defect of the program, 2 bad input or a file that cannot be
-used, 75 cut off by a hanging step or a lost process, 130 interrupted, 141 nobody reads the output
-any more, 143 terminated. jax, flax and the like are imported nowhere here, so that `--help` answers
-at once.
+used, 75 cut off by a hanging step or a lost process, 130 interrupted, 141 the output is no
+longer read, 143 terminated. jax and flax are not imported here, so that `--help` answers at once.
 """
 
 import contextlib
@@ -163,13 +162,10 @@ def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> Config
 
 
 def run_command(prog: str, function: Callable[[], int | None]) -> None:
-    """Run a command to its end; whatever goes wrong, the user sees one line.
+    """Run a command to its end; the user sees one line for every failure.
 
-    One of several processes that fails does not wait for the others to say goodbye.
-
-    A defect of the program itself is one line too; with JAXFORMER_TRACEBACK=1 its traceback shows.
-
-    Ended by a signal, it ends the process.
+    That includes a defect of the program itself; JAXFORMER_TRACEBACK=1 shows its traceback. If one
+    of several processes fails, it does not wait for the others. A signal ends the process.
 
     Raises:
         SystemExit: with the status, unless that is 0.

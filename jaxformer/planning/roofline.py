@@ -8,10 +8,10 @@
 (Williams, Waterman & Patterson 2009, "Roofline"). It assumes that all devices are in one machine,
 on the links of the table of GPUs or of `--link`; that sending does not overlap with computing; that
 collectives go around a ring; and that matrix products are large enough to reach their share of the
-peak. Large products come out too slow, small ones too fast. Compare meshes and batches with it, and
-see which of the three terms rules; only a clock knows the time.
+peak. Large products come out too slow, small ones too fast. It serves to compare meshes and batches
+and shows which of the three terms dominates; the time itself has to be measured.
 
-The bytes are those of XLA's CPU compiler, and a bound from above. It fuses less than a GPU's and so
+The bytes are those of XLA's CPU compiler, an upper bound. It fuses less than a GPU's and so
 moves more. It also sends more: copies sum all gradients in each accumulation slice, where a GPU's
 compiler sums those of the blocks once; `fsdp` sums whole gradients, where it sums each device's
 part (half of it); `tensor` sums the gradients of queries, keys and values one by one, where it adds
@@ -25,14 +25,14 @@ from jaxformer.planning.hardware import GPU, Product
 from jaxformer.planning.plan import Plan
 
 PRODUCT_SHARE = 0.6
-"""Of its peak that a GPU reaches in large matrix products."""
+"""Fraction of its peak that a GPU reaches in large matrix products."""
 TRAFFIC_SHARE = 0.8
-"""Of its bandwidth that memory, or a link, reaches."""
+"""Fraction of its bandwidth that memory, or a link, reaches."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Seconds of a step, and what they come from."""
+    """Seconds of a step and their parts."""
 
     product: Product
     """The arithmetic of the matrix products."""
@@ -42,7 +42,7 @@ class Prediction:
     traffic: float
     collectives: float
     mfu: float
-    """Share of the peaks of all GPUs that the model's FLOPs take."""
+    """Fraction of the peaks of all GPUs that the model's FLOPs take."""
 
     @property
     def step(self) -> float:

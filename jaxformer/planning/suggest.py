@@ -1,4 +1,4 @@
-"""What would make a run fit that does not: each change is compiled and measured, none is guessed.
+"""Changes that make a run fit: each is compiled and measured, none is guessed.
 
     fsdp           the copies of the model become one copy whose parameters are shared
     remat          each block's activations are computed twice instead of kept

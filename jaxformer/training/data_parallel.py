@@ -1,16 +1,16 @@
-"""Data parallelism written out: what each device computes, and the one sum over all of them.
+"""Data parallelism written out: the computation of each device, and the one sum over all of them.
 
-`jaxformer/tasks/program.py` leaves the dividing of a step to the compiler: `jax.jit` of
-`make_train_step` with shardings, for every mesh. This is the same step for copies of the model, as
-`jax.shard_map` lets one say it by hand, kept to be read and to check the compiler by:
+`jaxformer/tasks/program.py` lets the compiler divide a step: `jax.jit` of `make_train_step` with
+shardings, for every mesh. This is the same step for copies of the model, by hand with
+`jax.shard_map`, to be read and to check the compiler:
 
     each device    loss, number of tokens and gradients, summed over its own rows
     psum           the same over all rows, on every device
     each device    divides once and makes the same update of its copy
 
-`jax.pmap` is not used here or anywhere: since JAX 0.8 it is in maintenance mode, is itself carried
-out by `jax.jit` and `jax.shard_map`, and new code is asked to call `jax.shard_map` (JAX changelog,
-0.8.0; https://docs.jax.dev/en/latest/migrate_pmap.html).
+`jax.pmap` is not used: since JAX 0.8 it is in maintenance mode and implemented by `jax.jit` and
+`jax.shard_map`, which new code should call (JAX changelog, 0.8.0;
+https://docs.jax.dev/en/latest/migrate_pmap.html).
 """
 
 from typing import Any
@@ -38,9 +38,9 @@ def make_data_parallel_step(
 ) -> TrainStep:
     """The function (state, batch) -> (state, metrics), to be jitted; rows over all of the mesh.
 
-    Of n devices, device d has the d-th n-th of the rows and drops by the key that
-    `make_train_step` gives slice d: n devices at once are n slices one after the other. The rows
-    must divide by n.
+    Of n devices, device d has the d-th n-th of the rows and the dropout key that
+    `make_train_step` gives slice d: n devices in parallel equal n slices in sequence. The number
+    of rows must be a multiple of n.
     """
     axes = mesh.axis_names
 
@@ -51,11 +51,11 @@ def make_data_parallel_step(
         def summed_loss(params: PyTree) -> SumAndCount:
             return objective(merge(graphdef, params), rows, key)
 
-        # To jax the parameters are one value for all devices, whose gradient it would sum over them
-        # unasked. As each device's own values they have each device's own gradient.
+        # The parameters are one value for all devices, over which jax would sum their gradient.
+        # Cast to values that vary, they have a gradient on each device.
         params = jax.lax.pcast(state.params, axes, to="varying")
         (loss, count), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
         return apply_gradients(state, jax.lax.psum((loss, count, grads), axes), optimizer)
 
-    # What leaves under P() is the same on every device, which jax checks as it traces.
+    # P() states that the results are the same on every device; jax checks it as it traces.
     return jax.shard_map(on_each_device, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P())

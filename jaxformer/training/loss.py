@@ -1,12 +1,11 @@
-"""Losses over tokens, each summed together with the number of tokens it was summed over.
+"""Losses over tokens: each is a sum and the number of tokens in it.
 
 Cross-entropy, and label smoothing (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section
 5.4) in its two usual forms: PyTorch's, which spreads eps over all V tokens, and the Annotated
 Transformer's, which spreads it over all but the target and the padding token.
 
-Sums rather than means, so that a batch may be cut anywhere (accumulation slices, devices, whole
-validation splits) and the mean over tokens comes out the same. All are in nats, in
-float32 or wider.
+With sums rather than means a batch may be split anywhere (accumulation slices, devices, whole
+validation splits) without a change of the mean over tokens. All are in nats, in float32 or wider.
 """
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 SumAndCount = tuple[Float[Array, ""], Int[Array, ""]]
-"""A loss summed over the tokens that count, and how many they are."""
+"""A loss summed over the tokens that count, and their number."""
 
 
 def cross_entropy(

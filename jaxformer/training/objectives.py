@@ -1,8 +1,7 @@
-"""What is learned: functions (model, batch, dropout key) -> (summed loss, number of tokens).
+"""Objectives: functions (model, batch, dropout key) -> (summed loss, number of tokens).
 
 Next tokens (GPT), translations (the encoder-decoder of Vaswani et al. 2017) and masked tokens
-(BERT, Devlin et al. 2019, section 3.1). A train step takes one and knows nothing else of model and
-batch.
+(BERT, Devlin et al. 2019, section 3.1). A train step knows model and batch by its objective alone.
 """
 
 from collections.abc import Callable

@@ -162,7 +162,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
     assert [step for step, _ in train_losses(run_dir)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(
+def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_so(
     config: LanguageConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
