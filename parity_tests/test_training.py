@@ -122,7 +122,7 @@ def test_slices_of_equal_rows_drop_different_units():
 
 
 def test_a_step_that_is_not_finite_is_left_out_as_a_twin_leaves_out_its_update():
-    """Adam's count stays, the schedule and the dropout go on."""
+    """Adam's count stays, the schedule and the dropout advance."""
 
     def spoilt(objective, poison):
         def spoil(model, part, dropout):

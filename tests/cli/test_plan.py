@@ -52,8 +52,10 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
 
 
-def test_devices_of_several_machines_are_told_of_and_may_have_a_link(tmp_path, capsys, monkeypatch):
-    told = "the 2 devices are taken to be linked as the 1 of a machine are"
+def test_devices_of_several_machines_are_reported_and_may_have_a_link(
+    tmp_path, capsys, monkeypatch
+):
+    line = "the 2 devices are taken to be linked as the 1 of a machine are"
     words = [*GPT, "--devices", "2", "--gpu", "A100-40GB", "--json", str(tmp_path / "plan.json")]
 
     def planned(*more: str) -> tuple[float, str]:
@@ -61,16 +63,16 @@ def test_devices_of_several_machines_are_told_of_and_may_have_a_link(tmp_path, c
         found = json.loads((tmp_path / "plan.json").read_text())
         return found["predicted"]["collectives"], capsys.readouterr().out
 
-    assert told not in planned()[1]
+    assert line not in planned()[1]
     monkeypatch.setattr(jaxformer.cli.plan, "A_MACHINE", 1)
     by_the_table, out = planned()
-    assert told in out
+    assert line in out
     given, out = planned("--link", "25")
-    assert told not in out
+    assert line not in out
     assert given == pytest.approx(by_the_table * 300 / 25)
 
 
-def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(capsys):
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_reported(capsys):
     main([*GPT, "--model.vocab-size", "15", "--mesh.fsdp", "2", "--devices", "2"])
     assert "as 2 does not divide 15: --model.vocab-size 16\n" in capsys.readouterr().out
     main([*GPT, "--model.vocab-size", "16", "--mesh.fsdp", "2", "--devices", "2"])
@@ -78,21 +80,21 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_is_told(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "expected"),
     [(512, "0.50 KiB"), (3 << 20, "3.00 MiB"), (5 << 30, "5.00 GiB"), (0, "0.00 KiB")],
 )
-def test_bytes_have_a_unit_of_their_size(number, said):
-    assert jaxformer.cli.plan.size(number) == said
+def test_bytes_have_a_unit_of_their_size(number, expected):
+    assert jaxformer.cli.plan.size(number) == expected
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
+    ("number", "expected"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
 )
-def test_flops_have_a_prefix_of_their_size(number, said):
-    assert jaxformer.cli.plan.count(number) == said
+def test_flops_have_a_prefix_of_their_size(number, expected):
+    assert jaxformer.cli.plan.count(number) == expected
 
 
-def test_what_does_not_fit_is_told_with_what_would(tmp_path, capsys, monkeypatch):
+def test_what_does_not_fit_is_reported_with_what_would(tmp_path, capsys, monkeypatch):
     small = {**GPUS, "H100": jaxformer.cli.plan.dataclasses.replace(GPUS["H100"], memory=2e5)}
     monkeypatch.setattr(jaxformer.cli.plan, "GPUS", small)
     file = tmp_path / "plan.json"
@@ -103,10 +105,10 @@ def test_what_does_not_fit_is_told_with_what_would(tmp_path, capsys, monkeypatch
     assert any(line.startswith("does not fit: ") for line in lines)
     assert found["suggestions"][0]["flags"] == "--model.remat"
     for one in found["suggestions"]:
-        (told,) = [line for line in lines if line.startswith(f"  {one['flags']}: ")]
+        (line,) = [line for line in lines if line.startswith(f"  {one['flags']}: ")]
         fits = one["memory"]["total"] <= 2e5
         assert one["fits"] == fits
-        assert told.endswith(": fits" if fits else ": does not fit")
+        assert line.endswith(": fits" if fits else ": does not fit")
     assert found["suggestions"][-1]["fits"]
 
 
@@ -139,7 +141,7 @@ def test_a_preset_gives_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ([], "no recipe named first: choose one of gpt_char, "),
         (["--devices", "2"], "no recipe named first"),
@@ -162,8 +164,8 @@ def test_a_preset_gives_the_defaults():
         (["gpt_char", "--json", "/dev/null"], "/dev/null is not a file"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, said):
-    assert refusal(capsys, *words).startswith(said)
+def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, expected):
+    assert refusal(capsys, *words).startswith(expected)
 
 
 def test_a_check_needs_the_devices(monkeypatch):

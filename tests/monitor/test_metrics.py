@@ -34,7 +34,7 @@ def test_a_line_is_an_object_with_step_split_and_loss(path):
         writer.write(1, "train", loss=2.5, tokens=3)
         assert path.read_text() == '{"step": 1, "split": "train", "loss": 2.5, "tokens": 3}\n'
         writer.write(1, "val", loss=1.0)
-        assert path.read_text().count("\n") == 2  # readable while the run goes on
+        assert path.read_text().count("\n") == 2  # readable during the run
 
 
 @given(st.floats(width=32) | st.floats())

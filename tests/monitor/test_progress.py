@@ -9,7 +9,7 @@ from jaxformer.monitor.progress import Progress
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that is advanced by hand."""
 
     now = 100.0
 
@@ -75,7 +75,7 @@ def test_a_terminal_shows_one_line_that_moves(monkeypatch):
         for step in range(1, 6):
             progress.update(step, loss=2.0)
     assert "step 5/5 · loss 2.0000 · 0:00 left" in stream.getvalue()
-    assert "\x1b[2K" in stream.getvalue()  # erases the line before it draws it anew
+    assert "\x1b[2K" in stream.getvalue()  # erases the line before it draws it again
     assert re.search(r"\x1b\[38;5", stream.getvalue())  # in colours
 
 

@@ -14,7 +14,7 @@ from jaxformer.sharding.mesh import make_mesh
 
 
 def text_of(function, mesh_config, in_specs, out_specs, *shapes):
-    """The compiled text of a function that says itself what it sends."""
+    """The compiled text of a function whose collectives are written by hand."""
     mesh = make_mesh(mesh_config)
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     arguments = [jnp.zeros(shape, jnp.float32) for shape in shapes]
@@ -79,9 +79,9 @@ def test_the_example_of_the_docs_runs(capsys):
     page = Path("docs/sharding.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(example, {})
-    told = capsys.readouterr().out
-    assert told.startswith(("all-gather (", "all-reduce ("))
-    assert "'all-gather': Total(number=" in told.splitlines()[-1]
+    out = capsys.readouterr().out
+    assert out.startswith(("all-gather (", "all-reduce ("))
+    assert "'all-gather': Total(number=" in out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("turns", [1, 5])

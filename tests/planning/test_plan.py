@@ -204,17 +204,17 @@ SIXTEEN = Plan(
 
 def test_a_step_is_its_longer_half_and_what_it_sends():
     gpu = GPUS["A100-40GB"]
-    told = predict(SIXTEEN, gpu)
-    assert told.product == "bfloat16"
-    assert told.compute == pytest.approx(1e-3 / PRODUCT_SHARE)
-    assert told.collectives == pytest.approx(1e-3 / TRAFFIC_SHARE)
-    assert told.step == told.compute + told.collectives
-    assert told.mfu == pytest.approx(1e-3 / told.step)
+    found = predict(SIXTEEN, gpu)
+    assert found.product == "bfloat16"
+    assert found.compute == pytest.approx(1e-3 / PRODUCT_SHARE)
+    assert found.collectives == pytest.approx(1e-3 / TRAFFIC_SHARE)
+    assert found.step == found.compute + found.collectives
+    assert found.mfu == pytest.approx(1e-3 / found.step)
     moves = dataclasses.replace(SIXTEEN, traffic=1555e9)
-    assert predict(moves, gpu).step == pytest.approx(1 / TRAFFIC_SHARE + told.collectives)
+    assert predict(moves, gpu).step == pytest.approx(1 / TRAFFIC_SHARE + found.collectives)
     # What is computed again takes time, and counts for nothing.
     again = dataclasses.replace(SIXTEEN, compiled_flops=2 * SIXTEEN.model_flops)
-    assert predict(again, gpu).compute == 2 * told.compute
+    assert predict(again, gpu).compute == 2 * found.compute
     assert predict(again, gpu).mfu == pytest.approx(1e-3 / predict(again, gpu).step)
 
 

@@ -50,11 +50,11 @@ def test_bad_updates_are_skipped_counted_and_logged_and_resume_as_if_uninterrupt
 ) -> None:
     spoil(monkeypatch, {5, 6, 9}, not_a_number)
     train(config, RunOptions(run_dir=tmp_path / "whole"))
-    said = capsys.readouterr().out
-    assert "step 5 (batch 4): loss nan, gradient norm nan: update skipped, 1 in a row" in said
-    assert "step 6 (batch 5): loss nan, gradient norm nan: update skipped, 2 in a row" in said
-    assert "step 9 (batch 8): loss nan, gradient norm nan: update skipped, 1 in a row" in said
-    assert said.count("skipped") == 3
+    out = capsys.readouterr().out
+    assert "step 5 (batch 4): loss nan, gradient norm nan: update skipped, 1 in a row" in out
+    assert "step 6 (batch 5): loss nan, gradient norm nan: update skipped, 2 in a row" in out
+    assert "step 9 (batch 8): loss nan, gradient norm nan: update skipped, 1 in a row" in out
+    assert out.count("skipped") == 3
     train(config, RunOptions(run_dir=tmp_path / "parts", stop_after=5))
     train(config, RunOptions(run_dir=tmp_path / "parts", resume=True))
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
@@ -102,9 +102,9 @@ def test_a_spike_is_logged_and_by_option_skipped(
         spikes=SpikeConfig(deviations=50.0, skip=skip),
     )
     train(config, RunOptions(run_dir=tmp_path / "whole"))
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     ending = ": update skipped, 1 in a row\n" if skip else "\n"
-    (line,) = (line for line in said.splitlines(keepends=True) if line.startswith("step 75 ("))
+    (line,) = (line for line in out.splitlines(keepends=True) if line.startswith("step 75 ("))
     assert "a spike above" in line
     assert line.endswith(ending)
     train(config, RunOptions(run_dir=tmp_path / "parts", stop_after=76))
@@ -132,10 +132,10 @@ def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(
     )
     outcome = train(config, RunOptions(run_dir=tmp_path / "run"))
     assert outcome.finished
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     for step, loss in ((1, "nan"), (3, "inf")):
         assert (
             f"step {step}/6 · validation loss {loss} · no finite number, "
             "so this step is never the best checkpoint\n"
-        ) in said
+        ) in out
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6]

@@ -21,7 +21,7 @@ def main():
     distributed.join(DistributedConfig({}))
     import jax
     print(jax.process_index(), jax.process_count(), jax.distributed.is_initialized())
-    distributed.assert_same_on_all_processes("word")
+    distributed.assert_same_on_all_processes("value")
     distributed.shutdown(0)
 run_command("prog", main)
 """
@@ -29,9 +29,9 @@ run_command("prog", main)
 
 def joining(arguments: str, **environment: object) -> Process:
     """A process that joins a run by the arguments of its config."""
-    told = {name: str(value) for name, value in environment.items()}
+    variables = {name: str(value) for name, value in environment.items()}
     words = [sys.executable, "-W", "error", "-c", JOIN.format(arguments)]
-    return start(words, devices=1, environment=told)
+    return start(words, devices=1, environment=variables)
 
 
 def explicit(port: int, process: int, processes: int = 2) -> str:
@@ -50,18 +50,18 @@ def test_without_flags_a_process_is_alone():
 @pytest.mark.parametrize("launcher", ["flags", "slurm", "open mpi"])
 def test_a_process_is_found_by_flags_and_by_what_launchers_tell(launcher):
     port = free_port()
-    told = {"JAX_COORDINATOR_PORT": port, "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
+    variables = {"JAX_COORDINATOR_PORT": port, "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
     arguments = "auto=True"
     if launcher == "flags":
         arguments = explicit(port, process=0, processes=1)
     elif launcher == "slurm":
-        told |= {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 1}
-        told |= {"SLURM_PROCID": 0, "SLURM_LOCALID": 0}
+        variables |= {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 1}
+        variables |= {"SLURM_PROCID": 0, "SLURM_LOCALID": 0}
     else:
-        told |= {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
-        told |= {"OMPI_COMM_WORLD_SIZE": 1, "OMPI_COMM_WORLD_RANK": 0}
-        told |= {"OMPI_COMM_WORLD_LOCAL_RANK": 0}
-    assert ends([joining(arguments, **told)]) == [(0, "0 1 True\n", "")]
+        variables |= {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
+        variables |= {"OMPI_COMM_WORLD_SIZE": 1, "OMPI_COMM_WORLD_RANK": 0}
+        variables |= {"OMPI_COMM_WORLD_LOCAL_RANK": 0}
+    assert ends([joining(arguments, **variables)]) == [(0, "0 1 True\n", "")]
 
 
 def test_what_does_not_come_about_is_reported_in_one_line():
@@ -219,7 +219,7 @@ os.abort()  # as Gloo does when a connection breaks
 
 
 @pytest.mark.slow
-def test_who_is_aborted_before_a_silence_can_be_told_names_the_lost_one():
+def test_who_is_aborted_before_a_silence_is_noticed_names_the_lost_one():
     words = [sys.executable, "-c", ABORT]
     address = f"127.0.0.1:{free_port()}"
     processes = [start([*words, str(i), address], devices=1) for i in range(3)]

@@ -63,8 +63,8 @@ def test_a_process_that_was_lost_a_moment_ago_is_named_and_no_other(monitor_of, 
     monitor = monitor_of(process, store)
     time.sleep(0.1)
     store.lost = (1,)
-    said = f"process {process} of 3 had to end: process 1 (host, pid 1) died or froze"
-    assert monitor.exit_message() == said
+    expected = f"process {process} of 3 had to end: process 1 (host, pid 1) died or froze"
+    assert monitor.exit_message() == expected
     monitor.stop()
 
 

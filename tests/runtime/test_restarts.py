@@ -1,4 +1,4 @@
-"""`--restarts`: a run that crashes goes on by itself; one that was ended or cannot run does not."""
+"""`--restarts`: a run that crashes is resumed; one that was ended or cannot run is not."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def test_a_signal_saves_the_step_and_nothing_is_started_again(tmp_path, number, 
     while len(rows(tmp_path / "run")) < 3:
         assert supervisor.poll() is None, supervisor.communicate()
         time.sleep(0.05)
-    if both:  # as systemd does; the run is told twice, for its supervisor passes the signal on
+    if both:  # as systemd does; the run gets it twice, as its supervisor passes the signal on
         os.kill(child_of(supervisor), number)
         time.sleep(0.05)
     supervisor.send_signal(number)

@@ -215,10 +215,10 @@ def test_a_run_that_has_just_begun_ends_so_too(tmp_path, count):
             time.sleep(rng.uniform(0, 2))
             began = time.monotonic()
             process.send_signal(number)
-            said, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=60)
             seconds.append(time.monotonic() - began)
-        assert process.returncode == status, said
-        assert "Traceback" not in said
+        assert process.returncode == status, output
+        assert "Traceback" not in output
         messages = f"{number.name}: saved step", "gpt_char: interrupted\n", "gpt_char: terminated\n"
-        assert sum(map(said.count, messages)) == 1, said
+        assert sum(map(output.count, messages)) == 1, output
     print(f"{count} ends took {min(seconds):.2f} to {max(seconds):.2f} seconds")

@@ -108,7 +108,7 @@ def test_copy_presets_differ_in_the_task_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "words", "expected"),
     [
         (
             "transformer_copy",
@@ -136,7 +136,7 @@ def test_copy_presets_differ_in_the_task_alone():
         ),
     ],
 )
-def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words, said):
+def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words, expected):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     source, target = tmp_path / "source.txt", tmp_path / "target.txt"
     source.write_text("".join(f"the number {i}\n" for i in range(60)), encoding="utf-8")
@@ -144,12 +144,12 @@ def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words,
     filled = words.format(source=source, target=target).split()
     done = run(name, "--run-dir", str(tmp_path / "run"), *TINY_TRANSFORMER, *filled)
     assert done.returncode == 0, done.stderr
-    assert said in done.stdout
+    assert expected in done.stdout
     assert "jaxformer translate" in done.stdout
     again = run(name, "--run-dir", str(tmp_path / "run"), "--resume")
     assert again.returncode == 0, again.stderr
     assert "nothing is left to do" in again.stdout
-    assert said in again.stdout
+    assert expected in again.stdout
 
 
 def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkeypatch):
