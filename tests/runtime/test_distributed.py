@@ -138,12 +138,11 @@ from jaxformer.cli.arguments import run_command
 from jaxformer.config import DistributedConfig
 from jaxformer.errors import UserError
 from jaxformer.runtime import distributed
-distributed.GRACE = 3.0
 def main():
     process, address = int(sys.argv[1]), sys.argv[2]
     distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
     distributed.assert_same_on_all_processes("ready")
-    time.sleep(process)
+    time.sleep(process / 2)
     raise UserError("the same everywhere")
 run_command("prog", main)
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxformer.runtime import signals
 from jaxformer.runtime.signals import PreemptionGuard
 from tests.run.tiny import flags, tiny_config
 
@@ -26,7 +27,7 @@ def python(program: str, *wrapper: str, **environment: str) -> tuple[int, str, s
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=60,
+        timeout=600,
     )
     return ran.returncode, ran.stdout, ran.stderr
 
@@ -167,6 +168,7 @@ def test_signals_that_come_together_are_one(
     second: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "_exit", lambda status: pytest.fail(f"ended with {status}"))
+    monkeypatch.setattr(signals, "TOGETHER", 600.0)
     with PreemptionGuard() as interrupt:
         assert not interrupt.reached()
         signal.raise_signal(signal.SIGTERM)
@@ -215,7 +217,7 @@ def test_a_run_that_has_just_begun_ends_so_too(tmp_path, count):
             time.sleep(rng.uniform(0, 2))
             began = time.monotonic()
             process.send_signal(number)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=600)
             seconds.append(time.monotonic() - began)
         assert process.returncode == status, output
         assert "Traceback" not in output
