@@ -21,11 +21,12 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam as search
 from jaxformer.decoding.beam import translate, translate_uncached
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs import beam as proofs
 from jaxformer.parity.proofs.transformer import transformer_case
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of the whole model, each with the case it is run on; one of them compiled.
 
-    In bfloat16 the activation is a smooth one: whether a number near 0 falls left or right of ReLU's
+    In bfloat16 the activation is a smooth one: whether a number near 0 is left or right of ReLU's
     kink is chance there, and decides which side's error is larger.
     """
     narrow = case.dtype == "bfloat16"
