@@ -42,3 +42,7 @@ operations, and for what must be 1 or a mean up to the rounding of its sum."""
 FLOAT32_LOSSES = 2e-6
 """Absolute, for losses near 4 of 20 steps in float32: another mesh sums in another order, which
 costs a few units in the last place of 5e-7 each."""
+
+FLOAT32_STATE = 1e-4
+"""Parameters and moments after 5 steps in float32 on different meshes: Adam divides rounding by
+rounding where a gradient is nearly zero."""

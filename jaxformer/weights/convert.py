@@ -35,9 +35,9 @@ class Row(NamedTuple):
     torch: str
     """Name of the tensor, such as `blocks.*.mlp.up.weight`."""
     transforms: tuple[Transform, ...] = ()
-    """What is done to each leaf, first to last, on the way to PyTorch."""
+    """From each leaf to PyTorch, in this order."""
     axis: int = 0
-    """Of the tensor, along which several leaves are joined."""
+    """The axis of the tensor along which several leaves are joined."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Row(NamedTuple):
         parts = [tensor]
         if len(shapes) > 1:
             sizes = [self.tensor([_phantom(shape)]).shape[self.axis] for shape in shapes]
-            if tensor.ndim == 0 or tensor.shape[self.axis] != sum(sizes):
+            if self.axis >= tensor.ndim or tensor.shape[self.axis] != sum(sizes):
                 raise ValueError(f"a tensor of {tensor.shape} has no parts of {sizes}")
             parts = np.split(tensor, np.cumsum(sizes)[:-1], self.axis)
         for transform in reversed(self.transforms):
