@@ -74,7 +74,7 @@ def test_logits_loss_and_every_gradient_are_equal(config, pair):
 
     (loss, logits), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
     out = theirs(torch.tensor(tokens)).logits
-    # Their own loss is taken in float32, whatever the model's type.
+    # Their own loss is computed in float32 in a model of any type.
     expected_loss = functional.cross_entropy(out[:, :-1].mT, torch.tensor(tokens[:, 1:]))
     expected_loss.backward()
     assert relative_error(logits, out) <= bound

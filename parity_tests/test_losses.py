@@ -1,4 +1,4 @@
-"""Each loss against its own definition in PyTorch, not against its twin."""
+"""Each loss against its definition in PyTorch, not against its twin."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_smoothed_cross_entropy_is_torchs_label_smoothing(seed, vocab_size, smoo
 
 
 @given(seed=SEEDS, vocab_size=VOCAB_SIZES, smoothing=SMOOTHINGS)
-def test_annotated_kl_is_the_divergence_from_its_written_out_distribution(
+def test_label_smoothing_kl_is_the_divergence_from_its_written_out_distribution(
     seed, vocab_size, smoothing
 ):
     logits, targets, mask, padding = draw(seed, vocab_size)
@@ -103,7 +103,7 @@ def test_without_smoothing_it_is_the_cross_entropy(loss, options):
 
 
 @given(seed=SEEDS, vocab_size=st.sampled_from([4, 30]))
-def test_the_divergence_and_its_gradient_are_zero_where_the_model_says_the_smoothed_truth(
+def test_the_divergence_and_its_gradient_are_zero_if_the_model_predicts_the_smoothed_truth(
     seed, vocab_size
 ):
     _, targets, mask, padding = draw(seed, vocab_size)

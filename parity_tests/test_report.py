@@ -140,7 +140,7 @@ def test_bfloat16_is_proven_where_there_is_a_float64_truth(short, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
         (["--model", "llama"], "--model: 'llama' is none of"),
         (["--dtype", "float16"], "--dtype: 'float16' is none of"),
@@ -148,12 +148,12 @@ def test_bfloat16_is_proven_where_there_is_a_float64_truth(short, monkeypatch, c
         (["--json", "."], ". is a directory: name a file"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(argv, says, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line_and_status_2(argv, expected, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, out, err = run_command(argv, capsys)
     assert status == 2
     assert out == ""
-    assert says in err
+    assert expected in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -165,7 +165,7 @@ def test_every_model_that_can_be_asked_for_is_there_and_no_other():
         report.run("llama", ["float64"], print)
 
 
-def test_without_pytorch_it_says_how_to_install_it(monkeypatch, capsys):
+def test_without_pytorch_the_line_names_the_extra_to_install(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = run_command([], capsys)
     assert status == 2

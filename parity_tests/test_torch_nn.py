@@ -27,7 +27,7 @@ from parity_tests.dtypes import EACH_DTYPE
 draws = settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-# Few shapes: each is compiled anew, operation by operation.
+# Few shapes: each is compiled again, operation by operation.
 shapes = st.sampled_from([(1, 1, 1), (2, 5, 2), (3, 4, 4)])
 
 
@@ -214,7 +214,7 @@ def test_multi_head_attention(dtype, shape, masked, seed):
     check(x_grad, tx.grad, dtype)
     check(grads["out/kernel"].T, twin.out_proj.weight.grad, dtype)
     check(grads["out/bias"], twin.out_proj.bias.grad, dtype)
-    if L > 1:  # a lone key has weight 1 whatever its score: those gradients are zero
+    if L > 1:  # a single key has weight 1 for any score: those gradients are zero
         check(packed(grads, "", "kernel"), twin.in_proj_weight.grad, dtype)
         check(packed(grads, "", "bias"), twin.in_proj_bias.grad, dtype)
 

@@ -100,8 +100,7 @@ def test_schedule_is_its_formula(warmup, steps, floor, step):
     assert relative_error(np.array(rate), np.array(expected)) <= BOUNDS["model", "float64"]
 
 
-def test_rows_of_a_batch_mean_as_much_whatever_slice_they_are_in():
-    """The two slices of the proof have different numbers of tokens."""
+def test_the_two_slices_of_a_batch_differ_in_their_number_of_tokens():
     _, _, mask = training.text_batch(Case(SMALL), 0)
     assert mask[0::2].sum() > 1.3 * mask[1::2].sum()
 
@@ -123,7 +122,7 @@ def test_slices_of_equal_rows_drop_different_units():
 
 
 def test_a_step_that_is_not_finite_is_left_out_as_a_twin_leaves_out_its_update():
-    """Adam's count stays, the schedule and the dropout go on."""
+    """Adam's count stays; the schedule and the dropout continue."""
 
     def spoilt(objective, poison):
         def spoil(model, part, dropout):

@@ -25,8 +25,8 @@ from jaxformer.weights.transforms import Transform
 class Row(NamedTuple):
     """Which leaves are which tensor.
 
-    `*` stands for one component of a path and `**` for any number of them, also none; each has the
-    same value on both sides.
+    `*` matches one component of a path and `**` any number of them, also none; each has the same
+    value on both sides.
     """
 
     jax: str | tuple[str, ...]

@@ -232,7 +232,7 @@ def small_tree(case: Case, name: str) -> dict[str, np.ndarray]:
 
 
 def _grads(twin: torch.nn.Module) -> dict[str, torch.Tensor]:
-    # PyTorch says None for the gradient 0 of a parameter that nothing depends on.
+    # PyTorch has None as the gradient of a parameter that nothing depends on.
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in twin.named_parameters()
