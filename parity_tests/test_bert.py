@@ -30,8 +30,8 @@ def cases(draw: st.DrawFn) -> Case:
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
         num_segments=draw(st.sampled_from([1, 2, 4])),
-        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant: its
-        # gradient is then mostly rounding.
+        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant:
+        # its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 2, 8])),
         mlp_width=draw(st.sampled_from([4, 20])),

@@ -18,8 +18,8 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
     config = GPTConfig(
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
-        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant: its
-        # gradient is then mostly rounding.
+        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant:
+        # its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 2, 8])),
         mlp_width=draw(st.sampled_from([4, 20])),

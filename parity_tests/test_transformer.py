@@ -23,8 +23,8 @@ def cases(draw: st.DrawFn) -> Case:
     config = TransformerConfig(
         vocab_size=11,
         context_length=8,
-        # Widths under 16 are ill-conditioned: dropout may leave one unit of a row, and the LayerNorm
-        # of one unit is constant: its gradient is then mostly rounding.
+        # Widths under 16 are ill-conditioned: dropout may leave one unit of a row, and the
+        # LayerNorm of one unit is constant: its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 4])),
         mlp_width=20,

@@ -1,7 +1,7 @@
 """Named tensors in a file of the safetensors format, which PyTorch's and Hugging Face's tools read.
 
-Nothing is unpickled: the format is a JSON header of names, types, shapes and offsets, and the bytes.
-A header that does not fit the file is refused; damage to the bytes themselves is not detected, as
+Nothing is unpickled: the format is a JSON header of names, types, shapes, offsets, and the bytes. A
+header that does not fit the file is refused; damage to the bytes themselves is not detected, as
 the format has no checksum. Source: https://huggingface.co/docs/safetensors
 """
 

@@ -1,8 +1,8 @@
 """Proofs of beam search: every hypothesis and score of a batch against the twin's, one by one.
 
 The twin has no batch, no padding, no cache and no compilation, so each of them is proven too;
-`translate_uncached` separates the cache from the rest. Drawn weights are changed in two places: with
-small biases and a large row of the end token, the end is likely at some tokens of a target and
+`translate_uncached` separates the cache from the rest. Drawn weights are changed in two places:
+with small biases and a large row of the end token, the end is likely at some tokens of a target and
 unlikely at others, so that the hypotheses of one beam end at different lengths.
 """
 
