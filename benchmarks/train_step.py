@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.steps import Seconds, compare, jax_step, parser, preset, random_tokens, timed
 from jaxformer.config import LanguageConfig
-from jaxformer.parity.engine.twins import twin_config
+from jaxformer.parity.engine.model_pair import twin_config
 from torchref.batch import Batch
 from torchref.layers.dropout import random_keep
 from torchref.models.gpt import GPT

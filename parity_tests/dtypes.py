@@ -1,4 +1,4 @@
-"""The arithmetic of a proof: float64 in every run of the tests, float32 too in the full counts.
+"""The types of a test: float64 in every run of the tests, float32 too in the full counts.
 
 `test_layers.py`, `test_gpt.py` and `test_sampling.py` draw both in every run.
 """

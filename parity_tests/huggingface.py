@@ -1,4 +1,4 @@
-"""What the tests against transformers' models share: random sizes, random weights, their arrays."""
+"""Shared by the tests against transformers' models: random sizes, random weights, their arrays."""
 
 import numpy as np
 import torch
@@ -6,12 +6,11 @@ from jaxtyping import PyTree
 
 from jaxformer.models.functional import flat_params
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
-from jaxformer.weights.convert import from_torch, to_torch
-from jaxformer.weights.tables import Row
+from jaxformer.weights.convert import Row, from_torch, to_torch
 
 
 def draw_sizes(seed: int) -> dict[str, int]:
-    """Sizes of a small model, no two seeds alike."""
+    """Sizes of a small model, different for each seed."""
     rng = np.random.default_rng(seed)
     sizes = {
         "vocab_size": rng.integers(20, 60),
@@ -24,8 +23,8 @@ def draw_sizes(seed: int) -> dict[str, int]:
     return {name: int(size) for name, size in sizes.items()}
 
 
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with noise on what it learns: no bias stays zero, no scale one."""
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with noise on its parameters: no bias stays zero, no scale one."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -34,7 +33,7 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def tensors(model: torch.nn.Module, grads: bool = False) -> dict[str, np.ndarray]:
-    """What it learns, or the gradients; each tied parameter is named once."""
+    """The parameters or their gradients; each tied parameter is named once."""
     return {
         name: (parameter.grad if grads else parameter).detach().numpy()
         for name, parameter in model.named_parameters()

@@ -1,10 +1,10 @@
 """Beam search against the twin, against all sequences there are, and against transformers' own.
 
-transformers' search means the same as this one at length_penalty 0 with early_stopping "never": a
-hypothesis ends only among the best `num_beams` of a step, scores are log p, and the search stops
-once no live row can beat the worst of `num_beams` finished ones. Its rows are made to end at
-max_length as ours are, at the end's own log p: its option forced_eos_token_id counts it as certain.
-Padding and start are suppressed after the softmax. It ranks in float32: scores agree to that.
+transformers' search equals this one at length_penalty 0 with early_stopping "never": a hypothesis
+ends only among the best `num_beams` of a step, scores are log p, and the search stops once no live
+row can beat the worst of `num_beams` finished ones. A processor makes its rows end at max_length as
+ours do, with the log p of the end token: its option forced_eos_token_id counts the end as certain.
+Padding and start are suppressed after the softmax. It ranks in float32, so scores agree to float32.
 """
 
 import dataclasses
@@ -21,11 +21,12 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam as search
 from jaxformer.decoding.beam import translate, translate_uncached
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs import beam as proofs
 from jaxformer.parity.proofs.transformer import transformer_case
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_drawn_models_branch_and_end_at_different_lengths():
     lengths = [[len(h.tokens) for h in row] for row in rows]
     assert {length for row in lengths for length in row} == set(range(8))
     assert sum(len(set(row)) > 1 for row in lengths) > len(rows) / 2
-    # The best do not all begin alike: the beams have parted.
+    # The best do not all begin with the same token: the beams differ.
     assert sum(len({tuple(h.tokens[:1]) for h in row}) > 1 for row in rows) > len(rows) / 2
 
 
@@ -105,8 +106,8 @@ def test_a_beam_as_wide_as_all_candidates_finds_the_best_of_all_sequences(seed, 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_stopping_early_loses_nothing(seed, alpha, monkeypatch):
-    """What is found when no sentence ever stops before its longest translations."""
+def test_stopping_early_changes_nothing(seed, alpha, monkeypatch):
+    """The same hypotheses as a search that stops only at the longest translations."""
     model, case = drawn(seed)
     beam = BeamConfig(beam=3, length_penalty=alpha, n_best=3, extra_length=4)
     sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, 8])]
@@ -144,7 +145,7 @@ def all_sequences(model, source, max_length, alpha):
 
 
 class Stub(MarianMTModel):
-    """transformers' beam search, fed the logits of our twin."""
+    """transformers' beam search on the logits of our twin."""
 
     def serve(self, twin, sources, valid):
         self.twin, self.sources, self.valid = twin, sources, valid
@@ -157,7 +158,7 @@ class Stub(MarianMTModel):
 
 
 class EndAt(LogitsProcessor):
-    """Nothing but the end token may be the last of `length`; log p stay as they are."""
+    """Only the end token may be the last of `length`; log p are unchanged."""
 
     def __init__(self, end, length):
         self.end, self.length = end, length

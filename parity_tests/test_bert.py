@@ -30,8 +30,8 @@ def cases(draw: st.DrawFn) -> Case:
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
         num_segments=draw(st.sampled_from([1, 2, 4])),
-        # Of a narrower row dropout may leave one unit, and the LayerNorm of one is a constant: its
-        # gradient is then little but rounding.
+        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant:
+        # its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 2, 8])),
         mlp_width=draw(st.sampled_from([4, 20])),
@@ -73,7 +73,7 @@ def rows():
 
 def test_every_parameter_has_a_gradient_that_was_compared(rows):
     compared = {row.path for row in rows if row.quantity == "param_grad"}
-    model = bert.BERT_TWINS.model(bert.bert_case(Case(TINY, "float32")))
+    model = bert.BERT_PAIR.model(bert.bert_case(Case(TINY, "float32")))
     assert len(compared) == len(jax.tree.leaves(model)) == 10 + 16 * TINY.num_layers
 
 
@@ -82,7 +82,7 @@ def test_the_gradient_of_the_embedding_sum_was_compared(rows):
     assert {"embedding_norm", "embed output", "segments output"} <= compared
 
 
-def test_the_masks_of_a_case_say_what_the_model_is_given():
+def test_the_masks_of_a_case_are_the_inputs_of_both_models():
     case = bert.bert_case(Case(TINY, batch=50))
     (_, segments, valid, key), _ = bert._inputs(case)
     assert (segments, valid, key) == (None, None, None)

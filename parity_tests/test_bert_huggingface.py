@@ -13,17 +13,18 @@ from torch.nn import functional
 from jaxformer.config import BertConfig
 from jaxformer.models.bert import Bert
 from jaxformer.models.functional import abstract_model, merge
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
-from jaxformer.weights.tables import BERT_HUGGING_FACE
+from jaxformer.weights.families.bert import HUGGING_FACE
 from parity_tests.dtypes import EACH_DTYPE
 from parity_tests.huggingface import (
     assert_equal_gradients,
     assert_reads_in_both_directions,
     draw_sizes,
-    shaken,
+    perturbed,
     tensors,
 )
 
@@ -63,9 +64,9 @@ def pair(request, config):
                 pad_token_id=None,  # else token 0 gets no gradient where it is read
             )
         ).to(getattr(torch, dtype))
-        theirs = shaken(model)
+        theirs = perturbed(model)
         graphdef, shapes = abstract_model(Bert, dataclasses.replace(config, dtype=dtype))
-        yield theirs, graphdef, from_torch(tensors(theirs), BERT_HUGGING_FACE, shapes), dtype
+        yield theirs, graphdef, from_torch(tensors(theirs), HUGGING_FACE, shapes), dtype
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_logits_loss_and_every_gradient_are_equal(pair, batch):
     expected_loss.backward()
     assert relative_error(logits, out) <= bound
     assert relative_error(loss, expected_loss) <= bound
-    expected = from_torch(tensors(theirs, grads=True), BERT_HUGGING_FACE, params)
+    expected = from_torch(tensors(theirs, grads=True), HUGGING_FACE, params)
     assert_equal_gradients(grads, expected, bound)
 
 
@@ -107,4 +108,4 @@ def test_without_segments_and_padding_logits_are_equal(pair, batch):
 
 def test_the_table_reads_in_both_directions(pair):
     theirs, _, params, _ = pair
-    assert_reads_in_both_directions(theirs, BERT_HUGGING_FACE, params)
+    assert_reads_in_both_directions(theirs, HUGGING_FACE, params)

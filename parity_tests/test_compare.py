@@ -1,4 +1,4 @@
-"""The measure: what it lets pass, what it never does, and the table of bounds."""
+"""The measure of equality, the rows it gives, and the table of bounds."""
 
 import math
 
@@ -9,17 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.porting.compare import (
-    BFLOAT16_RATIO,
-    BOUNDS,
-    Key,
-    Row,
-    all_ok,
-    as_numpy,
-    first_failure,
-    judge,
-    relative_error,
-)
+from jaxformer.parity.bounds import BFLOAT16_RATIO, BOUNDS
+from jaxformer.parity.engine.comparison import Comparison
+from jaxformer.porting.compare import Key, Row, all_ok, as_numpy, compare, relative_error
 
 X = np.array([3.0, 4.0])
 KEY = Key("layer", "output", "x")
@@ -71,28 +63,28 @@ def test_every_library_and_width_becomes_the_same_numbers():
 
 def test_a_value_that_one_side_lacks_fails():
     for ours, theirs in (({KEY: X}, {}), ({}, {KEY: X})):
-        (row,) = judge(ours, theirs, 1.0, "float64", "gpt")
+        (row,) = compare(ours, theirs, 1.0, "float64", "gpt")
         assert row == Row("gpt", *KEY, "float64", math.inf, 0.0, False)
 
 
 def test_tokens_must_be_equal_however_loose_the_bound():
     ours, theirs = {KEY: np.array([1, 2])}, {KEY: np.array([1, 3])}
-    assert not judge(ours, theirs, 1e6, "float64", "gpt")[0].ok
-    assert judge(ours, theirs, None, "float32", "gpt")[0].ok
+    assert not compare(ours, theirs, 1e6, "float64", "gpt")[0].ok
+    assert compare(ours, theirs, None, "float32", "gpt")[0].ok
 
 
 def test_key_biases_have_gradients_of_zero_but_outputs_like_any_other():
     noise, more = np.array([1e-16]), np.array([2e-16])
     gradient = Key("attention.key", "param_grad", "attention/key/bias")
-    assert judge({gradient: noise}, {gradient: more}, 1e-13, "float64", "gpt")[0].ok
+    assert compare({gradient: noise}, {gradient: more}, 1e-13, "float64", "gpt")[0].ok
     output = Key("attention.key", "output", "attention/key/bias")
-    assert not judge({output: noise}, {output: more}, 1e-13, "float64", "gpt")[0].ok
+    assert not compare({output: noise}, {output: more}, 1e-13, "float64", "gpt")[0].ok
 
 
-def test_bfloat16_is_judged_by_the_truth():
+def test_bfloat16_is_measured_against_the_truth():
     truth, theirs = {KEY: X}, {KEY: X * 1.01}
     for factor, ok in ((1.012, True), (0.99, True), (1.013, False)):
-        (row,) = judge({KEY: X * factor}, theirs, None, "bfloat16", "gpt", truth)
+        (row,) = compare({KEY: X * factor}, theirs, BFLOAT16_RATIO, "bfloat16", "gpt", truth)
         assert row.ok is ok
         assert row.bound == pytest.approx(BFLOAT16_RATIO * 0.01)
 
@@ -102,7 +94,9 @@ def test_nothing_measured_is_nothing_proven():
     good = Row("gpt", *KEY, "float64", 0.0, 1.0, True)
     assert all_ok([good])
     assert not all_ok([good, good._replace(ok=False)])
-    assert first_failure([good, good._replace(layer="bad", ok=False)]) == "bad"
+    assert not Comparison.of([]).ok
+    assert Comparison.of([good, good._replace(layer="bad", ok=False)]).layer == "bad"
+    assert Comparison.of([good]) == ([good], None)
 
 
 def test_the_bounds_are_those_of_the_documentation():

@@ -1,4 +1,4 @@
-"""The first layer that parts is named: forwards, backwards, and in models that are not ours."""
+"""The first module at which two models diverge is named: forwards, backwards, in any models."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,11 @@ import torch
 from flax import nnx
 
 from jaxformer.errors import UserError
+from jaxformer.parity import divergence as former
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.locate import OUTPUT, first_divergence
-
-BOUND = 1e-12
+from jaxformer.porting import first_divergence
+from jaxformer.porting.locate import OUTPUT
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +62,19 @@ X = np.random.default_rng(0).standard_normal((2, 3))
 
 
 def divergence(net, twin):
-    return first_divergence(net, twin, [jnp.asarray(X)], [torch.tensor(X)], BOUND, "float64")
+    inputs, bound = ([jnp.asarray(X)], [torch.tensor(X)]), BOUNDS["model", "float64"]
+    return first_divergence(net, twin, *inputs, bound, "float64")
 
 
-def test_equal_models_do_not_part():
+def test_the_former_name_is_the_same_function():
+    assert former.first_divergence is first_divergence
+
+
+def test_equal_models_do_not_diverge():
     assert divergence(*pair()) is None
 
 
-def test_a_module_whose_inputs_agree_is_blamed():
+def test_a_module_whose_inputs_agree_is_at_fault():
     net, twin = pair()
     net.second.bias[...] += 1e-9
     found = divergence(net, twin)
@@ -78,7 +84,7 @@ def test_a_module_whose_inputs_agree_is_blamed():
     assert "first" not in {row.path for row in found.rows if row.quantity == "output"} & wrong
 
 
-def test_what_is_no_module_is_named_by_the_first_that_sees_it():
+def test_what_is_no_module_is_named_by_the_first_module_that_reads_it():
     class Wrong(Net):
         def between(self, x):
             return 2.001 * x
@@ -86,7 +92,7 @@ def test_what_is_no_module_is_named_by_the_first_that_sees_it():
     assert divergence(*pair(Wrong)).layer == "second"
 
 
-def test_what_comes_after_the_last_module_is_the_output():
+def test_what_follows_the_last_module_is_the_output():
     class Wrong(Net):
         def finish(self, x):
             return x + 1.001
@@ -94,7 +100,7 @@ def test_what_comes_after_the_last_module_is_the_output():
     assert divergence(*pair(Wrong)).layer == OUTPUT
 
 
-def test_a_module_that_is_not_called_is_blamed():
+def test_a_module_that_is_not_called_is_at_fault():
     class Wrong(Net):
         def __call__(self, x):
             return self.finish(self.second(self.between(self.first(x))))
@@ -126,7 +132,7 @@ def test_neither_model_is_changed():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.modules())
 
 
-def test_modules_that_only_one_side_has_are_passed_over():
+def test_modules_that_only_one_side_has_are_skipped():
     class Wrapped(Twin):
         def __init__(self):
             super().__init__()

@@ -21,11 +21,12 @@ from jaxformer.decoding.generate import generate, row_keys
 from jaxformer.decoding.sampling import gumbel_noise
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.parity.engine.twins import twin_config
-from jaxformer.weights import tables
+from jaxformer.parity.engine.model_pair import twin_config
 from jaxformer.weights.convert import to_torch
+from jaxformer.weights.families import gpt2
+from jaxformer.weights.twin import TWIN
 
-# Weights large enough that texts wander: at the usual 0.02 they repeat one token for ever.
+# Weights large enough that texts vary: at the usual 0.02 they repeat one token.
 CONFIG = GPTConfig(
     vocab_size=40,
     context_length=32,
@@ -58,7 +59,7 @@ def twin(model):
     """The twin with the same weights."""
     config = twin_config(CONFIG)
     module = torchref.models.gpt.GPT(config).double()
-    tensors = {name: torch.tensor(x) for name, x in to_torch(model[1], tables.GPT).items()}
+    tensors = {name: torch.tensor(x) for name, x in to_torch(model[1], TWIN).items()}
     module.load_state_dict(tensors)
     return module, config
 
@@ -101,7 +102,9 @@ def test_greedy_tokens_of_200_prompts_are_the_twins(model, twin):
         actual = ours(model, prompts, max_new_tokens=20, sampling=greedy)
         np.testing.assert_array_equal(actual, theirs(twin, prompts, 20, greedy))
         texts |= {tuple(row) for row in actual.tolist()}
-    assert len(texts) > 150  # the prompts lead to different texts: the equality says something
+    assert (
+        len(texts) > 150
+    )  # the prompts lead to different texts: otherwise the equality means little
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_sampled_tokens_are_the_twins_given_the_same_noise(model, twin, sampling
 
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 def test_greedy_tokens_are_those_of_transformers_own_generate(model, penalty):
-    tensors = to_torch(model[1], tables.GPT2_HUGGING_FACE)
+    tensors = to_torch(model[1], gpt2.HUGGING_FACE)
     oracle = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=CONFIG.vocab_size,

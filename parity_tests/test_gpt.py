@@ -18,8 +18,8 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
     config = GPTConfig(
         vocab_size=draw(st.sampled_from([2, 11])),
         context_length=draw(st.sampled_from([5, 7])),
-        # Of a narrower row dropout may leave one unit, and the LayerNorm of one is a constant: its
-        # gradient is then little but rounding.
+        # Dropout may leave one unit of a narrower row, and the LayerNorm of one unit is constant:
+        # its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 2, 8])),
         mlp_width=draw(st.sampled_from([4, 20])),
@@ -65,7 +65,7 @@ def test_every_parameter_has_a_gradient_that_was_compared():
     assert found.ok, [row for row in found.rows if not row.ok]
     rows = found.rows
     compared = {row.path for row in rows if row.quantity == "param_grad"}
-    model = gpt.GPT_TWINS.model(Case(TINY, "float32"))
+    model = gpt.GPT_PAIR.model(Case(TINY, "float32"))
     assert len(compared) == len(jax.tree.leaves(model)) == 4 + 16 * TINY.num_layers
     assert "embed output" in {row.path for row in rows if row.quantity == "input_grad"}
 

@@ -13,17 +13,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from jaxformer.config import GPTConfig
 from jaxformer.models.functional import abstract_model, merge
 from jaxformer.models.gpt import GPT
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 from jaxformer.training.loss import cross_entropy
 from jaxformer.weights.convert import from_torch
-from jaxformer.weights.tables import GPT2_HUGGING_FACE
+from jaxformer.weights.families.gpt2 import HUGGING_FACE
 from parity_tests.dtypes import EACH_DTYPE
 from parity_tests.huggingface import (
     assert_equal_gradients,
     assert_reads_in_both_directions,
     draw_sizes,
-    shaken,
+    perturbed,
     tensors,
 )
 
@@ -55,9 +56,9 @@ def pair(request, config):
                 eos_token_id=0,
             )
         ).to(getattr(torch, dtype))
-        theirs = shaken(model)
+        theirs = perturbed(model)
         graphdef, shapes = abstract_model(GPT, dataclasses.replace(config, dtype=dtype))
-        yield theirs, graphdef, from_torch(tensors(theirs), GPT2_HUGGING_FACE, shapes), dtype
+        yield theirs, graphdef, from_torch(tensors(theirs), HUGGING_FACE, shapes), dtype
 
 
 def test_logits_loss_and_every_gradient_are_equal(config, pair):
@@ -73,12 +74,12 @@ def test_logits_loss_and_every_gradient_are_equal(config, pair):
 
     (loss, logits), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
     out = theirs(torch.tensor(tokens)).logits
-    # Their own loss is taken in float32, whatever the model's type.
+    # Their own loss is computed in float32 in a model of any type.
     expected_loss = functional.cross_entropy(out[:, :-1].mT, torch.tensor(tokens[:, 1:]))
     expected_loss.backward()
     assert relative_error(logits, out) <= bound
     assert relative_error(loss, expected_loss) <= bound
-    expected = from_torch(tensors(theirs, grads=True), GPT2_HUGGING_FACE, params)
+    expected = from_torch(tensors(theirs, grads=True), HUGGING_FACE, params)
     assert_equal_gradients(grads, expected, bound)
 
 
@@ -95,4 +96,4 @@ def test_padding_is_not_attended_to_by_either(config, pair):
 
 def test_the_table_reads_in_both_directions(pair):
     theirs, _, params, _ = pair
-    assert_reads_in_both_directions(theirs, GPT2_HUGGING_FACE, params)
+    assert_reads_in_both_directions(theirs, HUGGING_FACE, params)

@@ -21,9 +21,11 @@ from jaxformer.layers.norms import layer_norm
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.models.functional import abstract_model, merge
 from jaxformer.models.transformer import Transformer
+from jaxformer.parity.bounds import BOUNDS, UNITS_IN_LAST_PLACE
 from jaxformer.parity.engine.cases import TINY, Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs.transformer import transformer_case
+from jaxformer.porting.compare import relative_error
 from jaxformer.training.loss import cross_entropy
 
 CASE = Case(dataclasses.replace(TINY, activation="gelu"))
@@ -106,7 +108,7 @@ def test_derivative_of_the_loss():
 
 
 @given(length=st.integers(2, 6), seed=st.integers(0, 100))
-def test_nothing_is_seen_of_the_future_or_of_padding(length, seed):
+def test_no_output_depends_on_the_future_or_on_padding(length, seed):
     case = dataclasses.replace(CASE, seed=seed)
     x = jnp.asarray(case.normal("x", 1, length, TINY.width))
     function, params = module(MultiHeadAttention)
@@ -133,7 +135,8 @@ def test_a_row_that_may_attend_to_nothing_is_zero_with_zero_gradients():
     out, weights = attention(q, k, v, mask)
     assert not np.any(out[1])
     assert not np.any(weights[1])
-    np.testing.assert_allclose(weights[0].sum(-1), 1.0, rtol=1e-15)
+    rounding = UNITS_IN_LAST_PLACE * np.finfo(float).eps
+    np.testing.assert_allclose(weights[0].sum(-1), 1.0, rtol=rounding)
     for gradient in jax.grad(lambda *a: second_row(*a).sum(), (0, 1, 2))(q, k, v):
         np.testing.assert_array_equal(gradient, 0.0)
 
@@ -147,7 +150,7 @@ def test_the_mask_inside_is_that_of_key_path_and_step(rate, step):
     np.testing.assert_array_equal(dropped, np.where(kept, 1.0 / (1.0 - rate), 0.0))
 
 
-def test_units_are_kept_as_often_as_the_rate_says():
+def test_units_are_kept_with_the_probability_of_the_rate():
     kept = keep_mask(jax.random.key(0), 0.2, (100, 1000))
     assert abs(float(kept.mean()) - 0.8) < 4 * math.sqrt(0.16 / kept.size)
 
@@ -165,5 +168,6 @@ def test_sinusoids_are_the_papers_formula(length, half):
     for p in (0, length - 1):
         for i in range(half):
             angle = p / 10_000 ** (2 * i / (2 * half))
-            expected = [math.sin(angle), math.cos(angle)]
-            np.testing.assert_allclose(table[p, 2 * i : 2 * i + 2], expected, atol=1e-13)
+            expected = np.array([math.sin(angle), math.cos(angle)])
+            error = relative_error(table[p, 2 * i : 2 * i + 2], expected)
+            assert error <= BOUNDS["layer", "float64"]

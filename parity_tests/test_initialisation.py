@@ -11,10 +11,10 @@ import torch
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.models.functional import flat_params, init_params
 from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.twins import twin_config
-from jaxformer.parity.proofs.bert import BERT_TWINS
-from jaxformer.parity.proofs.gpt import GPT_TWINS
-from jaxformer.parity.proofs.transformer import TRANSFORMER_TWINS
+from jaxformer.parity.engine.model_pair import twin_config
+from jaxformer.parity.proofs.bert import BERT_PAIR
+from jaxformer.parity.proofs.gpt import GPT_PAIR
+from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR
 
 SIZES = {
     "vocab_size": 500,
@@ -25,25 +25,25 @@ SIZES = {
     "num_layers": 2,
 }
 MODELS = [
-    pytest.param(GPT_TWINS, GPTConfig(**SIZES), id="gpt"),
-    pytest.param(GPT_TWINS, GPTConfig(**SIZES, initializer="xavier"), id="gpt-xavier"),
-    pytest.param(TRANSFORMER_TWINS, TransformerConfig(**SIZES, init_std=0.1), id="transformer"),
+    pytest.param(GPT_PAIR, GPTConfig(**SIZES), id="gpt"),
+    pytest.param(GPT_PAIR, GPTConfig(**SIZES, initializer="xavier"), id="gpt-xavier"),
+    pytest.param(TRANSFORMER_PAIR, TransformerConfig(**SIZES, init_std=0.1), id="transformer"),
     pytest.param(
-        TRANSFORMER_TWINS,
+        TRANSFORMER_PAIR,
         TransformerConfig(**SIZES, share_embeddings=False, norm_placement="pre"),
         id="transformer-separate",
     ),
-    pytest.param(BERT_TWINS, BertConfig(**SIZES), id="bert"),
+    pytest.param(BERT_PAIR, BertConfig(**SIZES), id="bert"),
 ]
 
 
-@pytest.mark.parametrize(("twins", "config"), MODELS)
-def test_every_parameter_starts_from_the_same_distribution(twins, config):
-    ours = flat_params(init_params(twins.build, config, jax.random.key(0)))
+@pytest.mark.parametrize(("pair", "config"), MODELS)
+def test_every_parameter_starts_from_the_same_distribution(pair, config):
+    ours = flat_params(init_params(pair.build, config, jax.random.key(0)))
     torch.manual_seed(0)
-    twin = twins.build_twin(twin_config(config))
+    twin = pair.build_twin(twin_config(config))
     tensors = {name: parameter.detach() for name, parameter in twin.named_parameters()}
-    theirs = twins.in_jax_names(Case(dataclasses.replace(config), "float32"), tensors)
+    theirs = pair.in_jax_names(Case(dataclasses.replace(config), "float32"), tensors)
     assert set(ours) == set(theirs)
     for path, expected in theirs.items():
         found = np.asarray(ours[path], np.float64)

@@ -1,4 +1,4 @@
-"""Each loss against its own definition in PyTorch, not against its twin."""
+"""Each loss against its definition in PyTorch, not against its twin."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxformer.parity.bounds import BOUNDS, UNITS_IN_LAST_PLACE
 from jaxformer.parity.engine.settings import arithmetic
+from jaxformer.porting.compare import relative_error
 from jaxformer.training.loss import cross_entropy, label_smoothing_kl, smoothed_cross_entropy
 
 SHAPE = (3, 5)
@@ -45,9 +47,12 @@ def with_grad(logits, function):
     return float(total.detach()), tensor.grad.numpy()
 
 
+BOUND = BOUNDS["layer", "float64"]
+
+
 def assert_equal(found, expected, mask):
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-13, atol=1e-13)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-12, atol=1e-14)
+    assert relative_error(np.array(found[0]), np.array(expected[0])) <= BOUND
+    assert relative_error(found[1], expected[1]) <= BOUND
     assert found[2] == mask.sum()
 
 
@@ -68,7 +73,7 @@ def test_smoothed_cross_entropy_is_torchs_label_smoothing(seed, vocab_size, smoo
 
 
 @given(seed=SEEDS, vocab_size=VOCAB_SIZES, smoothing=SMOOTHINGS)
-def test_annotated_kl_is_the_divergence_from_its_written_out_distribution(
+def test_label_smoothing_kl_is_the_divergence_from_its_written_out_distribution(
     seed, vocab_size, smoothing
 ):
     logits, targets, mask, padding = draw(seed, vocab_size)
@@ -79,7 +84,8 @@ def test_annotated_kl_is_the_divergence_from_its_written_out_distribution(
                 true[row, place, token] = 1 - smoothing
             elif token != padding:
                 true[row, place, token] = smoothing / (vocab_size - 2)
-    np.testing.assert_allclose(true.sum(-1)[torch.tensor(mask)], 1.0, rtol=1e-14)
+    ones = true.sum(-1)[torch.tensor(mask)].numpy()
+    np.testing.assert_allclose(ones, 1.0, rtol=UNITS_IN_LAST_PLACE * np.finfo(float).eps)
     divergence = torch.nn.KLDivLoss(reduction="sum")
     expected = with_grad(logits, lambda x: divergence(x.log_softmax(-1), true))
     found = ours(label_smoothing_kl, logits, targets, mask, smoothing, padding)
@@ -97,7 +103,7 @@ def test_without_smoothing_it_is_the_cross_entropy(loss, options):
 
 
 @given(seed=SEEDS, vocab_size=st.sampled_from([4, 30]))
-def test_the_divergence_and_its_gradient_are_zero_where_the_model_says_the_smoothed_truth(
+def test_the_divergence_and_its_gradient_are_zero_if_the_model_predicts_the_smoothed_truth(
     seed, vocab_size
 ):
     _, targets, mask, padding = draw(seed, vocab_size)
@@ -105,8 +111,8 @@ def test_the_divergence_and_its_gradient_are_zero_where_the_model_says_the_smoot
     np.put_along_axis(truth, targets[..., None], 0.9, axis=-1)
     truth[..., padding] = 1e-300
     total, grad, _ = ours(label_smoothing_kl, np.log(truth), targets, mask, 0.1, padding)
-    assert abs(total) < 1e-13
-    np.testing.assert_allclose(grad, 0.0, atol=1e-14)
+    assert relative_error(np.array(total), np.zeros(())) <= BOUND
+    assert relative_error(grad, np.zeros_like(grad)) <= BOUND
 
 
 @pytest.mark.parametrize(

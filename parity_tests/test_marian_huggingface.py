@@ -1,13 +1,6 @@
-"""The whole encoder-decoder against transformers' MarianMTModel of the same random weights.
-
-Marian's sinusoids stand in halves, [sin ... cos ...], ours alternate, [sin cos sin cos ...]. Both
-are the same model if the residual stream's D units are put into another order, so every leaf that
-faces the stream is: columns of the embedding, inputs of projections out of it, outputs and biases
-of projections into it, and the norms.
-"""
+"""The whole encoder-decoder against transformers' MarianMTModel of the same random weights."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +11,21 @@ from transformers import MarianConfig, MarianMTModel
 
 from jaxformer.config import TransformerConfig
 from jaxformer.layers.positions import sinusoidal_positions
-from jaxformer.models.functional import abstract_model, leaf_path, merge
+from jaxformer.models.functional import abstract_model, merge
 from jaxformer.models.transformer import Transformer
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 from jaxformer.weights.convert import from_torch
-from jaxformer.weights.tables import MARIAN_HUGGING_FACE
+from jaxformer.weights.families.marian import HUGGING_FACE
 from parity_tests.dtypes import EACH_DTYPE
-from parity_tests.huggingface import assert_equal_gradients, draw_sizes, shaken, tensors
+from parity_tests.huggingface import (
+    assert_equal_gradients,
+    assert_reads_in_both_directions,
+    draw_sizes,
+    perturbed,
+    tensors,
+)
 
 CONFIGS = [
     TransformerConfig(**draw_sizes(0)),
@@ -35,21 +35,6 @@ CONFIGS = [
 B, M, L = 4, 9, 6
 SOURCE_VALID = np.arange(M) < [[9], [5], [1], [7]]
 TARGET_VALID = np.arange(L) < [[6], [2], [4], [5]]
-
-
-def in_our_order(tree, D):
-    """Leaves with sines and cosines of the residual stream alternating."""
-    order = np.arange(D).reshape(2, D // 2).T.ravel()  # 0, D/2, 1, D/2 + 1, ...
-
-    def ordered(path, leaf):
-        name = leaf_path(path)
-        if re.search(r"(query|key|value|up)/kernel$", name):
-            return leaf[order]
-        if re.search(r"(query|key|value|up)/bias$", name):
-            return leaf
-        return leaf[..., order]
-
-    return jax.tree_util.tree_map_with_path(ordered, tree)
 
 
 def sinusoids_in_halves(config: TransformerConfig) -> np.ndarray:
@@ -97,21 +82,20 @@ def pair(request, config):
     dtype = request.param
     with arithmetic(dtype):
         torch.manual_seed(0)
-        theirs = shaken(marian(config).to(getattr(torch, dtype)))
+        theirs = perturbed(marian(config).to(getattr(torch, dtype)))
         assert not theirs.final_logits_bias.any()
-        with torch.no_grad():  # theirs are kept in float32, whatever the model's type
+        with torch.no_grad():  # theirs are float32 in a model of any type
             for side in (theirs.model.encoder, theirs.model.decoder):
                 side.embed_positions.weight.copy_(torch.tensor(sinusoids_in_halves(config)))
         graphdef, shapes = abstract_model(Transformer, dataclasses.replace(config, dtype=dtype))
-        params = from_torch(tensors(theirs), MARIAN_HUGGING_FACE, shapes)
-        yield theirs, graphdef, in_our_order(params, config.width), dtype
+        yield theirs, graphdef, from_torch(tensors(theirs), HUGGING_FACE, shapes), dtype
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_logits_and_every_gradient_are_equal(config, pair, padded):
     theirs, graphdef, params, dtype = pair
     bound, rng = BOUNDS["model", dtype], np.random.default_rng(0)
-    # Theirs keeps gradients from the embedding of its padding token: none stands in the texts.
+    # Theirs stops the gradient of the padding token's embedding: no text contains the token.
     source, target = (rng.integers(1, config.vocab_size, (B, n)) for n in (M, L))
     valid = [SOURCE_VALID, TARGET_VALID] if padded else [None, None]
     weights = rng.standard_normal((B, L, config.vocab_size)) * TARGET_VALID[..., None]
@@ -131,11 +115,16 @@ def test_logits_and_every_gradient_are_equal(config, pair, padded):
     ).logits
     (out * torch.tensor(weights, dtype=out.dtype)).sum().backward()
     assert relative_error(logits[TARGET_VALID], out.detach().numpy()[TARGET_VALID]) <= bound
-    expected = from_torch(tensors(theirs, grads=True), MARIAN_HUGGING_FACE, params)
-    assert_equal_gradients(grads, in_our_order(expected, config.width), bound)
+    expected = from_torch(tensors(theirs, grads=True), HUGGING_FACE, params)
+    assert_equal_gradients(grads, expected, bound)
 
 
-def test_their_sinusoids_stand_in_halves(config):
-    model = marian(config).model
+def test_the_table_reads_in_both_directions(pair):
+    theirs, _, params, _ = pair
+    assert_reads_in_both_directions(theirs, HUGGING_FACE, params)
+
+
+def test_their_sinusoids_are_in_halves_rounded_to_float32(config):
+    model, unit_roundoff = marian(config).model, np.finfo(np.float32).eps / 2
     for table in (model.encoder.embed_positions.weight, model.decoder.embed_positions.weight):
-        assert relative_error(table, sinusoids_in_halves(config)) < 1e-7
+        assert relative_error(table, sinusoids_in_halves(config)) <= unit_roundoff

@@ -6,10 +6,11 @@ import pytest
 
 from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
+from jaxformer.parity.bounds import SMALL_MODEL_STATE
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.steps import begin, compare_steps
-from jaxformer.parity.proofs import training, translation_training
+from jaxformer.parity.engine.training_pair import begin, compare_steps
+from jaxformer.parity.proofs.training import GPT_TRAINING, TRANSFORMER_TRAINING_KL
 from jaxformer.parity.proofs.transformer import transformer_case
 from tests.meshes import EACH_MESH, MESHES
 
@@ -21,25 +22,23 @@ STEPS = 20
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
-    course = training.GPT_COURSE
-    found = compare_steps(CASE, course, "mesh", STEPS, "state", mesh=mesh)
+    found = compare_steps(CASE, GPT_TRAINING, "mesh", STEPS, "state", mesh=mesh)
     assert found.ok, [row for row in found.rows if not row.ok]
-    assert max(row.error for row in found.rows) < 1e-11
+    assert max(row.error for row in found.rows) <= SMALL_MODEL_STATE
     assert len(found.rows) == 3 * (4 + 16 - 1) + 2
 
 
 @EACH_MESH
 def test_twenty_steps_of_a_transformer_on_a_mesh_are_the_twins(mesh):
-    case = transformer_case(CASE)
-    course = translation_training.transformer_course(case, "kl")
-    found = compare_steps(case, course, "mesh", STEPS, "state", mesh=mesh)
+    case, pair = transformer_case(CASE), TRANSFORMER_TRAINING_KL
+    found = compare_steps(case, pair, "mesh", STEPS, "state", mesh=mesh)
     assert found.ok, [row for row in found.rows if not row.ok]
-    assert max(row.error for row in found.rows) < 1e-11
+    assert max(row.error for row in found.rows) <= SMALL_MODEL_STATE
 
 
 def test_the_state_is_divided_over_the_mesh():
     with arithmetic("float64"):
-        _, state = begin(CASE, training.GPT_COURSE, STEPS, 2, MeshConfig(data=2, fsdp=2, tensor=2))
+        _, state = begin(CASE, GPT_TRAINING, STEPS, 2, MeshConfig(data=2, fsdp=2, tensor=2))
     leaves = flat_params(state.params)
     for path in ("embed/embedding", "blocks/0/mlp/up/kernel"):
         assert leaves[path].addressable_shards[0].data.size * 4 == leaves[path].size

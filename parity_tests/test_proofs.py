@@ -1,7 +1,6 @@
-"""What `jaxformer parity` proves is proven here too: every subject of the report, on its cases.
+"""Every proof of `jaxformer parity`, on its cases: in float64, in the full counts in float32 too.
 
-Here in float64, in the full counts in float32 as well. Left out are the long ones, which the tests
-of training and of resume run on smaller models.
+The long ones are left out: the tests of training and of resume run them on smaller models.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The report and its command: what it runs, what it writes, and when it says no."""
+"""The report and its command: what it runs, what it writes, and its exit status."""
 
 import io
 import json
@@ -11,13 +11,13 @@ from rich.console import Console
 from jaxformer.cli import parity as command
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.parity import report
+from jaxformer.parity import report, show
+from jaxformer.parity.engine.comparison import Comparison
 from jaxformer.parity.proofs import layers
 from jaxformer.porting.compare import Row
-from jaxformer.porting.locate import Comparison
 
 CONTRACT = {"model", "layer", "quantity", "path", "dtype", "error", "bound", "ok"}
-SINUSOID_BUG = next(bug for bug in report.BUGS if bug.layer == "sinusoidal_positions")
+SINUSOID_BUG = next(bug for bug in report.BUGS["gpt"] if bug.layer == "sinusoidal_positions")
 
 
 def failing(case):
@@ -39,7 +39,7 @@ def short(monkeypatch):
         )
 
     prove()
-    monkeypatch.setattr(report, "BUGS", (SINUSOID_BUG,))
+    monkeypatch.setattr(report, "BUGS", {"gpt": (SINUSOID_BUG,)})
     return prove
 
 
@@ -99,17 +99,32 @@ def test_one_row_out_of_bounds_is_status_1(short, tmp_path, capsys):
 
 def test_a_bug_that_is_not_caught_is_status_1(short, monkeypatch, capsys):
     harmless = SINUSOID_BUG._replace(proof=layers.prove_masks)
-    monkeypatch.setattr(report, "BUGS", (harmless,))
+    monkeypatch.setattr(report, "BUGS", {"gpt": (harmless,)})
     status, out, _ = run_command(["--dtype", "float64"], capsys)
     assert status == 1
     assert "not caught" in out
 
 
-def test_a_bug_blamed_on_another_layer_is_status_1(short, monkeypatch, capsys):
-    monkeypatch.setattr(report, "BUGS", (SINUSOID_BUG._replace(layer="loss"),))
+def test_a_bug_located_in_another_layer_is_status_1(short, monkeypatch, capsys):
+    monkeypatch.setattr(report, "BUGS", {"gpt": (SINUSOID_BUG._replace(layer="loss"),)})
     status, out, _ = run_command(["--dtype", "float64"], capsys)
     assert status == 1
-    assert "blamed on sinusoidal_positions" in out
+    assert "located in sinusoidal_positions" in out
+
+
+def test_only_the_bugs_of_the_model_are_planted(short, monkeypatch):
+    monkeypatch.setattr(report, "MODELS", dict.fromkeys(("gpt", "bert"), report.MODELS["gpt"]))
+    bugs = {name: (SINUSOID_BUG._replace(name=f"bug of {name}"),) for name in ("gpt", "bert")}
+    monkeypatch.setattr(report, "BUGS", bugs)
+    for model, names in (("bert", ["bug of bert"]), ("all", ["bug of gpt", "bug of bert"])):
+        found = report.run(model, ["float64"], print)
+        assert [mutant.name for mutant in found.mutants] == names
+
+
+def test_every_model_has_proofs_and_bugs():
+    assert report.MODELS.keys() == report.BUGS.keys()
+    assert all(report.MODELS.values())
+    assert all(report.BUGS.values())
 
 
 def test_no_bugs_at_all_is_not_ok():
@@ -117,7 +132,7 @@ def test_no_bugs_at_all_is_not_ok():
     assert not report.Report([good], [], {}).ok
 
 
-def test_bfloat16_is_proven_where_there_is_a_truth(short, monkeypatch, capsys):
+def test_bfloat16_is_proven_where_there_is_a_float64_truth(short, monkeypatch, capsys):
     monkeypatch.setattr(report, "BFLOAT16_SUBJECTS", report.MODELS["gpt"])
     status, out, _ = run_command(["--dtype", "bfloat16"], capsys)
     assert status == 0
@@ -125,7 +140,7 @@ def test_bfloat16_is_proven_where_there_is_a_truth(short, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
         (["--model", "llama"], "--model: 'llama' is none of"),
         (["--dtype", "float16"], "--dtype: 'float16' is none of"),
@@ -133,12 +148,12 @@ def test_bfloat16_is_proven_where_there_is_a_truth(short, monkeypatch, capsys):
         (["--json", "."], ". is a directory: name a file"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(argv, says, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line_and_status_2(argv, expected, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, out, err = run_command(argv, capsys)
     assert status == 2
     assert out == ""
-    assert says in err
+    assert expected in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -150,7 +165,7 @@ def test_every_model_that_can_be_asked_for_is_there_and_no_other():
         report.run("llama", ["float64"], print)
 
 
-def test_without_pytorch_it_says_how_to_install_it(monkeypatch, capsys):
+def test_without_pytorch_the_line_names_the_extra_to_install(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = run_command([], capsys)
     assert status == 2
@@ -173,7 +188,7 @@ def test_the_table_marks_what_is_out_of_bounds():
     bad = Row("gpt", "blocks.3.mlp.up", "output", "x", "float64", 0.5, 1e-13, False)
     reported = Row("gpt", "training", "update", "x", "float32", 1e-6, None, True)
     console = Console(file=io.StringIO(), width=100)
-    report.show(report.Report([bad, bad._replace(error=0.1), reported], [], {}), console)
+    show.show(report.Report([bad, bad._replace(error=0.1), reported], [], {}), console)
     text = console.file.getvalue()
     assert "blocks.*.mlp" in text
     assert "5.0e-01 NO" in text

@@ -20,10 +20,8 @@ from transformers import (
 import torchref.config
 from jaxformer.config import SamplingConfig
 from jaxformer.decoding import sampling
+from jaxformer.parity.bounds import BOUNDS, UNITS_IN_LAST_PLACE
 from torchref.decoding import sampling as twin
-
-MARGIN = {"float32": 1e-5, "float64": 1e-13}
-"""Sums of probabilities this close to a threshold fall on either side of it by rounding alone."""
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 examples = settings(deadline=None, max_examples=60)
@@ -49,8 +47,8 @@ def probabilities(logits_BV):
 
 
 def assume_clear(gaps, dtype):
-    """Discard the example if rounding decides it; exact equality is no matter of rounding."""
-    assume(not ((gaps != 0) & (np.abs(gaps) < MARGIN[dtype])).any())
+    """Discard an example with a gap so small that rounding decides; exact zeros are kept."""
+    assume(not ((gaps != 0) & (np.abs(gaps) < BOUNDS["layer", dtype])).any())
 
 
 def ours(function, logits_BV, dtype, *args):
@@ -61,9 +59,10 @@ def ours(function, logits_BV, dtype, *args):
 
 
 def assert_equal_to_rounding(actual, expected, dtype):
-    """Within a few units in the last place; XLA takes what is below the smallest normal for 0."""
+    """Within a few units in the last place; XLA flushes subnormal numbers to 0."""
     limits = np.finfo(dtype)
-    np.testing.assert_allclose(actual, expected, rtol=4 * limits.eps, atol=limits.tiny)
+    rounding = UNITS_IN_LAST_PLACE * limits.eps
+    np.testing.assert_allclose(actual, expected, rtol=rounding, atol=limits.tiny)
 
 
 def theirs(processor, logits_BV, dtype, seen=None):

@@ -17,8 +17,9 @@ from jaxformer.layers.masks import causal_mask, combine_masks, padding_mask
 from jaxformer.layers.mlp import gelu, gelu_tanh
 from jaxformer.layers.norms import LayerNorm, layer_norm
 from jaxformer.models.functional import flat_params, merge
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.porting.compare import relative_error
 from jaxformer.training.loss import cross_entropy
 from parity_tests.dtypes import EACH_DTYPE
 
@@ -26,7 +27,7 @@ from parity_tests.dtypes import EACH_DTYPE
 draws = settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-# Few shapes: each is compiled anew, operation by operation.
+# Few shapes: each is compiled again, operation by operation.
 shapes = st.sampled_from([(1, 1, 1), (2, 5, 2), (3, 4, 4)])
 
 
@@ -34,6 +35,11 @@ shapes = st.sampled_from([(1, 1, 1), (2, 5, 2), (3, 4, 4)])
 def dtype(request):
     with arithmetic(request.param):
         yield request.param
+
+
+def on_a_grid(array: np.ndarray) -> np.ndarray:
+    """Multiples of 2^-8: with 1000 added, sums of up to 64 of them are exact in float32."""
+    return np.round(array * 2.0**8) / 2.0**8
 
 
 def check(ours, theirs, dtype: str, true_zero: bool = False) -> None:
@@ -97,31 +103,27 @@ def packed(params: dict, prefix: str, leaf: str) -> np.ndarray:
 @given(shape=shapes, seed=st.integers(0, 99), offset=st.sampled_from([0.0, 1000.0]))
 @draws
 def test_layer_norm(dtype, shape, seed, offset):
+    """LayerNorm does not depend on an offset; PyTorch's own loses digits there and gets none."""
     B, L, H = shape
     layer = drawn(LayerNorm(config_of(4 * H, H, dtype)), seed)
     twin = torch.nn.LayerNorm(4 * H, eps=1e-5, dtype=getattr(torch, dtype))
     set_weights(twin, {"weight": layer.scale[...], "bias": layer.bias[...]})
-    x, tx = both(numbers(seed, B, L, 4 * H) + offset, dtype)
-    output, params, (x_grad,) = gradients(layer, lambda m, x: m(x), x)
+    x, tx = both(on_a_grid(numbers(seed, B, L, 4 * H)), dtype)
+    output, params, (x_grad,) = gradients(layer, lambda m, x: m(x), x + offset)
     expected = twin(tx)
     backward(expected)
-    # Far from zero the numbers themselves are rounded to |offset| times the type's epsilon.
-    pairs = [(output, expected), (x_grad, tx.grad)]
-    pairs += [(params["scale"], twin.weight.grad), (params["bias"], twin.bias.grad)]
-    for ours, theirs in pairs:
-        if offset:
-            assert relative_error(ours, theirs) <= 1000 * BOUNDS["layer", dtype]
-        else:
-            check(ours, theirs, dtype)
+    check(output, expected, dtype)
+    check(x_grad, tx.grad, dtype)
+    check(params["scale"], twin.weight.grad, dtype)
+    check(params["bias"], twin.bias.grad, dtype)
 
 
 def test_layer_norm_keeps_its_variance_far_from_zero():
     # E[x²] - E[x]² would be off by a fifth here.
-    x = jnp.asarray(numbers(0, 64, 256) + 1000.0, jnp.float32)
-    y = layer_norm(x, jnp.ones(256), jnp.zeros(256), 1e-5)
-    truth = np.asarray(x, np.float64)
-    truth = (truth - truth.mean(-1, keepdims=True)) / np.sqrt(truth.var(-1, keepdims=True) + 1e-5)
-    assert relative_error(y, truth) < 1e-4
+    x = on_a_grid(numbers(0, 64, 64))
+    y = layer_norm(jnp.asarray(x + 1000.0, jnp.float32), jnp.ones(64), jnp.zeros(64), 1e-5)
+    truth = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    check(y, truth, "float32")
 
 
 @pytest.mark.parametrize(("ours", "approximate"), [(gelu, "none"), (gelu_tanh, "tanh")])
@@ -155,9 +157,12 @@ def test_attention_function(dtype, shape, M, masked, seed):
     expected = functional.scaled_dot_product_attention(*heads_first, allowed).transpose(1, 2)
     backward(expected)
     check(output, expected, dtype)
-    for grad, tensor in zip(pullback(weights_like(output)), theirs, strict=True):
-        zero = float(tensor.grad.norm()) < 1e-6  # one key alone: no score matters
-        check(grad, torch.zeros_like(tensor) if zero else tensor.grad, dtype, zero)
+    # With one key for every query no score matters: the gradients of q and k are zero.
+    keys = M if mask is None else int(mask.sum(-1).max())
+    true_zeros = (keys == 1, keys == 1, False)
+    grads = pullback(weights_like(output))
+    for grad, tensor, true_zero in zip(grads, theirs, true_zeros, strict=True):
+        check(grad, torch.zeros_like(tensor) if true_zero else tensor.grad, dtype, true_zero)
 
 
 def test_a_query_without_keys_gives_zero_and_no_nan(dtype):
@@ -209,7 +214,7 @@ def test_multi_head_attention(dtype, shape, masked, seed):
     check(x_grad, tx.grad, dtype)
     check(grads["out/kernel"].T, twin.out_proj.weight.grad, dtype)
     check(grads["out/bias"], twin.out_proj.bias.grad, dtype)
-    if L > 1:  # a lone key has weight 1 whatever its score: those gradients are zero
+    if L > 1:  # a single key has weight 1 for any score: those gradients are zero
         check(packed(grads, "", "kernel"), twin.in_proj_weight.grad, dtype)
         check(packed(grads, "", "bias"), twin.in_proj_bias.grad, dtype)
 

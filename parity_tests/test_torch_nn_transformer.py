@@ -12,9 +12,10 @@ from jaxformer.layers.blocks import DecoderBlock
 from jaxformer.layers.masks import causal_mask, padding_mask
 from jaxformer.layers.stacks import Decoder, Encoder
 from jaxformer.models.functional import abstract_model, flat_params, merge
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.porting.compare import BOUNDS, as_numpy, relative_error
+from jaxformer.porting.compare import as_numpy, relative_error
 from parity_tests.dtypes import EACH_DTYPE
 
 B, L, M, D, H = 4, 5, 7, 16, 4

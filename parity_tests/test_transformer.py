@@ -23,8 +23,8 @@ def cases(draw: st.DrawFn) -> Case:
     config = TransformerConfig(
         vocab_size=11,
         context_length=8,
-        # Widths under 16 are ill-conditioned: of so narrow a row dropout may leave one unit, and
-        # the LayerNorm of one is a constant: its gradient is then little but rounding.
+        # Widths under 16 are ill-conditioned: dropout may leave one unit of a row, and the
+        # LayerNorm of one unit is constant: its gradient is then mostly rounding.
         width=16,
         num_heads=draw(st.sampled_from([1, 4])),
         mlp_width=20,
@@ -74,7 +74,7 @@ def test_every_parameter_has_a_gradient_that_was_compared(share, placement):
     found = transformer.prove_transformer(case)
     assert found.ok, [row for row in found.rows if not row.ok]
     compared = {row.path for row in found.rows if row.quantity == "param_grad"}
-    model = transformer.TRANSFORMER_TWINS.model(dataclasses.replace(case, dtype="float32"))
+    model = transformer.TRANSFORMER_PAIR.model(dataclasses.replace(case, dtype="float32"))
     blocks = TINY.num_layers * (16 + 26)
     outside = (1 if share else 3) + (4 if placement == "pre" else 0)
     assert len(compared) == len(jax.tree.leaves(model)) == blocks + outside

@@ -14,26 +14,26 @@ from jaxformer.errors import UserError
 
 DESCRIPTION = (
     "Prove every layer, gradient, update and decoded token equal to PyTorch, within the bounds of "
-    "jaxformer/porting/compare.py, and show that the proofs catch planted bugs. The exit status is "
+    "jaxformer/parity/bounds.py, and show that the proofs catch planted bugs. The exit status is "
     "0 only if all hold."
 )
 DType = Literal["float64", "float32", "bfloat16"]
 
 
 TABLE_WIDTH = 110
-"""Columns of the table in a file or a pipe."""
+"""Columns of the table where the output is no terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityArguments:
-    """What `jaxformer parity` is asked."""
+    """The flags of `jaxformer parity`."""
 
     model: Literal["gpt", "transformer", "bert", "all"] = "all"
-    """The model to prove; `all` is every model there is."""
+    """The model to prove; `all` is every model."""
     dtype: DType | None = None
     """The type to prove it in; by default float64 and float32."""
     json: Path | None = None
-    """File for everything that was measured."""
+    """File to write all rows and planted bugs to."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         )
     from rich.console import Console
 
-    from jaxformer.parity import report
+    from jaxformer.parity import report, show
 
     dtypes: Sequence[DType] = ("float64", "float32")
     if arguments.dtype is not None:
@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
         found = report.run(arguments.model, dtypes, status.update)
     if arguments.json is not None:
         with atomic_write(arguments.json) as file:
-            file.write(json.dumps(report.as_json(found), indent=1).encode())
+            file.write(json.dumps(show.as_json(found), indent=1).encode())
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console.width = TABLE_WIDTH
-    report.show(found, console)
+    show.show(found, console)
     return 0 if found.ok else 1

@@ -1,5 +1,5 @@
-"""The former home of `jaxformer.porting.locate`, kept for one release."""
+"""The former home of `jaxformer.porting.first_divergence`, kept for one release."""
 
-from jaxformer.porting.locate import Comparison, Divergence, first_divergence
+from jaxformer.porting import Divergence, first_divergence
 
-__all__ = ["Comparison", "Divergence", "first_divergence"]
+__all__ = ["Divergence", "first_divergence"]

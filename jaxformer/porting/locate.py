@@ -1,10 +1,10 @@
-"""The first layer at which two models part, for any two module trees with equal attribute names.
+"""The first module at which two models diverge, for module trees with equal attribute names.
 
-Both models run once under `trace`; every module call of one is laid beside that of the other. The
-layer to blame is the innermost module whose inputs agree and whose outputs part. Going backwards it
-is the innermost module whose output gradients agree and whose input or parameter gradients part.
-What the model itself does between its modules, such as adding embeddings, is no module: it is named
-by the first module that sees its result, or `output` if that is the end.
+Both models run once under `trace`, and every module call of one is compared with the same call of
+the other. The module at fault is the innermost one whose inputs agree and whose outputs differ;
+backwards it is the innermost one whose output gradients agree and whose input or parameter
+gradients differ. What a model computes between its modules, such as a sum of embeddings, is no
+module: it is named by the first module that reads its result, or `output` if there is none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,43 +19,26 @@ from jaxformer.porting.compare import (
     Key,
     Quantity,
     Row,
-    all_ok,
-    first_failure,
-    judge,
+    compare,
     relative_error,
 )
-from jaxformer.porting.trace import Call, Trace, trace_jax, trace_torch
+from jaxformer.porting.trace import Call, Trace
+from jaxformer.porting.trace_jax import trace_jax
+from jaxformer.porting.trace_torch import trace_torch
 
 OUTPUT = "output"
 """The layer of what a whole model returns."""
 
 
 class Divergence(NamedTuple):
-    """Where two models part."""
+    """The first difference of two models."""
 
     layer: str
-    """Path of the module to blame, or `output`."""
+    """Path of the module at fault, or `output`."""
     quantity: Quantity
-    """`output`, or the gradient that parts although all outputs agree."""
+    """`output`, or the gradient that differs although all outputs agree."""
     rows: list[Row]
     """Every module's output and gradients, in the order of PyTorch's calls."""
-
-
-class Comparison(NamedTuple):
-    """What a proof found: all that was measured, and the layer to blame if something failed."""
-
-    rows: list[Row]
-    layer: str | None
-
-    @classmethod
-    def of(cls, rows: list[Row]) -> "Comparison":
-        """Blames the layer of the first row that failed."""
-        return cls(rows, first_failure(rows))
-
-    @property
-    def ok(self) -> bool:
-        """Whether something was measured and all of it is in bounds."""
-        return all_ok(self.rows)
 
 
 def first_divergence(
@@ -66,23 +49,32 @@ def first_divergence(
     bound: float,
     dtype: DType = "float32",
 ) -> Divergence | None:
-    """Run both models on their positional inputs and name the first layer that parts, or None.
+    """Run both models on their positional inputs; the first divergence, or None.
 
-    Parameters are not compared, as their names and axes differ: the gradients with respect to every
-    module's inputs and outputs are. A module that only one side has is passed over.
+    The outputs of every module and the gradients with respect to its inputs and outputs are
+    compared. Parameters are not, as their names and axes differ. A module that only one side has is
+    skipped.
+
+    Args:
+        jax_model: any NNX module; it is not changed.
+        torch_model: any PyTorch module; it is not changed.
+        jax_inputs: positional arguments of the JAX model.
+        torch_inputs: the same arguments for the PyTorch model.
+        bound: the largest error of any tensor, see `jaxformer.porting.compare`.
+        dtype: the type that both models compute in.
 
     Raises:
         UserError: see `trace_jax`.
     """
     ours = trace_jax(jax_model, jax_inputs, dtype, seed=0)
     theirs = trace_torch(torch_model, torch_inputs, dtype, seed=0)
-    rows = judge(values(ours, theirs), values(theirs, ours), bound, dtype, "")
-    fault = blame(ours, theirs, bound)
+    rows = compare(values(ours, theirs), values(theirs, ours), bound, dtype)
+    fault = locate(ours, theirs, bound)
     return None if fault is None else Divergence(*fault, rows)
 
 
 def values(trace: Trace, other: Trace) -> dict[Key, Any]:
-    """Outputs and gradients of the calls of modules that both sides have, in the order they end."""
+    """Outputs and gradients of all calls of modules that both sides have, in the order they end."""
     found: dict[Key, Any] = {}
     for call in sorted(trace.calls, key=lambda call: call.end):
         if call.path not in other.modules:
@@ -97,41 +89,41 @@ def values(trace: Trace, other: Trace) -> dict[Key, Any]:
             for i, array in enumerate(arrays):
                 found[Key(layer, quantity, f"{name}[{i}]" if i else name)] = array
         if not call.inputs and call.path:
-            # Integers in, so no gradient there: what comes out stands for it.
+            # Integer inputs have no gradient: that of the output takes its place.
             for array in call.output_grads:
                 found[Key(layer, "input_grad", f"{name} output")] = array
     return found
 
 
-def blame(
+def locate(
     ours: Trace,
     theirs: Trace,
     bound: float,
     param_grads: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> tuple[str, Quantity] | None:
-    """The layer and the quantity in which the traces part first, or None.
+    """The module and the quantity in which the traces differ first, or None.
 
     Args:
         ours: the JAX side.
         theirs: the PyTorch side.
         bound: on the error of every array.
-        param_grads: the gradients of both sides by JAX's path of the parameter.
+        param_grads: JAX's and PyTorch's gradient of each parameter, by JAX's path.
     """
 
     def agree(a: Sequence[Any], b: Sequence[Any]) -> bool:
-        # Only what both sides pass is compared: masks, keys and flags differ by design.
+        # Only what both sides pass is compared: the two may differ in masks, keys and flags.
         return all(relative_error(x, y) <= bound for x, y in zip(a, b, strict=False))
 
     pairs = _paired(ours, theirs)
     forward = _forward(pairs, agree)
     if forward is not None:
         return forward, "output"
-    parted: dict[str, bool] = {}
-    for path, (a, b) in (param_grads or {}).items():
-        owner = owner_of(path)
-        true_zero = path.endswith(ZERO_GRADIENT)
-        parted[owner] = parted.get(owner, False) or relative_error(a, b, true_zero) > bound
-    return _backward(pairs, agree, parted)
+    wrong_params = {
+        owner_of(path)
+        for path, (a, b) in (param_grads or {}).items()
+        if relative_error(a, b, path.endswith(ZERO_GRADIENT)) > bound
+    }
+    return _backward(pairs, agree, wrong_params)
 
 
 Agree = Callable[[Sequence[Any], Sequence[Any]], bool]
@@ -139,12 +131,12 @@ Pairs = list[tuple[Call | None, Call]]
 
 
 def owner_of(param_path: str) -> str:
-    """The module that holds a parameter: `blocks/0/mlp/up/kernel` is of `blocks.0.mlp.up`."""
+    """The module that holds a parameter: `blocks.0.mlp.up` for `blocks/0/mlp/up/kernel`."""
     return param_path.rpartition("/")[0].replace("/", ".")
 
 
 def _paired(ours: Trace, theirs: Trace) -> Pairs:
-    """PyTorch's calls as they began, each with JAX's call of the same module, if there is one."""
+    """PyTorch's calls in the order they began, each with the same call of JAX or None."""
     found = {(call.path, call.number): call for call in ours.calls}
     return [
         (found.get((call.path, call.number)), call)
@@ -169,16 +161,14 @@ def _forward(pairs: Pairs, agree: Agree) -> str | None:
     return None
 
 
-def _backward(
-    pairs: Pairs, agree: Agree, parted: Mapping[str, bool]
-) -> tuple[str, Quantity] | None:
-    wrong = None
+def _backward(pairs: Pairs, agree: Agree, wrong_params: set[str]) -> tuple[str, Quantity] | None:
+    latest = None  # the last module that receives a wrong gradient, if none is at fault
     for our, their in reversed(pairs):
         assert our is not None
         if not agree(our.output_grads, their.output_grads):
-            wrong = wrong or their.path or OUTPUT  # the last one, as none was blamed so far
+            latest = latest or their.path or OUTPUT
         elif not agree(our.input_grads, their.input_grads):
             return their.path or OUTPUT, "input_grad"
-        elif parted.get(their.path, False):
+        elif their.path in wrong_params:
             return their.path, "param_grad"
-    return None if wrong is None else (wrong, "input_grad")
+    return None if latest is None else (latest, "input_grad")

@@ -1,1 +1,1 @@
-"""Floor 3: parameters to and from PyTorch, by tables."""
+"""Floor 3: parameters to and from PyTorch's names and axes, by tables of rows."""

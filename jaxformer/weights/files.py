@@ -1,7 +1,7 @@
-"""Named tensors in a file, in the safetensors format that PyTorch's and Hugging Face's tools share.
+"""Named tensors in a file of the safetensors format, which PyTorch's and Hugging Face's tools read.
 
-Nothing is unpickled: the format is a JSON header of names, types, shapes and places, and the bytes.
-A header that does not fit the file is refused; damage to the bytes themselves goes unnoticed, since
+Nothing is unpickled: the format is a JSON header of names, types, shapes, offsets, and the bytes. A
+header that does not fit the file is refused; damage to the bytes themselves is not detected, as
 the format has no checksum. Source: https://huggingface.co/docs/safetensors
 """
 
@@ -29,18 +29,18 @@ def save_tensors(tensors: Mapping[str, np.ndarray], path: Path | str) -> None:
 
 
 def load_tensors(path: Path | str) -> dict[str, np.ndarray]:
-    """Every tensor of the file by its name, bfloat16 among them.
+    """Every tensor of the file by its name, bfloat16 included.
 
     Raises:
-        UserError: when there is no such file, or it is none of safetensors; names it.
+        UserError: naming the file, when it is missing or not in the safetensors format.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path} is no file: name one of safetensors")
+        raise UserError(f"{path} is not a file: name a safetensors file")
     try:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, AttributeError) as error:  # numpy has no attribute float8...
         raise UserError(
             f"{path} holds no tensors in the safetensors format, or is damaged ({error}): "
-            "restore it, or write it anew with other types"
+            "restore it, or write it again with types that numpy has"
         ) from error

@@ -15,7 +15,8 @@ from jaxformer.decoding.beam import translate, translate_all, translate_uncached
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.transformer import Transformer
-from jaxformer.porting.compare import BOUNDS, relative_error
+from jaxformer.parity.bounds import BOUNDS
+from jaxformer.porting.compare import relative_error
 
 CONFIG = TransformerConfig(
     vocab_size=14, context_length=16, width=16, num_heads=2, mlp_width=32, num_layers=1

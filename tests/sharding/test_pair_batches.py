@@ -10,6 +10,7 @@ from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS, MeshConfig, NoamConfig
 from jaxformer.models.functional import abstract_model, flat_params, init_params
 from jaxformer.models.transformer import Transformer
+from jaxformer.parity.bounds import BOUNDS, FLOAT32_LOSSES
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
@@ -71,19 +72,20 @@ def one_device() -> Ran:
 
 @EACH_MESH
 def test_a_mesh_gives_the_losses_of_one_device(one_device, mesh):
-    np.testing.assert_allclose(run(mesh).losses, one_device.losses, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(run(mesh).losses, one_device.losses, rtol=0, atol=FLOAT32_LOSSES)
 
 
 def test_in_float64_a_mixed_mesh_gives_all_that_one_device_gives():
     with arithmetic("float64"):
         alone = run(MeshConfig(), jax.devices()[:1], "float64")
         found = run(MeshConfig(data=2, fsdp=2, tensor=2), None, "float64")
-    assert relative_error(found.losses, alone.losses) < 1e-12
-    assert relative_error(found.grad_norms, alone.grad_norms) < 1e-12
+    bound = BOUNDS["model", "float64"]
+    assert relative_error(found.losses, alone.losses) <= bound
+    assert relative_error(found.grad_norms, alone.grad_norms) <= bound
     for path, leaf in found.state.items():
-        # Adam's epsilon of 1e-9 makes steps of the rounding of a gradient that is truly zero.
+        # Adam's epsilon of 1e-9 turns the rounding of a gradient that is truly zero into steps.
         if not path.endswith(ZERO_GRADIENT):
-            assert relative_error(leaf, alone.state[path]) < 1e-12, path
+            assert relative_error(leaf, alone.state[path]) <= bound, path
 
 
 def test_the_loss_moves(one_device):

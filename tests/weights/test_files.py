@@ -40,17 +40,17 @@ def test_what_is_written_is_read(tmp_path_factory, tensors):
         assert np.array_equal(theirs[name].double().numpy(), tensor.astype(np.float64))
 
 
-def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="nowhere is no file"):
+def test_a_file_without_tensors_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="nowhere is not a file"):
         load_tensors(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         load_tensors(tmp_path)
     (tmp_path / "text").write_text("no tensors at all", encoding="utf-8")
     with pytest.raises(UserError, match="text holds no tensors in the safetensors format"):
         load_tensors(tmp_path / "text")
 
 
-def test_types_that_numpy_has_not_are_refused(tmp_path: Path):
+def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     header = b'{"a":{"dtype":"F8_E5M2","shape":[3],"data_offsets":[0,3]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))

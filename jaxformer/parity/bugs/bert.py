@@ -1,4 +1,4 @@
-"""Bugs planted in BERT: its embeddings, its head and what its blocks may see."""
+"""Bugs planted in BERT: its embeddings, its head, its masks and its objective."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,9 +11,21 @@ from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.masks import causal_mask
 from jaxformer.models import bert
 from jaxformer.models.bert import Bert
-from jaxformer.parity.engine.mutation import CASE, Bug, Plant, in_module, method, patched, setting
-from jaxformer.parity.engine.twins import Proof
+from jaxformer.parity.engine.comparison import Proof
+from jaxformer.parity.engine.mutation import (
+    CASE,
+    SMALL,
+    Bug,
+    Plant,
+    batch_changed,
+    in_module,
+    method,
+    patched,
+    setting,
+)
 from jaxformer.parity.proofs.bert import bert_case, prove_bert, prove_bert_dropout
+from jaxformer.parity.proofs.training import prove_objective
+from jaxformer.training import objectives
 
 
 def in_bert(path: str, change: Callable[[Any], None]) -> Plant:
@@ -48,6 +60,11 @@ def untied(self: Bert, hidden: jax.Array) -> jax.Array:
 
 def biases_of_the_next_token(self: Bert, hidden: jax.Array) -> jax.Array:
     return self.embed.attend(hidden) + jnp.roll(self.head.bias[...], 1)
+
+
+def masked_token_of(change: Callable[[Any], Any]) -> Plant:
+    """The objective of another batch."""
+    return patched(objectives, "masked_token", batch_changed(change))
 
 
 PADDED = dataclasses.replace(bert_case(CASE), masks=("padding", "segments"))
@@ -125,4 +142,18 @@ BUGS = [
         patched(Bert, "logits", lambda _: biases_of_the_next_token),
     ),
     _bug("decoder untied from the embedding", "embed", patched(Bert, "logits", lambda _: untied)),
+    Bug(
+        "loss of every token, not of the masked ones",
+        "masked_token",
+        masked_token_of(lambda batch: batch._replace(mask=batch.valid)),
+        prove_objective,
+        bert_case(SMALL),
+    ),
+    Bug(
+        "masked tokens there to be read",
+        "masked_token",
+        masked_token_of(lambda batch: batch._replace(tokens=batch.targets)),
+        prove_objective,
+        bert_case(SMALL),
+    ),
 ]

@@ -10,15 +10,10 @@ import optax
 
 from jaxformer import checkpoint
 from jaxformer.parity.engine.mutation import SMALL, Bug, patched
+from jaxformer.parity.proofs.losses import prove_cross_entropy
+from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
 from jaxformer.parity.proofs.resume import prove_resume
-from jaxformer.parity.proofs.training import (
-    prove_accumulation,
-    prove_clipping,
-    prove_loss,
-    prove_optimizer,
-    prove_schedule,
-    prove_step,
-)
+from jaxformer.parity.proofs.training import prove_accumulation, prove_step
 from jaxformer.training import loss, objectives, optimizer, schedule, step
 
 
@@ -107,13 +102,13 @@ BUGS = [
         "padding counted in the mean loss",
         "loss",
         patched(loss, "cross_entropy", padding_counted),
-        prove_loss,
+        prove_cross_entropy,
     ),
     Bug(
         "loss of padding added",
         "loss",
         patched(loss, "cross_entropy", lambda f: lambda x, t, m: (f(x, t, m | True)[0], m.sum())),
-        prove_loss,
+        prove_cross_entropy,
     ),
     Bug(
         "mean of the slices' means",

@@ -18,8 +18,8 @@ from jaxformer.models import transformer
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.bugs.model import other_path, sinusoid_in_halves, swapped, untied
 from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.comparison import Proof
 from jaxformer.parity.engine.mutation import CASE, Bug, Plant, in_module, method, patched, setting
-from jaxformer.parity.engine.twins import Proof
 from jaxformer.parity.proofs.transformer import (
     prove_transformer,
     prove_transformer_cache,
@@ -66,7 +66,7 @@ def memory_mask(change: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 @contextlib.contextmanager
 def replaced(module: Any, **others: Any) -> Iterator[None]:
-    """Attributes of a module exchanged for a while."""
+    """Attributes of a module exchanged inside the context."""
     before = {name: getattr(module, name) for name in others}
     try:
         for name, other in others.items():

@@ -1,4 +1,4 @@
-"""Bugs planted in how encoder-decoders and BERT are trained."""
+"""Bugs planted in how encoder-decoders are trained."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,18 +10,11 @@ import optax
 
 from jaxformer.parity.bugs.training import updates_scaled
 from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, patched
-from jaxformer.parity.proofs import bert_training
-from jaxformer.parity.proofs.bert import bert_case
+from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, batch_changed, patched
+from jaxformer.parity.proofs.losses import prove_label_smoothing_kl, prove_smoothed_cross_entropy
+from jaxformer.parity.proofs.optimizers import prove_adam, prove_adam_clipped, prove_noam
+from jaxformer.parity.proofs.training import prove_objective
 from jaxformer.parity.proofs.transformer import transformer_case
-from jaxformer.parity.proofs.translation_training import (
-    prove_adam,
-    prove_adam_clipped,
-    prove_annotated_kl,
-    prove_noam,
-    prove_smoothed_cross_entropy,
-    prove_translation,
-)
 from jaxformer.training import loss, objectives, optimizer, schedule
 
 PAIRS: Case = transformer_case(SMALL)
@@ -41,7 +34,7 @@ def smoothed_by(share: Callable[[int], float]) -> Callable[..., Any]:
 
 
 def over_padding(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The smoothed part of the loss summed over all places, the rest over real ones."""
+    """The smoothed part of the loss summed over all positions, the rest over real tokens."""
 
     def smoothed(logits: Any, targets: Any, mask: Any, smoothing: float) -> Any:
         total, count = function(logits, targets, mask, smoothing)
@@ -79,17 +72,15 @@ def reversed_kl(logits: Any, targets: Any, mask: Any, smoothing: float, padding_
     return loss.masked_sum(each.sum(-1), mask)
 
 
-def given(change: Callable[[Any], Any]) -> Callable[..., Any]:
-    """An objective that is given another batch."""
-    return lambda function: lambda model, batch, key: function(model, change(batch), key)
-
-
 def translation_given(change: Callable[[Any], Any]) -> Plant:
-    return patched(objectives, "translation", lambda f: lambda *options: given(change)(f(*options)))
+    """The objective of another batch."""
+    return patched(
+        objectives, "translation", lambda f: lambda *options: batch_changed(change)(f(*options))
+    )
 
 
 def scheduled(rate: Callable[[Any, int, Any], Any]) -> Plant:
-    """`noam` by another formula of the config, the width and the step, which counts from 1."""
+    """`noam` by another formula of the config, the width and the step, counted from 1."""
     return patched(
         schedule, "noam", lambda _: lambda config, width: lambda s: rate(config, width, s + 1.0)
     )
@@ -142,32 +133,32 @@ BUGS = [
         "smoothing missing",
         "translation",
         patched(objectives, "smoothed_cross_entropy", lambda f: lambda *a: f(*a[:3], 0.0)),
-        prove_translation,
+        prove_objective,
         PAIRS,
     ),
     Bug(
         "KL divergence without the entropy of q",
         "label_smoothing_kl",
         patched(loss, "label_smoothing_kl", lambda _: without_entropy),
-        prove_annotated_kl,
+        prove_label_smoothing_kl,
     ),
     Bug(
         "KL divergence the other way round",
         "label_smoothing_kl",
         patched(loss, "label_smoothing_kl", lambda _: reversed_kl),
-        prove_annotated_kl,
+        prove_label_smoothing_kl,
     ),
     Bug(
         "mass on the padding token",
         "label_smoothing_kl",
         patched(loss, "label_smoothing_kl", mass_on_padding),
-        prove_annotated_kl,
+        prove_label_smoothing_kl,
     ),
     Bug(
         "padding counted in the mean KL divergence",
         "label_smoothing_kl",
         patched(loss, "label_smoothing_kl", padding_counted),
-        prove_annotated_kl,
+        prove_label_smoothing_kl,
     ),
     Bug(
         "Noam's schedule from step 0",
@@ -215,14 +206,14 @@ BUGS = [
         "target not shifted",
         "translation",
         translation_given(lambda batch: batch._replace(inputs=batch.targets)),
-        prove_translation,
+        prove_objective,
         PAIRS,
     ),
     Bug(
         "start token counted as a target",
         "translation",
         translation_given(lambda batch: batch._replace(targets=batch.inputs)),
-        prove_translation,
+        prove_objective,
         PAIRS,
     ),
     Bug(
@@ -231,7 +222,7 @@ BUGS = [
         translation_given(
             lambda batch: batch._replace(source_valid=jnp.ones_like(batch.source_valid))
         ),
-        prove_translation,
+        prove_objective,
         PAIRS,
     ),
     Bug(
@@ -240,23 +231,7 @@ BUGS = [
         translation_given(
             lambda batch: batch._replace(mask=batch.mask & (batch.targets != batch.targets.max()))
         ),
-        prove_translation,
+        prove_objective,
         PAIRS,
-    ),
-    Bug(
-        "loss of every token, not of the masked ones",
-        "masked_token",
-        patched(objectives, "masked_token", given(lambda batch: batch._replace(mask=batch.valid))),
-        bert_training.prove_masked_token,
-        bert_case(SMALL),
-    ),
-    Bug(
-        "masked tokens there to be read",
-        "masked_token",
-        patched(
-            objectives, "masked_token", given(lambda batch: batch._replace(tokens=batch.targets))
-        ),
-        bert_training.prove_masked_token,
-        bert_case(SMALL),
     ),
 ]

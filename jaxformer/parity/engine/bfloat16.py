@@ -1,7 +1,7 @@
-"""bfloat16, judged against the float64 truth.
+"""bfloat16, where both sides are measured against the float64 truth.
 
-Eight bits leave errors of half a percent, and in a small tensor chance decides which side's is the
-larger. Errors are therefore pooled by their root mean square, over seeds, over the values of a
+Eight bits leave errors of half a percent, and in a small tensor chance decides which side's error
+is larger. Errors are therefore pooled by their root mean square, over seeds, over the values of a
 layer and over equal layers, before JAX's is compared with PyTorch's.
 """
 
@@ -12,15 +12,14 @@ from collections import defaultdict
 import numpy as np
 
 from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.twins import Proof
+from jaxformer.parity.engine.comparison import Comparison, Proof
 from jaxformer.porting.compare import Row
-from jaxformer.porting.locate import Comparison
 
 SEEDS = 8
 
 
 def prove_pooled(proof: Proof, case: Case, seeds: int = SEEDS) -> Comparison:
-    """A row for each layer and quantity of a proof, from cases of as many seeds."""
+    """A row for each layer and quantity of a proof, pooled over cases of several seeds."""
     errors: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
     for seed in range(case.seed, case.seed + seeds):
         for row in proof(dataclasses.replace(case, seed=seed, jit=False)).rows:

@@ -1,7 +1,7 @@
 """What a proof is run on: configuration, type, seed and shapes; the same numbers for both sides.
 
-Everything is drawn by numpy in float64 and rounded to the type of the proof, so both sides, and the
-float64 truth that judges bfloat16, start from exactly the same numbers. No parameter stays at its
+Numbers are drawn by numpy in float64 and rounded to the type of the proof, so both sides, and the
+float64 truth of a proof in bfloat16, start from exactly the same numbers. No parameter stays at its
 initial value: zero biases and unit scales would hide bugs.
 """
 
@@ -44,17 +44,17 @@ class Case:
     seed: int = 0
     """Of every number that is drawn."""
     batch: int = 4
-    """B. In a few short rows the gradient of a query may be little but rounding."""
+    """B. With few short rows the gradient of a query may be mostly rounding."""
     length: int = 8
     """L, at most the config's context length."""
     memory: int = 6
     """M, the length of the memory in cross-attention."""
     masks: tuple[Mask, ...] = ()
     """Masks that are combined. `padding` follows the last token of each row, of both sides or of
-    one; `holes` stand between tokens; `nothing` lets the last row of the batch attend to nothing.
+    one; `holes` are between tokens; `nothing` lets the last row of the batch attend to nothing.
     """
     jit: bool = True
-    """Compile the JAX side; operation by operation is quicker where shapes repeat."""
+    """Compile the JAX side; operation by operation is faster where shapes repeat."""
     numbers: DType | None = None
     """Type that drawn numbers are rounded to; by default that of the case."""
 
@@ -144,7 +144,7 @@ def draw_params(case: Case, shapes: PyTree) -> PyTree:
 
 
 def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, torch.Tensor | None]:
-    """The masks of the case, combined, made by each side's own functions from the same facts.
+    """The masks of the case, combined, made by each side's own functions from the same arrays.
 
     `causal` and `segments` are left out where queries and keys are different sequences.
     """
@@ -170,7 +170,7 @@ def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, t
 
 
 def valid_tokens(case: Case, length: int, side: str = "") -> np.ndarray | None:
-    """True where each row of a side has a token, (B, length); None where every place has one."""
+    """True at the tokens of each row of a side, (B, length); None if there is no padding."""
     kinds = {kind.removeprefix(f"{side} ") for kind in case.masks}
     if not kinds & {"padding", "holes", "nothing"}:
         return None
@@ -201,10 +201,10 @@ def dropout_key(case: Case) -> jax.Array:
 
 
 def keep_for(case: Case, key: jax.Array) -> Keep:
-    """PyTorch's side of a dropout key: at every path the mask that jaxformer draws there."""
+    """PyTorch's form of a dropout key: at every path the mask that jaxformer draws there."""
 
     def mask(path: tuple[str | int, ...], rate: float, shape: tuple[int, ...]) -> torch.Tensor:
-        # jax draws other bits in x64 mode; the float64 truth needs the masks of what it judges.
+        # jax draws other bits in x64 mode; the float64 truth needs the masks of the case's type.
         with jax.enable_x64(case.number_type == "float64"):
             folded = fold_path(key, *path)
             assert folded is not None

@@ -1,8 +1,8 @@
-"""Planted bugs: proofs that cannot fail prove nothing, so each is shown to catch what it should.
+"""Planted bugs, that is mutation testing: each proof is shown to fail on the code it should reject.
 
-A bug is planted in the very code that users run, and the same proofs are run as without it. It
-counts as caught if the proof is in bounds without it and out of bounds with it, and as named if the
-layer that the proof blames is the one it was planted in.
+A bug is planted in the code that users run, and the same proof runs as without it. The bug counts
+as caught if the proof is in bounds without it and out of bounds with it, and as named if the layer
+that the proof finds at fault is the one it was planted in.
 """
 
 import dataclasses
@@ -14,28 +14,26 @@ from unittest import mock
 
 from jaxformer.models.gpt import GPT
 from jaxformer.parity.engine.cases import TINY, Case
-from jaxformer.parity.engine.twins import Proof
-from jaxformer.porting.locate import Comparison
+from jaxformer.parity.engine.comparison import Comparison, Proof
 
 CASE = Case(TINY, masks=("padding",), jit=False)
-"""What bugs are looked for in: operation by operation, as most shapes repeat."""
+"""What most bugs are planted in: operation by operation, as most shapes repeat."""
 
 SMALL = dataclasses.replace(
     CASE, config=dataclasses.replace(TINY, width=8, mlp_width=8, num_layers=1)
 )
 """For proofs that compile a whole train step."""
 
-
 Plant = Callable[[], AbstractContextManager]
-"""While this context is open, a bug is in the code."""
+"""The bug is in the code while this context is open."""
 
 
 class Bug(NamedTuple):
-    """A mistake that is easily made."""
+    """A mistake that people make."""
 
     name: str
     layer: str
-    """Where it is planted, and so what must be blamed."""
+    """Where it is planted, and so the layer that the proof must name."""
     plant: Plant
     proof: Proof
     """The proof that must catch it."""
@@ -43,17 +41,17 @@ class Bug(NamedTuple):
 
 
 class MutantResult(NamedTuple):
-    """What became of a planted bug."""
+    """What the proof made of a planted bug."""
 
     name: str
     layer: str
     caught: bool
     named: str | None
-    """The layer that was blamed."""
+    """The layer that the proof found at fault."""
 
     @property
     def ok(self) -> bool:
-        """Whether the bug was caught, and blamed on the layer it was planted in."""
+        """Whether the bug was caught and its layer named."""
         return self.caught and self.named == self.layer
 
 
@@ -72,7 +70,7 @@ def _without_bugs(proof: Proof, case: Case) -> Comparison:
 
 
 def patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Plant:
-    """Replaces a function of a module or class by what `make` makes of it."""
+    """Replaces a function of a module or class, `f` by `make(f)`."""
     return lambda: mock.patch.object(owner, name, make(getattr(owner, name)))
 
 
@@ -92,13 +90,18 @@ def in_module(path: str, change: Callable[[Any], None], model_class: type = GPT)
     return patched(model_class, "__init__", make)
 
 
+def batch_changed(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An objective that computes its loss on another batch."""
+    return lambda function: lambda model, batch, key: function(model, change(batch), key)
+
+
 def setting(name: str, value: Any) -> Callable[[Any], None]:
     """An attribute of the module with another value."""
     return lambda module: setattr(module, name, value)
 
 
 def method(name: str, function: Callable[..., Any]) -> Callable[[Any], None]:
-    """A method of the module replaced; the function gets the module and its arguments."""
+    """A method of the module replaced by a function of the module and the arguments."""
 
     def change(module: Any) -> None:
         cls = type(module)

@@ -1,8 +1,8 @@
-"""Every setting that changes arithmetic, set in one place and told in the report.
+"""Every setting that changes arithmetic, set in one place and printed in the report.
 
 A proof runs under `arithmetic(dtype)`: float64 needs jax's x64 mode, which is off for the other
-types as it is for users; matrix products are not shortened to TF32 or bfloat16 on either side;
-PyTorch keeps to deterministic algorithms.
+types as it is for users; matrix products are not rounded to TF32 or bfloat16 on either side;
+PyTorch uses deterministic algorithms.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ MATMUL_PRECISION = "highest"
 
 @contextlib.contextmanager
 def arithmetic(dtype: DType) -> Iterator[None]:
-    """Run the block with the settings of a proof in this type; the old ones come back after it."""
+    """Run the block with the settings of a proof in this type, then restore the old ones."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # proofs are tiny: threads would only wait for each other
+    torch.set_num_threads(1)  # proofs are tiny: threads only wait for each other
     names = ("jax_enable_x64", "jax_default_matmul_precision")
     before = {name: getattr(jax.config, name) for name in names}
-    # For the whole process rather than this thread: Orbax restores in threads of its own.
+    # For the whole process, not only this thread: Orbax restores in its own threads.
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     try:
@@ -44,7 +44,7 @@ def arithmetic(dtype: DType) -> Iterator[None]:
 
 
 def described() -> dict[str, str]:
-    """The settings and what they ran on, by name."""
+    """The settings, the versions and the hardware, by name."""
     return {
         "jax_default_matmul_precision": MATMUL_PRECISION,
         "jax_enable_x64": "on for float64, off otherwise",

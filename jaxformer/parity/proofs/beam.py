@@ -1,9 +1,9 @@
 """Proofs of beam search: every hypothesis and score of a batch against the twin's, one by one.
 
-The twin knows no batch, no padding, no cache and no compilation, so each of them is proven too;
-`translate_uncached` parts the cache from the rest. Drawn weights are changed in two places: with
-biases small and the row of the end token large, the end is now likely and now unlikely along a
-target, so that hypotheses of one beam end at different lengths.
+The twin has no batch, no padding, no cache and no compilation, so each of them is proven too;
+`translate_uncached` separates the cache from the rest. Drawn weights are changed in two places:
+with small biases and a large row of the end token, the end is likely at some tokens of a target and
+unlikely at others, so that the hypotheses of one beam end at different lengths.
 """
 
 import contextlib
@@ -19,12 +19,13 @@ from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam
 from jaxformer.models.functional import abstract_model, leaf_path
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.parity.engine.comparison import Comparison, Proof
+from jaxformer.parity.engine.model_pair import twin_config
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import Proof, twin_config
-from jaxformer.parity.proofs.transformer import TRANSFORMER_TWINS, transformer_case
-from jaxformer.porting.compare import BOUNDS, Key, judge
-from jaxformer.porting.locate import Comparison
+from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR, transformer_case
+from jaxformer.porting.compare import Key, compare
 from torchref.decoding import beam as torch_beam
 
 GREEDY = BeamConfig(beam=1, length_penalty=0.0, extra_length=4)
@@ -51,9 +52,9 @@ class Model(NamedTuple):
 
 def draw_model(case: Case) -> Model:
     """Both sides in the type of the case; the last three tokens are the special ones."""
-    graphdef, shapes = abstract_model(TRANSFORMER_TWINS.build, case.model_config)
+    graphdef, shapes = abstract_model(TRANSFORMER_PAIR.build, case.model_config)
     params = jax.tree_util.tree_map_with_path(_branching, draw_params(case, shapes))
-    return Model(graphdef, params, TRANSFORMER_TWINS.twin_with(case, params), case.specials)
+    return Model(graphdef, params, TRANSFORMER_PAIR.twin_with(case, params), case.specials)
 
 
 def _branching(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -107,7 +108,7 @@ def _compare(
             our_numbers, their_numbers = _numbers(found, expected)
             ours |= {Key("beam", "output", f"{name}: {n}"): v for n, v in our_numbers.items()}
             theirs |= {Key("beam", "output", f"{name}: {n}"): v for n, v in their_numbers.items()}
-    rows = judge(ours, theirs, BOUNDS["model", case.dtype], case.dtype, "transformer")
+    rows = compare(ours, theirs, BOUNDS["model", case.dtype], case.dtype, "transformer")
     if BOUNDS["tokens", case.dtype] is None:
         # A near tie may fall either way, and what follows it is another hypothesis.
         rows = [r._replace(bound=None, ok=True) if r.quantity == "tokens" else r for r in rows]

@@ -1,7 +1,7 @@
 """Proofs of the whole BERT: its logits, every module on the way, and every gradient.
 
-The input of the model is tokens, which have no gradient. In its place stands the gradient with
-respect to the sum of the embeddings, which is that of the first norm's input.
+The model's input is tokens, which have no gradient. The gradient with respect to the sum of the
+embeddings takes its place, which is that of the first norm's input.
 """
 
 import dataclasses
@@ -13,12 +13,11 @@ import numpy as np
 from jaxformer.config import BertConfig
 from jaxformer.models.bert import Bert
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
-from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
-from jaxformer.porting.locate import Comparison
-from jaxformer.weights import tables
+from jaxformer.parity.engine.comparison import Comparison, Proof
+from jaxformer.parity.engine.model_pair import ModelPair, compare_pair
 from torchref.models import bert as torch_bert
 
-BERT_TWINS = ModelPair(Bert, torch_bert.Bert, tables.BERT, "bert")
+BERT_PAIR = ModelPair(Bert, torch_bert.Bert, "bert")
 
 
 def bert_case(case: Case, **options: Any) -> Case:
@@ -28,12 +27,12 @@ def bert_case(case: Case, **options: Any) -> Case:
 
 def prove_bert(case: Case) -> Comparison:
     """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
-    return compare_twins(case.with_dropout(0.0), BERT_TWINS, _inputs, "model")
+    return compare_pair(case.with_dropout(0.0), BERT_PAIR, _inputs, "model")
 
 
 def prove_bert_dropout(case: Case) -> Comparison:
     """The same with dropout on and the same masks on both sides: quantity `dropout`."""
-    return compare_twins(case.dropping(), BERT_TWINS, _inputs, "model", quantity="dropout")
+    return compare_pair(case.dropping(), BERT_PAIR, _inputs, "model", quantity="dropout")
 
 
 def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -42,7 +41,7 @@ def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def _segments(case: Case) -> np.ndarray | None:
-    """With `segments` each row changes from one to the next at places of its own."""
+    """With `segments` each row has its own places where one segment ends and the next begins."""
     if "segments" not in case.masks:
         return None
     assert isinstance(case.config, BertConfig)

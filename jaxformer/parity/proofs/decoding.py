@@ -18,11 +18,11 @@ from jaxformer.decoding import generate, sampling
 from jaxformer.layers.cache import init_cache
 from jaxformer.models.functional import abstract_model
 from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.parity.engine.comparison import Comparison, Proof, compare_values
+from jaxformer.parity.engine.model_pair import twin_config
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import Proof, twin_config
-from jaxformer.parity.proofs.gpt import GPT_TWINS
-from jaxformer.porting.compare import BOUNDS, Key, judge
-from jaxformer.porting.locate import Comparison
+from jaxformer.parity.proofs.gpt import GPT_PAIR
+from jaxformer.porting.compare import Key
 from torchref.decoding import generate as torch_generate
 from torchref.decoding import sampling as torch_sampling
 
@@ -57,7 +57,7 @@ def prove_sampling(case: Case) -> Comparison:
             key = Key("sampling", "tokens", name)
             ours[key] = sampling.next_token(array, seen_array, config, case.to_jax(noise))
             theirs[key] = torch_sampling.next_token(tensor, seen_tensor, twin, case.to_torch(noise))
-    return _judged(ours, theirs, case, "layer")
+    return compare_values(ours, theirs, case, "layer", "gpt")
 
 
 def _add_filtered(values: dict[Key, Any], name: str, logits: Any, library: Any) -> None:
@@ -72,7 +72,7 @@ def prove_cache(case: Case) -> Comparison:
     B, T = case.batch, case.config.context_length
     tokens = case.tokens("tokens", B, T)
     with arithmetic(case.dtype):
-        model = GPT_TWINS.model(case)
+        model = GPT_PAIR.model(case)
         caches = init_cache(case.model_config, B, T)
         logits = []
         cuts = [0, 1, 2, *range(T - 2, T + 1)]
@@ -82,9 +82,11 @@ def prove_cache(case: Case) -> Comparison:
             hidden, caches = model.hidden(piece, caches=caches, positions=positions)
             logits.append(model.logits(hidden))
         with torch.no_grad():
-            expected = GPT_TWINS.twin(case)(torch.tensor(tokens))
+            expected = GPT_PAIR.twin(case)(torch.tensor(tokens))
     key = Key("cache", "output", "logits")
-    return _judged({key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model")
+    return compare_values(
+        {key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model", "gpt"
+    )
 
 
 def prove_generate(case: Case) -> Comparison:
@@ -95,7 +97,7 @@ def prove_generate(case: Case) -> Comparison:
     ours: dict[Key, Any] = {}
     theirs: dict[Key, Any] = {}
     with arithmetic(case.dtype):
-        graphdef, shapes = abstract_model(GPT_TWINS.build, case.model_config)
+        graphdef, shapes = abstract_model(GPT_PAIR.build, case.model_config)
         params = draw_params(case, shapes)
         for name in ("greedy", "all"):
             expected = _twin_texts(case, prompts, SAMPLINGS[name])
@@ -106,7 +108,7 @@ def prove_generate(case: Case) -> Comparison:
                 key = Key("generate", "tokens", f"{name}, {kind}")
                 ours[key] = _texts(function, graphdef, params, case, prompts, SAMPLINGS[name])
                 theirs[key] = expected
-    return _judged(ours, theirs, case, "tokens")
+    return compare_values(ours, theirs, case, "tokens", "gpt")
 
 
 def _texts(
@@ -130,7 +132,7 @@ def _texts(
 
 
 def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -> np.ndarray:
-    twin: Any = GPT_TWINS.twin(case)
+    twin: Any = GPT_PAIR.twin(case)
     keys = generate.row_keys(case.seed, len(prompts))
     like = jnp.zeros((len(prompts), case.config.vocab_size), case.dtype)
     noise = [np.array(sampling.gumbel_noise(keys, t, like)) for t in range(NEW_TOKENS)]
@@ -148,10 +150,6 @@ def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -
 
 def _without_dropout(case: Case) -> Case:
     return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=0.0))
-
-
-def _judged(ours: dict[Key, Any], theirs: dict[Key, Any], case: Case, scope: Any) -> Comparison:
-    return Comparison.of(judge(ours, theirs, BOUNDS[scope, case.dtype], case.dtype, "gpt"))
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:

@@ -1,7 +1,7 @@
 """Proofs of the whole GPT: its logits, every module on the way, and every gradient.
 
-The input of the model is tokens, which have no gradient. In its place stands the gradient with
-respect to the sum of the embeddings, which is that of the embedding's output.
+The model's input is tokens, which have no gradient. The gradient with respect to the sum of the
+embeddings takes its place, which is that of the embedding's output.
 """
 
 import dataclasses
@@ -10,22 +10,21 @@ from typing import Any
 
 from jaxformer.models.gpt import GPT
 from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
-from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
-from jaxformer.porting.locate import Comparison
-from jaxformer.weights import tables
+from jaxformer.parity.engine.comparison import Comparison, Proof
+from jaxformer.parity.engine.model_pair import ModelPair, compare_pair
 from torchref.models import gpt as torch_gpt
 
-GPT_TWINS = ModelPair(GPT, torch_gpt.GPT, tables.GPT, "gpt")
+GPT_PAIR = ModelPair(GPT, torch_gpt.GPT, "gpt")
 
 
 def prove_gpt(case: Case) -> Comparison:
     """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
-    return compare_twins(case.with_dropout(0.0), GPT_TWINS, _inputs, "model")
+    return compare_pair(case.with_dropout(0.0), GPT_PAIR, _inputs, "model")
 
 
 def prove_gpt_dropout(case: Case) -> Comparison:
     """The same with dropout on and the same masks on both sides: quantity `dropout`."""
-    return compare_twins(case.dropping(), GPT_TWINS, _inputs, "model", quantity="dropout")
+    return compare_pair(case.dropping(), GPT_PAIR, _inputs, "model", quantity="dropout")
 
 
 def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxformer.layers import attention, blocks, dropout, masks, mlp, norms, positions
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
-from jaxformer.parity.engine.twins import ModelPair, Proof, compare_functions, compare_twins
-from jaxformer.porting.compare import BOUNDS, Key, judge
-from jaxformer.porting.locate import Comparison
-from jaxformer.weights import tables
+from jaxformer.parity.engine.comparison import Comparison, Proof, late
+from jaxformer.parity.engine.model_pair import ModelPair, compare_functions, compare_pair
+from jaxformer.porting.compare import Key, compare
 from torchref.layers import attention as torch_attention
 from torchref.layers import blocks as torch_blocks
 from torchref.layers import dropout as torch_dropout
@@ -49,7 +49,7 @@ def prove_masks(case: Case) -> Comparison:
         return {Key("masks", "output", name): mask for name, mask in found.items()}
 
     ours, theirs = outputs(masks, case.to_jax), outputs(torch_masks, case.to_torch)
-    return Comparison.of(judge(ours, theirs, 0.0, case.dtype, "layers"))
+    return Comparison.of(compare(ours, theirs, 0.0, case.dtype, "layers"))
 
 
 def prove_sinusoid(case: Case) -> Comparison:
@@ -59,20 +59,19 @@ def prove_sinusoid(case: Case) -> Comparison:
     ours = {key: positions.sinusoidal_positions(*size)}
     theirs = {key: torch_positions.sinusoidal_positions(*size)}
     bound = BOUNDS["layer", "float64"]
-    return Comparison.of(judge(ours, theirs, bound, case.dtype, "layers"))
+    return Comparison.of(compare(ours, theirs, bound, case.dtype, "layers"))
 
 
 def prove_positions(case: Case) -> Comparison:
     """Learned positions, every row of the batch at its own."""
     T = case.config.context_length
     numbers = case.rng("positions").integers(0, T, (case.batch, case.length))
-    twins = ModelPair(
+    pair = ModelPair(
         lambda config, rngs: positions.LearnedPositions(T, config, rngs),
         lambda config: torch_positions.LearnedPositions(T, config),
-        tables.POSITIONS,
     )
-    return compare_twins(
-        case, twins, lambda c: ((c.to_jax(numbers),), (c.to_torch(numbers),)), "layer", "positions"
+    return compare_pair(
+        case, pair, lambda c: ((c.to_jax(numbers),), (c.to_torch(numbers),)), "layer", "positions"
     )
 
 
@@ -84,16 +83,16 @@ def prove_layer_norm(case: Case) -> Comparison:
 def prove_layer_norm_far(case: Case) -> Comparison:
     """LayerNorm of numbers around 1024, where a variance by E[x²] - E[x]² has no digits left.
 
-    They lie on a binary grid, so that the mean is exact on both sides and only the variance is at
-    stake; the width must be a power of two.
+    They are on a binary grid, so that the mean is exact on both sides and only the variance is
+    measured; the width must be a power of two.
     """
     digits = 30 if case.dtype == "float64" else 8
     return _prove_norm(case, 1024.0 + np.round(_hidden(case) * 2.0**digits) / 2.0**digits)
 
 
 def _prove_norm(case: Case, x: np.ndarray) -> Comparison:
-    twins = ModelPair(lambda c, rngs: norms.LayerNorm(c), torch_norms.LayerNorm, tables.LAYER_NORM)
-    return compare_twins(case, twins, _arguments(x), "layer", "layer_norm")
+    pair = ModelPair(lambda c, rngs: norms.LayerNorm(c), torch_norms.LayerNorm)
+    return compare_pair(case, pair, _arguments(x), "layer", "layer_norm")
 
 
 def prove_dropout(case: Case) -> Comparison:
@@ -127,27 +126,23 @@ def prove_attention_function(case: Case) -> Comparison:
     return compare_functions(
         case,
         "attention_function",
-        lambda *a: attention.attention(*a),
-        lambda *a: torch_attention.attention(*a),
+        late(lambda: attention.attention),
+        torch_attention.attention,
         inputs,
     )
 
 
 def prove_attention(case: Case) -> Comparison:
     """Multi-head self-attention under the masks of the case, dropout of the weights included."""
-    twins = ModelPair(
-        attention.MultiHeadAttention,
-        torch_attention.MultiHeadAttention,
-        tables.MULTI_HEAD_ATTENTION,
-    )
-    return compare_twins(case, twins, _attending(case, None), "layer", "attention")
+    pair = ModelPair(attention.MultiHeadAttention, torch_attention.MultiHeadAttention)
+    return compare_pair(case, pair, _attending(case, None), "layer", "attention")
 
 
 def prove_cross_attention(case: Case) -> Comparison:
     """Multi-head attention to a memory, and its weights as a second output."""
-    twins = ModelPair(_AttentionWithWeights, _TwinWithWeights, tables.MULTI_HEAD_ATTENTION)
+    pair = ModelPair(_AttentionWithWeights, _TwinWithWeights)
     memory = case.normal("memory", case.batch, case.memory, case.config.width)
-    return compare_twins(case, twins, _attending(case, memory), "layer", "cross_attention")
+    return compare_pair(case, pair, _attending(case, memory), "layer", "cross_attention")
 
 
 class _AttentionWithWeights(attention.MultiHeadAttention):
@@ -164,32 +159,27 @@ class _TwinWithWeights(torch_attention.MultiHeadAttention):
 
 def prove_mlp(case: Case) -> Comparison:
     """The feed-forward network."""
-    return compare_twins(
-        case,
-        ModelPair(mlp.MLP, torch_mlp.MLP, tables.MLP),
-        _arguments(_hidden(case)),
-        "layer",
-        "mlp",
-    )
+    pair = ModelPair(mlp.MLP, torch_mlp.MLP)
+    return compare_pair(case, pair, _arguments(_hidden(case)), "layer", "mlp")
 
 
 def prove_block(case: Case) -> Comparison:
     """The encoder block under the masks of the case, all its dropouts included."""
     x = _hidden(case)
-    twins = ModelPair(blocks.EncoderBlock, torch_blocks.EncoderBlock, tables.ENCODER_BLOCK)
+    pair = ModelPair(blocks.EncoderBlock, torch_blocks.EncoderBlock)
 
     def inputs(case: Case) -> tuple[list, list]:
         ours, theirs = both_masks(case, case.length, case.length)
         key, keep = _dropout(case)
         return [case.to_jax(x), ours, key], [case.to_torch(x), theirs, keep]
 
-    return compare_twins(case, twins, inputs, "layer", f"{case.config.norm_placement}_block")
+    return compare_pair(case, pair, inputs, "layer", f"{case.config.norm_placement}_block")
 
 
 def prove_decoder_block(case: Case) -> Comparison:
     """The decoder block, its tokens and its memory each under the masks of the case."""
     x, memory = _hidden(case), case.normal("memory", case.batch, case.memory, case.config.width)
-    twins = ModelPair(blocks.DecoderBlock, torch_blocks.DecoderBlock, tables.DECODER_BLOCK)
+    pair = ModelPair(blocks.DecoderBlock, torch_blocks.DecoderBlock)
     kinds = tuple(kind for kind in case.masks if kind not in ("causal", "segments"))
 
     def inputs(case: Case) -> tuple[list, list]:
@@ -203,7 +193,7 @@ def prove_decoder_block(case: Case) -> Comparison:
         )
 
     layer = f"{case.config.norm_placement}_decoder_block"
-    return compare_twins(case, twins, inputs, "layer", layer)
+    return compare_pair(case, pair, inputs, "layer", layer)
 
 
 def _hidden(case: Case) -> np.ndarray:
@@ -215,7 +205,7 @@ def _arguments(*arrays: np.ndarray) -> Callable[[Case], tuple[list, list]]:
 
 
 def _dropout(case: Case) -> tuple[Any, Any]:
-    """The key and what gives its masks to the twin; None on both sides at rate 0."""
+    """The key and its masks for the twin; None on both sides at rate 0."""
     if case.config.dropout_rate == 0.0:
         return None, None
     return dropout_key(case), keep_for(case, dropout_key(case))
@@ -255,7 +245,7 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_sinusoid, none),
         (prove_positions, none),
         (prove_layer_norm, none),
-        # Eight bits do not reach 1024 and the digits behind it.
+        # Eight bits do not hold 1024 and fractions.
         *([] if case.dtype == "bfloat16" else [(prove_layer_norm_far, none)]),
         (prove_dropout, dropped),
         *((prove_attention_function, each) for each in masked),
@@ -274,7 +264,7 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
 
 
 def decoder_proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """The decoder block, which GPT has none of, under masks of all kinds and with dropout."""
+    """The decoder block, which GPT does not have, under masks of all kinds and with dropout."""
     kinds: list[tuple] = [(), ("causal",)]
     kinds += [("causal", kind) for kind in ("padding", "segments", "nothing")]
     rates = [*((masks, 0.0) for masks in kinds), (("causal", "padding"), 0.2)]

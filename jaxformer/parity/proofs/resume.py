@@ -1,6 +1,5 @@
-"""The proof of exact resume: 10 steps, a checkpoint, 10 more = 20 steps, bit for bit."""
+"""The proof of exact resume: 10 steps, a checkpoint and 10 more equal 20 steps, bit for bit."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,26 @@ import numpy as np
 from jaxformer import checkpoint
 from jaxformer.models.functional import flat_params
 from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.comparison import Comparison, Proof
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.steps import TrainingPair, begin
-from jaxformer.parity.engine.twins import Proof
-from jaxformer.parity.proofs.training import GPT_COURSE
-from jaxformer.porting.compare import Key, judge
-from jaxformer.porting.locate import Comparison
+from jaxformer.parity.engine.training_pair import begin
+from jaxformer.parity.proofs.training import TRAINING, one_layer
+from jaxformer.parity.proofs.transformer import transformer_case
+from jaxformer.porting.compare import Key, compare
 from jaxformer.training.step import TrainState
 
 STEPS = 20
 
 
 def prove_resume(case: Case) -> Comparison:
-    """Differing bytes in each leaf of a GPT's state, dropout on, through a checkpoint on disk."""
-    return compare_resumed(case, GPT_COURSE)
-
-
-def compare_resumed(case: Case, course: TrainingPair) -> Comparison:
-    """`prove_resume` of any model that is trained."""
-    case = case.dropping()
+    """Differing bytes in each leaf of the state, dropout on, through a checkpoint on disk."""
+    case, pair = case.dropping(), TRAINING[type(case.config)]
     with arithmetic(case.dtype), tempfile.TemporaryDirectory() as directory:
-        train_step, first = begin(case, course, STEPS, accumulation=1)
+        train_step, first = begin(case, pair, STEPS, accumulation=1)
 
         def train(state: TrainState, start: int, end: int) -> TrainState:
             for i in range(start, end):
-                state, _ = train_step(state, jax.tree.map(jnp.asarray, course.batch(case, i)))
+                state, _ = train_step(state, jax.tree.map(jnp.asarray, pair.batch(case, i)))
             return state
 
         halfway = train(first, 0, STEPS // 2)
@@ -46,7 +40,7 @@ def compare_resumed(case: Case, course: TrainingPair) -> Comparison:
         restored, _ = checkpoint.restore(Path(directory), abstract)
         ours = _bytes(train(restored, STEPS // 2, STEPS))
         theirs = _bytes(train(first, 0, STEPS))
-    return Comparison.of(judge(ours, theirs, 0.0, case.dtype, course.twins.name))
+    return Comparison.of(compare(ours, theirs, 0.0, case.dtype, pair.models.name))
 
 
 def _bytes(state: Any) -> dict[Key, np.ndarray]:
@@ -57,6 +51,10 @@ def _bytes(state: Any) -> dict[Key, np.ndarray]:
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """The proof of resume; one layer has every kind of leaf."""
-    config = dataclasses.replace(case.config, num_layers=1)
-    return [(prove_resume, dataclasses.replace(case, config=config))]
+    """The proof of resume of a GPT, with the case it is run on."""
+    return [(prove_resume, one_layer(case))]
+
+
+def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The same of an encoder-decoder."""
+    return [(prove_resume, one_layer(transformer_case(case)))]

@@ -1,130 +1,29 @@
-"""Proofs of how GPTs are trained: loss, schedule, clipping, AdamW, slices of a batch, 100 steps."""
+"""Proofs of how each model is trained: its objective, single steps, slices of a batch, 100 steps.
+
+`TRAINING` has a row for each model; a proof takes the row of its case's model.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
-from jaxformer.batch import Batch
-from jaxformer.config import OptimizerConfig
+from jaxformer.batch import Batch, MaskedBatch, PairBatch
+from jaxformer.config import BertConfig, GPTConfig, LossKind, TransformerConfig
 from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.steps import (
-    SmallTwin,
-    TrainingPair,
-    bound_of,
-    compare_steps,
-    compare_updates,
-    small_tree,
-)
-from jaxformer.parity.engine.twins import Proof, compare_functions, twin_config
-from jaxformer.parity.proofs.gpt import GPT_TWINS
-from jaxformer.porting.compare import Key, as_numpy, judge
-from jaxformer.porting.locate import Comparison
-from jaxformer.training import loss, objectives, optimizer, schedule
-from torchref.training import loss as torch_loss
+from jaxformer.parity.engine.comparison import Comparison, Proof, late
+from jaxformer.parity.engine.training_pair import TrainingPair, compare_objective, compare_steps
+from jaxformer.parity.proofs.bert import BERT_PAIR, bert_case
+from jaxformer.parity.proofs.gpt import GPT_PAIR
+from jaxformer.parity.proofs.losses import SMOOTHING
+from jaxformer.parity.proofs.optimizers import NOAM, OPTIMIZER, adam, adamw
+from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR, transformer_case
+from jaxformer.training import objectives
 from torchref.training import objectives as torch_objectives
-from torchref.training import optimizer as torch_optimizer
-from torchref.training import schedule as torch_schedule
-
-STEPS = 100
-OPTIMIZER = OptimizerConfig(warmup_steps=10, clip_norm=0.5)
-"""Clips most steps of a small model and warms up within the proof."""
 
 
-def prove_loss(case: Case) -> Comparison:
-    """The summed cross-entropy, its gradient, and the number of tokens it was summed over."""
-    return compare_losses(
-        case,
-        "loss",
-        lambda *arrays: loss.cross_entropy(*arrays),
-        lambda *arrays: torch_loss.cross_entropy(*arrays),
-        case.tokens("targets", case.batch, case.length),
-    )
-
-
-def compare_losses(
-    case: Case,
-    layer: str,
-    function: Callable[..., Any],
-    twin: Callable[..., Any],
-    targets: np.ndarray,
-) -> Comparison:
-    """Functions of logits, targets and mask: sum, gradient and count, on drawn logits and mask."""
-    logits = case.normal("logits", *targets.shape, case.config.vocab_size)
-    arrays = logits, targets, case.rng("mask").random(targets.shape) < 0.7
-
-    def inputs(case: Case) -> tuple[list, list]:
-        return [*map(case.to_jax, arrays)], [*map(case.to_torch, arrays)]
-
-    def with_count(function: Callable[..., Any], floating: Any) -> Any:
-        def both(*args: Any) -> tuple[Any, Any]:
-            total, count = function(*args)
-            return total, floating(count)
-
-        return both
-
-    ours = with_count(function, lambda n: n.astype(float))
-    return compare_functions(case, layer, ours, with_count(twin, lambda n: n.double()), inputs)
-
-
-def prove_schedule(case: Case) -> Comparison:
-    """The learning rate of every step and of some past the end, with the edges of the warm-up."""
-    ours, theirs = {}, {}
-    for warmup, steps in ((10, 100), (0, 10), (10, 10), (20, 10), (1, 2), (0, 1)):
-        config = dataclasses.replace(OPTIMIZER, warmup_steps=warmup)
-        count = np.arange(steps + 5)
-        key = Key("schedule", "update", f"{warmup} of {steps} steps")
-        with arithmetic(case.dtype):
-            learning_rate = jax.vmap(schedule.warmup_cosine(config, steps))
-            ours[key] = as_numpy(learning_rate(jnp.asarray(count)))
-        rate = torch_schedule.warmup_cosine(twin_config(config), steps)
-        theirs[key] = np.array([rate(int(s)) for s in count])
-    return Comparison.of(judge(ours, theirs, bound_of("layer", case), case.dtype, "gpt"))
-
-
-def prove_clipping(case: Case) -> Comparison:
-    """Gradients above, at and below the largest norm."""
-    grads = small_tree(case, "gradient")
-    norm = float(np.sqrt(sum(np.sum(g**2) for g in grads.values())))
-    ours, theirs = {}, {}
-    for share in (0.1, 0.999999, 1.0, 10.0):
-        with arithmetic(case.dtype):
-            clip = optimizer.clip_by_global_norm(share * norm)
-            tree = {name: case.to_jax(g) for name, g in grads.items()}
-            clipped, _ = clip.update(tree, clip.init(tree))
-        twin = SmallTwin(case, grads)
-        for name, parameter in twin.named_parameters():
-            parameter.grad = case.to_torch(grads[name])
-        torch.nn.utils.clip_grad_norm_(twin.parameters(), share * norm)
-        for name, parameter in twin.named_parameters():
-            key = Key("clipping", "update", f"{name} at {share} of its norm")
-            ours[key], theirs[key] = clipped[name], parameter.grad
-    return Comparison.of(judge(ours, theirs, bound_of("layer", case), case.dtype, "gpt"))
-
-
-def prove_optimizer(case: Case, steps: int = 12) -> Comparison:
-    """Parameters and moments after some updates by given gradients, small and large."""
-    config = twin_config(OPTIMIZER)
-    with arithmetic(case.dtype):
-        adamw = optimizer.adamw(OPTIMIZER, steps)
-    return compare_updates(
-        case,
-        "optimizer",
-        adamw,
-        lambda twin: torch_optimizer.adamw(twin, config),
-        torch_schedule.warmup_cosine(config, steps),
-        OPTIMIZER.clip_norm,
-        steps,
-    )
-
-
-def batch(case: Case, index: int) -> Batch:
-    """Inputs, targets and mask of a training step; the two slices differ in their tokens."""
+def text_batch(case: Case, index: int) -> Batch:
+    """Inputs, targets and mask of a step of GPT."""
     rng = np.random.default_rng([case.seed, index])
     text = rng.integers(0, case.config.vocab_size, (2 * case.batch, case.length + 1))
     keep = np.where(np.arange(2 * case.batch) % 2 == 0, 0.95, 0.4)[:, None]
@@ -132,41 +31,149 @@ def batch(case: Case, index: int) -> Batch:
     return Batch(text[:, :-1], text[:, 1:], mask)
 
 
-GPT_COURSE = TrainingPair(
-    GPT_TWINS,
-    batch,
-    lambda *arguments: objectives.next_token(*arguments),
-    torch_objectives.next_token,
-    lambda case, steps: optimizer.adamw(OPTIMIZER, steps),
-    lambda twin: torch_optimizer.adamw(twin, twin_config(OPTIMIZER)),
-    lambda case, steps: torch_schedule.warmup_cosine(twin_config(OPTIMIZER), steps),
-    OPTIMIZER.clip_norm,
+def pair_batch(case: Case, index: int) -> PairBatch:
+    """Sources and targets of a step of the Transformer, of all lengths; a target may be empty."""
+    rng, tokens = np.random.default_rng([case.seed, index]), case.specials
+    rows, M, L = 2 * case.batch, case.memory, case.length
+    sizes = rng.integers(1, M + 1, (rows, 1))
+    source_valid = np.arange(M) < sizes
+    source = np.where(source_valid, rng.integers(0, tokens.padding, (rows, M)), tokens.padding)
+
+    longest = np.where(np.arange(rows) % 2 == 0, L - 1, L // 2)[:, None]
+    sizes = rng.integers(longest // 2, longest + 1)
+    text = rng.integers(0, tokens.padding, (rows, L))
+    mask = np.arange(L) <= sizes
+    ended = np.where(np.arange(L) == sizes, tokens.end, text)
+    shifted = np.concatenate([np.full((rows, 1), tokens.start), text[:, :-1]], axis=1)
+    inputs, targets = (np.where(mask, side, tokens.padding) for side in (shifted, ended))
+    return PairBatch(source, source_valid, inputs, targets, mask)
+
+
+def masked_batch(case: Case, index: int) -> MaskedBatch:
+    """Texts of a step of BERT, of several segments, padded, with masked tokens to predict."""
+    rng, rows, V = np.random.default_rng([case.seed, index]), 2 * case.batch, case.config.vocab_size
+    targets = rng.integers(0, V - 1, (rows, case.length))
+    segments = np.sort(rng.integers(0, 2, (rows, case.length)), axis=1)
+    valid = np.arange(case.length) < rng.integers(1, case.length + 1, (rows, 1))
+    share = np.where(np.arange(rows) % 2 == 0, 0.6, 0.2)[:, None]
+    mask = valid & (rng.random((rows, case.length)) < share)
+    tokens = np.where(mask, V - 1, targets)
+    return MaskedBatch(tokens, segments, valid, targets, mask)
+
+
+def _translation(kind: LossKind) -> TrainingPair:
+    """The Transformer, trained by either of its losses."""
+
+    def options(case: Case) -> tuple[LossKind, float, int]:
+        return kind, SMOOTHING, case.specials.padding
+
+    return TrainingPair(
+        TRANSFORMER_PAIR,
+        pair_batch,
+        lambda case: late(lambda: objectives.translation(*options(case))),
+        lambda case: torch_objectives.translation(*options(case)),
+        adam(NOAM),
+        "translation",
+    )
+
+
+GPT_TRAINING = TrainingPair(
+    GPT_PAIR,
+    text_batch,
+    lambda case: late(lambda: objectives.next_token),
+    lambda case: torch_objectives.next_token,
+    adamw(OPTIMIZER),
+    "next_token",
 )
+TRANSFORMER_TRAINING = _translation("cross_entropy")
+TRANSFORMER_TRAINING_KL = _translation("kl")
+TRANSFORMER_VALIDATION = TRANSFORMER_TRAINING._replace(
+    objective=lambda case: late(lambda: objectives.translation_cross_entropy),
+    twin_objective=lambda case: torch_objectives.translation_cross_entropy,
+    objective_name="translation_cross_entropy",
+)
+BERT_TRAINING = TrainingPair(
+    BERT_PAIR,
+    masked_batch,
+    lambda case: late(lambda: objectives.masked_token),
+    lambda case: torch_objectives.masked_token,
+    adamw(OPTIMIZER),
+    "masked_token",
+    steps=20,
+)
+
+TRAINING: Mapping[type, TrainingPair] = {
+    GPTConfig: GPT_TRAINING,
+    TransformerConfig: TRANSFORMER_TRAINING,
+    BertConfig: BERT_TRAINING,
+}
+
+
+def prove_objective(case: Case) -> Comparison:
+    """The objective that the model is trained by: sum, tokens, every parameter's gradient."""
+    return compare_objective(case, TRAINING[type(case.config)])
+
+
+def prove_objective_kl(case: Case) -> Comparison:
+    """The same of the Transformer's other loss, the KL divergence."""
+    return compare_objective(case, TRANSFORMER_TRAINING_KL)
+
+
+def prove_objective_validation(case: Case) -> Comparison:
+    """The same of the cross-entropy that translation runs are validated by."""
+    return compare_objective(case, TRANSFORMER_VALIDATION)
 
 
 def prove_accumulation(case: Case) -> Comparison:
-    """One step from two slices of unequal numbers of tokens is the whole batch's at once."""
-    return compare_steps(case.with_dropout(0.0), GPT_COURSE, "accumulation", 1, "model", slices=1)
+    """One step from two slices of unequal numbers of tokens is the step of the whole batch."""
+    pair = TRAINING[type(case.config)]
+    return compare_steps(case.with_dropout(0.0), pair, "accumulation", 1, "model", slices=1)
 
 
 def prove_step(case: Case) -> Comparison:
     """Three steps of two slices each, dropout on."""
-    return compare_steps(case.dropping(), GPT_COURSE, "step", 3, "model")
+    return compare_steps(case.dropping(), TRAINING[type(case.config)], "step", 3, "model")
+
+
+def prove_step_kl(case: Case) -> Comparison:
+    """One step of the Transformer by the KL divergence, of two slices, dropout on."""
+    return compare_steps(case.dropping(), TRANSFORMER_TRAINING_KL, "step", 1, "model")
 
 
 def prove_training(case: Case) -> Comparison:
-    """State and metrics after 100 steps of two slices each, dropout on.
+    """State and metrics after all steps of the row, of two slices each, dropout on.
 
     The key biases are left out: see `compare.ZERO_GRADIENT`.
     """
-    return compare_steps(case.dropping(), GPT_COURSE, "training", STEPS, "state")
+    pair = TRAINING[type(case.config)]
+    return compare_steps(case.dropping(), pair, "training", pair.steps, "state")
 
 
-def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every proof of training, each with the case it is run on."""
-    one_layer = dataclasses.replace(case.config, num_layers=1)
+def one_layer(case: Case) -> Case:
+    """The case with a model of one layer, which has every kind of leaf."""
+    return dataclasses.replace(case, config=dataclasses.replace(case.config, num_layers=1))
+
+
+def gpt_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of how GPT is trained, each with the case it is run on."""
+    return [(prove_accumulation, one_layer(case)), (prove_training, case)]
+
+
+def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The same of the Transformer."""
+    whole = transformer_case(case)
+    separate = transformer_case(case, norm_placement="pre", share_embeddings=False)
     return [
-        *((proof, case) for proof in (prove_loss, prove_schedule, prove_clipping, prove_optimizer)),
-        (prove_accumulation, dataclasses.replace(case, config=one_layer)),
-        (prove_training, case),
+        (prove_objective, whole),
+        (prove_objective_kl, whole),
+        (prove_objective_validation, whole),
+        (prove_objective, separate),
+        (prove_accumulation, one_layer(whole)),
+        (prove_step_kl, one_layer(whole)),
+        (prove_training, whole),
     ]
+
+
+def bert_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The same of BERT."""
+    return [(prove_objective, bert_case(case)), (prove_training, bert_case(case))]

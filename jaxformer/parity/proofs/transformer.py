@@ -1,7 +1,7 @@
 """Proofs of the whole encoder-decoder: its logits, every module on the way, and every gradient.
 
-The inputs of the model are tokens, which have no gradient. In its place stand the gradients with
-respect to the embeddings of the source and of the target, which are those of what they go into.
+The model's inputs are tokens, which have no gradient. The gradients with respect to the embeddings
+of source and target take their place, which are those of the modules that read them.
 """
 
 import dataclasses
@@ -16,16 +16,13 @@ import torch
 from jaxformer.config import TransformerConfig
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
+from jaxformer.parity.engine.comparison import Comparison, Proof, compare_values
+from jaxformer.parity.engine.model_pair import ModelPair, compare_pair
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import ModelPair, Proof, compare_twins
-from jaxformer.porting.compare import BOUNDS, Key, judge
-from jaxformer.porting.locate import Comparison
-from jaxformer.weights import tables
+from jaxformer.porting.compare import Key
 from torchref.models import transformer as torch_transformer
 
-TRANSFORMER_TWINS = ModelPair(
-    Transformer, torch_transformer.Transformer, tables.TRANSFORMER, "transformer"
-)
+TRANSFORMER_PAIR = ModelPair(Transformer, torch_transformer.Transformer, "transformer")
 
 
 def transformer_case(case: Case, **options: Any) -> Case:
@@ -35,22 +32,22 @@ def transformer_case(case: Case, **options: Any) -> Case:
 
 def prove_transformer(case: Case) -> Comparison:
     """Logits, every module's output and gradients, every parameter's gradient; dropout off."""
-    return compare_twins(case.with_dropout(0.0), TRANSFORMER_TWINS, _inputs, "model")
+    return compare_pair(case.with_dropout(0.0), TRANSFORMER_PAIR, _inputs, "model")
 
 
 def prove_transformer_dropout(case: Case) -> Comparison:
     """The same with dropout on and the same masks on both sides: quantity `dropout`."""
-    return compare_twins(case.dropping(), TRANSFORMER_TWINS, _inputs, "model", quantity="dropout")
+    return compare_pair(case.dropping(), TRANSFORMER_PAIR, _inputs, "model", quantity="dropout")
 
 
 def prove_transformer_cache(case: Case) -> Comparison:
-    """Logits of a target read in pieces of one and of more tokens, against PyTorch's, at once."""
+    """Logits of a target read in pieces of one and of more tokens; PyTorch reads it at once."""
     case = case.with_dropout(0.0)
     L = case.length
     (source, target, valid, _, _), twin_inputs = _inputs(case)
     cuts = sorted({0, 1, L // 2, L - 1, L})
     with arithmetic(case.dtype):
-        model = TRANSFORMER_TWINS.model(case)
+        model = TRANSFORMER_PAIR.model(case)
         caches = model.init_cache(model.encode(source, valid), L)
         logits = []
         for start, end in itertools.pairwise(cuts):
@@ -60,10 +57,9 @@ def prove_transformer_cache(case: Case) -> Comparison:
             )
             logits.append(model.logits(hidden))
         with torch.no_grad():
-            expected = TRANSFORMER_TWINS.twin(case)(*twin_inputs[:3])
-    ours, theirs = jnp.concatenate(logits, axis=1), expected
-    key, bound = Key("cache", "output", "logits"), BOUNDS["model", case.dtype]
-    return Comparison.of(judge({key: ours}, {key: theirs}, bound, case.dtype, "transformer"))
+            expected = TRANSFORMER_PAIR.twin(case)(*twin_inputs[:3])
+    ours, key = jnp.concatenate(logits, axis=1), Key("cache", "output", "logits")
+    return compare_values({key: ours}, {key: expected}, case, "model", "transformer")
 
 
 def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -76,8 +72,8 @@ def _inputs(case: Case) -> tuple[Sequence[Any], Sequence[Any]]:
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of the whole model, each with the case it is run on; one of them compiled.
 
-    In bfloat16 the activation is a smooth one: whether a number near 0 falls to one side of ReLU's
-    kink or to the other is chance there, and would decide which program's error is the larger.
+    In bfloat16 the activation is a smooth one: whether a number near 0 is left or right of ReLU's
+    kink is chance there, and decides which side's error is larger.
     """
     narrow = case.dtype == "bfloat16"
     option = functools.partial(transformer_case, activation="gelu" if narrow else "relu")
@@ -96,6 +92,6 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_transformer_dropout, padded),
         (prove_transformer_dropout, other(attention_dropout=True)),
     ]
-    if not narrow:  # decoding has no float64 truth to be judged by
+    if not narrow:  # decoding has no float64 truth
         found += [(prove_transformer_cache, each) for each in (shared, pre, *masked)]
     return found

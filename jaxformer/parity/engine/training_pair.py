@@ -12,11 +12,12 @@ import torch
 from jaxformer.config import MeshConfig
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.functional import abstract_model, flat_params, merge
+from jaxformer.parity.bounds import Scope
 from jaxformer.parity.engine.cases import Case, draw_params, dropout_key, keep_for
+from jaxformer.parity.engine.comparison import Comparison, compare_values
+from jaxformer.parity.engine.model_pair import ModelPair
 from jaxformer.parity.engine.settings import arithmetic
-from jaxformer.parity.engine.twins import ModelPair
-from jaxformer.porting.compare import BOUNDS, ZERO_GRADIENT, Key, Scope, judge
-from jaxformer.porting.locate import Comparison
+from jaxformer.porting.compare import ZERO_GRADIENT, Key
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.training import step
@@ -32,76 +33,80 @@ TwinOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 Rate = Callable[[int], float]
 
 
-class TrainingPair(NamedTuple):
-    """How a model and its twin are trained."""
+class OptimizerPair(NamedTuple):
+    """How parameters are updated, on both sides."""
 
-    twins: ModelPair
-    batch: Callable[[Case, int], Any]
-    """The batch of a step, of numpy arrays; its two slices differ in their tokens."""
-    objective: Objective
-    twin_objective: torch_objectives.Objective
     optimizer: Callable[[Case, int], Optimizer]
     """From a case and the number of all steps."""
     twin_optimizer: TwinOptimizer
     rate: Callable[[Case, int], Rate]
-    """The twin's learning rates, from a case and the number of all steps."""
+    """The twin's learning rate at each step, from a case and the number of all steps."""
     clip_norm: float | None
     """Largest norm of the twin's gradient."""
 
 
+class TrainingPair(NamedTuple):
+    """How a model and its twin are trained."""
+
+    models: ModelPair
+    batch: Callable[[Case, int], Any]
+    """The batch of a step, of numpy arrays; its two slices differ in their number of tokens."""
+    objective: Callable[[Case], Objective]
+    twin_objective: Callable[[Case], torch_objectives.Objective]
+    optimizers: OptimizerPair
+    objective_name: str
+    """The layer of the objective's proof."""
+    steps: int = 100
+    """Of the proof of training."""
+
+
 def compare_steps(
     case: Case,
-    course: TrainingPair,
+    pair: TrainingPair,
     layer: str,
     steps: int,
     scope: Scope,
     slices: int = 2,
     mesh: MeshConfig = ONE_DEVICE,
 ) -> Comparison:
-    """Parameters, moments and metrics after some steps; the twin takes its batches in slices."""
-    ours = take_steps(case, course, layer, steps, 2, mesh)
-    theirs = take_twin_steps(case, course, layer, steps, slices)
-    rows = judge(ours, theirs, bound_of(scope, case), case.dtype, course.twins.name)
-    return Comparison.of(rows)
+    """Parameters, moments and metrics after some steps; only the twin's number of slices varies."""
+    ours = take_steps(case, pair, layer, steps, 2, mesh)
+    theirs = take_twin_steps(case, pair, layer, steps, slices)
+    return compare_values(ours, theirs, case, scope, pair.models.name)
 
 
-def compare_objective(case: Case, course: TrainingPair, layer: str) -> Comparison:
+def compare_objective(case: Case, pair: TrainingPair) -> Comparison:
     """The summed loss of a batch, the number of tokens, every parameter's gradient; no dropout."""
-    batch = course.batch(case, 0)
+    batch, layer = pair.batch(case, 0), pair.objective_name
+
+    def as_values(total: Any, count: Any, grads: Mapping[str, Any]) -> dict[Key, Any]:
+        sums: dict[Key, Any] = {
+            Key(layer, "output", "sum"): total,
+            Key(layer, "output", "count"): count,
+        }
+        return sums | {Key(layer, "param_grad", path): grad for path, grad in grads.items()}
+
     with arithmetic(case.dtype):
-        graphdef, shapes = abstract_model(course.twins.build, case.model_config)
+        graphdef, shapes = abstract_model(pair.models.build, case.model_config)
+        objective, arrays = pair.objective(case), jax.tree.map(jnp.asarray, batch)
 
-        def objective(params: Any) -> Any:
-            return course.objective(merge(graphdef, params), jax.tree.map(jnp.asarray, batch), None)
+        def loss(params: Any) -> Any:
+            return objective(merge(graphdef, params), arrays, None)
 
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (total, count), grads = value_and_grad(draw_params(case, shapes))
-        ours: dict[Key, Any] = {
-            Key(layer, "output", "sum"): total,
-            Key(layer, "output", "count"): count,
-        }
-        ours |= {Key(layer, "param_grad", path): g for path, g in flat_params(grads).items()}
+        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(draw_params(case, shapes))
+        ours = as_values(total, count, flat_params(grads))
 
-        twin = course.twins.twin(case)
-        total, count = course.twin_objective(twin, in_torch(batch), None)
+        twin = pair.models.twin(case)
+        total, count = pair.twin_objective(case)(twin, in_torch(batch), None)
         total.backward()
-        theirs: dict[Key, Any] = {
-            Key(layer, "output", "sum"): total,
-            Key(layer, "output", "count"): count,
-        }
-        for path, grad in course.twins.in_jax_names(case, _grads(twin)).items():
-            theirs[Key(layer, "param_grad", path)] = grad
-    rows = judge(ours, theirs, bound_of("model", case), case.dtype, course.twins.name)
-    return Comparison.of(rows)
+        theirs = as_values(total, count, pair.models.in_jax_names(case, _grads(twin)))
+    return compare_values(ours, theirs, case, "model", pair.models.name)
 
 
 def compare_updates(
     case: Case,
     layer: str,
-    optimizer: Optimizer,
-    twin_optimizer: TwinOptimizer,
-    rate: Rate,
-    clip_norm: float | None,
+    pair: OptimizerPair,
     steps: int = 12,
 ) -> Comparison:
     """Parameters and moments after some updates by given gradients, small and large."""
@@ -113,6 +118,7 @@ def compare_updates(
     ]
     with arithmetic(case.dtype):
         params = {name: case.to_jax(value) for name, value in start.items()}
+        optimizer = pair.optimizer(case, steps)
         state = step.init_state(params, optimizer)
         for tree in grads:
             given = {name: case.to_jax(g) for name, g in tree.items()}
@@ -121,12 +127,12 @@ def compare_updates(
         ours = _state_values(layer, state.params, state.opt_state)
 
     twin = SmallTwin(case, start)
-    rule = twin_optimizer(twin)
+    rule, rate = pair.twin_optimizer(twin), pair.rate(case, steps)
     for i, tree in enumerate(grads):
         for name, parameter in twin.named_parameters():
             parameter.grad = case.to_torch(tree[name])
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(twin.parameters(), clip_norm)
+        if pair.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), pair.clip_norm)
         for group in rule.param_groups:
             group["lr"] = rate(i)
         rule.step()
@@ -135,12 +141,12 @@ def compare_updates(
         for label, tensors in _torch_state(twin, rule).items()
         for name, tensor in tensors.items()
     }
-    return Comparison.of(judge(ours, theirs, bound_of("layer", case), case.dtype, "layers"))
+    return compare_values(ours, theirs, case, "layer", "layers")
 
 
 def take_steps(
     case: Case,
-    course: TrainingPair,
+    pair: TrainingPair,
     layer: str,
     steps: int,
     accumulation: int,
@@ -148,10 +154,10 @@ def take_steps(
 ) -> dict[Key, Any]:
     """jaxformer's state and metrics after some steps on the first devices that fill the mesh."""
     with arithmetic(case.dtype):
-        train_step, state = begin(case, course, steps, accumulation, mesh)
+        train_step, state = begin(case, pair, steps, accumulation, mesh)
         reports = []
         for i in range(steps):
-            state, report = train_step(state, jax.tree.map(jnp.asarray, course.batch(case, i)))
+            state, report = train_step(state, jax.tree.map(jnp.asarray, pair.batch(case, i)))
             reports.append(report)
         metrics = [(float(report.loss), float(report.grad_norm)) for report in reports]
         values = _state_values(layer, state.params, state.opt_state)
@@ -159,13 +165,13 @@ def take_steps(
 
 
 def begin(
-    case: Case, course: TrainingPair, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
+    case: Case, pair: TrainingPair, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
 ) -> tuple[Any, step.TrainState]:
-    """jaxformer's jitted train step and the state before the first, divided over the mesh."""
-    graphdef, shapes = abstract_model(course.twins.build, case.model_config)
-    optimizer = course.optimizer(case, steps)
+    """jaxformer's jitted train step and the initial state, divided over the mesh."""
+    graphdef, shapes = abstract_model(pair.models.build, case.model_config)
+    optimizer = pair.optimizers.optimizer(case, steps)
     key = dropout_key(case) if case.config.dropout_rate else None
-    train_step = step.make_train_step(graphdef, course.objective, optimizer, key, accumulation)
+    train_step = step.make_train_step(graphdef, pair.objective(case), optimizer, key, accumulation)
     state = step.init_state(draw_params(case, shapes), optimizer)
     devices = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     places, rows = state_shardings(state, devices), batch_sharding(devices)
@@ -174,32 +180,33 @@ def begin(
 
 
 def take_twin_steps(
-    case: Case, course: TrainingPair, layer: str, steps: int, accumulation: int
+    case: Case, pair: TrainingPair, layer: str, steps: int, accumulation: int
 ) -> dict[Key, Any]:
     """The twin's state and metrics after some steps, by the paths of jaxformer's parameters."""
     with arithmetic(case.dtype):
-        twin = course.twins.twin(case)
-        rule, rate = course.twin_optimizer(twin), course.rate(case, steps)
+        twin = pair.models.twin(case)
+        optimizers, objective = pair.optimizers, pair.twin_objective(case)
+        rule, rate = optimizers.twin_optimizer(twin), optimizers.rate(case, steps)
         reports = []
         for i in range(steps):
-            whole = in_torch(course.batch(case, i))
+            whole = in_torch(pair.batch(case, i))
             slices = [
                 type(whole)(*(tensor[a::accumulation] for tensor in whole))
                 for a in range(accumulation)
             ]
-            # The keys of make_train_step's docstring, derived here a second time.
+            # The keys as the docstring of make_train_step derives them.
             keys = [
                 jax.random.fold_in(step_key(dropout_key(case), i), a) for a in range(accumulation)
             ]
             keeps = [keep_for(case, key) if case.config.dropout_rate else None for key in keys]
             reports.append(
                 torch_step.train_step(
-                    twin, course.twin_objective, rule, rate, course.clip_norm, i, slices, keeps
+                    twin, objective, rule, rate, optimizers.clip_norm, i, slices, keeps
                 )
             )
         values = _metrics_values(layer, [(m.loss, m.grad_norm) for m in reports])
         for label, tensors in _torch_state(twin, rule).items():
-            for path, array in course.twins.in_jax_names(case, tensors).items():
+            for path, array in pair.models.in_jax_names(case, tensors).items():
                 if not path.endswith(ZERO_GRADIENT):
                     values[Key(layer, "update", f"{label}/{path}")] = array
         return values
@@ -208,11 +215,6 @@ def take_twin_steps(
 def in_torch(batch: Any) -> Any:
     """The twin's batch of the same name, field for field."""
     return getattr(torch_batch, type(batch).__name__)(*map(torch.tensor, batch))
-
-
-def bound_of(scope: Scope, case: Case) -> float | None:
-    """The bound of a scope in the type of the case."""
-    return BOUNDS[scope, case.dtype]
 
 
 class SmallTwin(torch.nn.Module):
@@ -231,7 +233,7 @@ def small_tree(case: Case, name: str) -> dict[str, np.ndarray]:
 
 
 def _grads(twin: torch.nn.Module) -> dict[str, torch.Tensor]:
-    # A parameter that nothing depends on has the gradient 0, which PyTorch calls None.
+    # PyTorch has None as the gradient of a parameter that nothing depends on.
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in twin.named_parameters()

@@ -1,0 +1,84 @@
+"""Proofs of the losses, functions of logits, targets and mask: sum, gradient, number of tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.comparison import Comparison, Proof, late
+from jaxformer.parity.engine.model_pair import compare_functions
+from jaxformer.training import loss
+from torchref.training import loss as torch_loss
+
+SMOOTHING = 0.1
+
+
+def prove_cross_entropy(case: Case) -> Comparison:
+    """The summed cross-entropy."""
+    return _compare_losses(
+        case,
+        "loss",
+        late(lambda: loss.cross_entropy),
+        torch_loss.cross_entropy,
+        case.tokens("targets", case.batch, case.length),
+    )
+
+
+def prove_smoothed_cross_entropy(case: Case) -> Comparison:
+    """PyTorch's label smoothing."""
+    return _compare_losses(
+        case,
+        "smoothed_cross_entropy",
+        lambda x, t, m: loss.smoothed_cross_entropy(x, t, m, SMOOTHING),
+        lambda x, t, m: torch_loss.smoothed_cross_entropy(x, t, m, SMOOTHING),
+        case.tokens("targets", case.batch, case.length),
+    )
+
+
+def prove_label_smoothing_kl(case: Case) -> Comparison:
+    """The Annotated Transformer's label smoothing; no target is the padding token."""
+    padding = case.config.vocab_size - 1
+    return _compare_losses(
+        case,
+        "label_smoothing_kl",
+        lambda x, t, m: loss.label_smoothing_kl(x, t, m, SMOOTHING, padding),
+        lambda x, t, m: torch_loss.label_smoothing_kl(x, t, m, SMOOTHING, padding),
+        case.rng("targets").integers(0, padding, (case.batch, case.length)),
+    )
+
+
+def _compare_losses(
+    case: Case,
+    layer: str,
+    function: Callable[..., Any],
+    twin: Callable[..., Any],
+    targets: np.ndarray,
+) -> Comparison:
+    """Both functions on drawn logits and a drawn mask."""
+    logits = case.normal("logits", *targets.shape, case.config.vocab_size)
+    arrays = logits, targets, case.rng("mask").random(targets.shape) < 0.7
+
+    def inputs(case: Case) -> tuple[list, list]:
+        return [*map(case.to_jax, arrays)], [*map(case.to_torch, arrays)]
+
+    def with_count(function: Callable[..., Any], floating: Any) -> Any:
+        # Only floats are traced.
+        def both(*args: Any) -> tuple[Any, Any]:
+            total, count = function(*args)
+            return total, floating(count)
+
+        return both
+
+    ours = with_count(function, lambda n: n.astype(float))
+    return compare_functions(case, layer, ours, with_count(twin, lambda n: n.double()), inputs)
+
+
+def proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The loss of GPT, with the case it is proven on."""
+    return [(prove_cross_entropy, case)]
+
+
+def smoothing_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The losses of the Transformer of 2017."""
+    return [(prove_smoothed_cross_entropy, case), (prove_label_smoothing_kl, case)]

@@ -1,0 +1,116 @@
+"""The report as a table in a terminal and as JSON."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxformer.parity.engine.mutation import MutantResult
+from jaxformer.parity.report import Report
+from jaxformer.porting.compare import DType, Row, all_ok
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report for JSON; an infinite error (see `compare.relative_error`) becomes null."""
+
+    def finite(number: float | None) -> float | None:
+        return number if number is not None and math.isfinite(number) else None
+
+    return {
+        "ok": report.ok,
+        "rows": [
+            row._asdict() | {"error": finite(row.error), "bound": finite(row.bound)}
+            for row in report.rows
+        ],
+        "settings": report.settings,
+        "summary": [
+            {"quantity": key[0], "dtype": dtype, "error": finite(worst.error), "path": worst.path}
+            for (key, dtype), worst in _worst(report.rows, _quantity).items()
+        ],
+        "bugs": {
+            "planted": len(report.mutants),
+            "caught": sum(mutant.caught for mutant in report.mutants),
+            "named": sum(mutant.ok for mutant in report.mutants),
+            "findings": [m._asdict() | {"ok": m.ok} for m in report.mutants],
+        },
+    }
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the settings, the measured errors, the worst of each quantity and the bugs."""
+    for name, value in report.settings.items():
+        console.print(f"{name}: {value}", highlight=False)
+    console.print(_table(report.rows, _layer_and_quantity, ("layer", "quantity")))
+    console.print("Worst of each quantity:")
+    console.print(_table(report.rows, _quantity, ("quantity",)))
+    for row in [row for row in report.rows if not row.ok][:20]:
+        console.print(f"OUT OF BOUNDS: {row}", style="red", markup=False)
+    _show_bugs(report.mutants, console)
+    verdict = "all in bounds" if all_ok(report.rows) else "NOT ALL IN BOUNDS"
+    console.print(f"{len(report.rows)} values compared, {verdict}")
+
+
+def _show_bugs(mutants: list[MutantResult], console: Console) -> None:
+    for mutant in mutants:
+        if not mutant.ok:
+            result = f"located in {mutant.named}" if mutant.caught else "not caught"
+            console.print(f"BUG IN {mutant.layer}: {mutant.name}: {result}", style="red")
+    caught, named = sum(m.caught for m in mutants), sum(m.ok for m in mutants)
+    console.print(f"{len(mutants)} bugs planted, {caught} caught, {named} named by their layer")
+
+
+Group = Callable[[Row], tuple[str, ...]]
+
+
+def _layer_and_quantity(row: Row) -> tuple[str, ...]:
+    """All blocks together, and an attention or a feed-forward network with its projections."""
+    parts = re.sub(r"\d+", "*", row.layer).split(".")
+    return ".".join(parts[:3]), row.quantity
+
+
+def _quantity(row: Row) -> tuple[str, ...]:
+    return (row.quantity,)
+
+
+def _worst(rows: Iterable[Row], group: Group) -> dict[tuple[tuple[str, ...], DType], Row]:
+    """The row of each group and type that is nearest to its bound, or beyond it."""
+
+    def share(row: Row) -> tuple[bool, float, float]:
+        return not row.ok, row.error / row.bound if row.bound else row.error, row.error
+
+    worst: dict[tuple[tuple[str, ...], DType], Row] = {}
+    for row in rows:
+        key = group(row), row.dtype
+        if key not in worst or share(row) > share(worst[key]):
+            worst[key] = row
+    return worst
+
+
+def _table(rows: list[Row], group: Group, headings: tuple[str, ...]) -> Table:
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for dtype in dtypes:
+        table.add_column("values", justify="right")
+        table.add_column(dtype, justify="right", no_wrap=True)
+        table.add_column("bound", justify="right", no_wrap=True)
+    counts = Counter((group(row), row.dtype) for row in rows)
+    worst = _worst(rows, group)
+    for key in sorted({group(row) for row in rows}):
+        cells = []
+        for dtype in dtypes:
+            row = worst.get((key, dtype))
+            cells += ["", "", ""] if row is None else [str(counts[key, dtype]), *_cells(row)]
+        table.add_row(*key, *cells)
+    return table
+
+
+def _cells(row: Row) -> tuple[str, str]:
+    bound = "reported" if row.bound is None else f"{row.bound:.1e}"
+    return (f"{row.error:.1e}" if row.ok else f"[red]{row.error:.1e} NO[/red]"), bound
