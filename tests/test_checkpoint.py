@@ -202,7 +202,7 @@ def test_the_line_of_mismatches_is_bounded(tmp_path: Path) -> None:
     assert len(str(error.value)) < 1000
 
 
-# An item is read alone -----------------------------------------------------------------------------
+# An item is read alone ----------------------------------------------------------------------------
 
 
 def params_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def test_a_checkpoint_of_before_is_refused_in_one_line(tmp_path: Path) -> None:
     content = {"step": 7, "val_loss": None, "metadata": {}, "leaves": {"['w']": "float32[1]"}}
     manifest.write(tmp_path / "7", content)
     for read in (checkpoint.read_metadata, lambda path: restore(path, {"params": {}})):
-        with pytest.raises(UserError, match="checkpoint 7 .* written by an earlier jaxformer"):
+        with pytest.raises(UserError, match=r"checkpoint 7 .* written by an earlier jaxformer"):
             read(tmp_path)
     with CheckpointWriter(tmp_path, keep=1) as writer:
         with pytest.raises(UserError, match="written by an earlier jaxformer"):

@@ -104,7 +104,7 @@ def test_any_prepared_tokens_are_those_of_the_text_or_made_anew(
     train, val = np.array(right.train), np.array(right.val)
     (directory,) = cache.iterdir()
     for _ in range(count):
-        path = rng.choice(sorted(directory.iterdir()))
+        path = rng.choice(sorted(path for path in directory.rglob("*") if path.is_file()))
         content = path.read_bytes()
         path.write_bytes(
             odd_file(content, rng) if path.suffix == ".json" else damaged(content, rng)

@@ -162,8 +162,8 @@ def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, 
     for name, advice in (
         (
             "data",
-            "the text or its tokenizer has changed (generated numbers depend on num2words and babel): "
-            "restore it, or start a new run",
+            "the text or its tokenizer has changed (generated numbers depend on num2words and "
+            "babel): restore it, or start a new run",
         ),
         ("rows", "the batches would differ: use a mesh of as many devices"),
         ("keys", "random keys differ in this version: use the jax version it was started with"),
