@@ -1,4 +1,4 @@
-"""Whatever stands in a file, it is read, made anew or refused in one line; nothing else is."""
+"""Whatever a file contains, it is read, rebuilt or refused in one line; nothing else happens."""
 
 import ast
 import json

@@ -19,7 +19,7 @@ DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateArguments:
-    """What `jaxformer evaluate` is asked."""
+    """The arguments of `jaxformer evaluate`."""
 
     run: RunPath
     """Directory of the run."""
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate; the exit status is 0.
 
     Raises:
-        UserError: when the run cannot be opened, its data are no longer what it learned from, or a
-            flag is given that such a run has no use for.
+        UserError: the run cannot be opened, its data have changed, or a flag is given that this kind
+            of run does not use.
     """
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
     from jaxformer.atomic import atomic_write

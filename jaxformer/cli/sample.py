@@ -21,7 +21,7 @@ RULE = "-" * 24
 
 @dataclasses.dataclass(frozen=True)
 class SampleArguments:
-    """What `jaxformer sample` is asked."""
+    """The arguments of `jaxformer sample`."""
 
     run: RunPath
     """Directory of the run."""

@@ -29,7 +29,7 @@ BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
 
 @dataclasses.dataclass(frozen=True)
 class TranslateArguments:
-    """What `jaxformer translate` is asked."""
+    """The arguments of `jaxformer translate`."""
 
     run: RunPath
     """Directory of the run."""
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     if sys.stdin is None:
-        raise UserError("standard input is closed: give it text, one sentence a line")
+        raise UserError("standard input is closed: give it text, one sentence per line")
     run = load_run(arguments.run, TranslationConfig, average=arguments.average)
     # A person at a terminal waits for each line; a file is read ahead.
     ahead = 1 if sys.stdin.isatty() else BATCHES_AT_ONCE * arguments.batch
@@ -116,7 +116,7 @@ def translations(
 
 
 def one_line(run: "Run", hypothesis: "Hypothesis") -> str:
-    """Text of a translation, on one line whatever the model has put into it."""
+    """Text of a translation, on one line, whatever the model has produced."""
     return " ".join(run.text_of(hypothesis.tokens).splitlines()).strip()
 
 

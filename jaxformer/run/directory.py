@@ -31,7 +31,7 @@ def check_run_dir(options: RunOptions) -> None:
     """Refuse, before any work is done, a directory that this run must not use.
 
     Raises:
-        UserError: when a new run would meet an old one, or `--resume` finds none.
+        UserError: a new run would overwrite an old one, or `--resume` finds none.
     """
     directory = options.run_dir
     if directory.exists() and not directory.is_dir():
@@ -58,9 +58,9 @@ def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> No
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Make the directory and what is missing of its files.
+    """Create the directory and its missing files.
 
-    config.json comes first: killed at any moment, there is no run yet, or one to resume.
+    config.json comes first: killed at any moment, there is either no run yet or one to resume.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / CONFIG).exists():
@@ -176,7 +176,7 @@ def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, 
 
 
 def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line if other versions of jax or numpy made the checkpoint: it is used all the same."""
+    """A line if other versions of jax or numpy made the checkpoint: it is used nevertheless."""
     made_with, here = saved.get("versions", {}), now["versions"]
     changed = [
         f"{name} {made_with.get(name)} (here {version})"

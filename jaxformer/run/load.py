@@ -64,7 +64,7 @@ class Run:
 
     @property
     def specials(self) -> SpecialTokens:
-        """The tokens of a translation run that stand for no text."""
+        """The tokens of a translation run that are not text."""
         return special_tokens_of(self.tokenizer)
 
     def sample(self, *prompts: str, **options: Any) -> list[str]:
@@ -139,7 +139,7 @@ class Run:
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
         """The best `search.n_best` translations of each source's tokens, by its index.
 
-        Sources of like length share a batch; they come as their batches are done.
+        Sources of similar length share a batch; results come as their batch is done.
         """
         config, search = self._config_of(TranslationConfig), search or BeamConfig()
         return translate_all(

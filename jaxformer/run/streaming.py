@@ -30,7 +30,7 @@ class TextStream:
         return "".join(map(self._decoder.feed, tokens))
 
     def feed(self, token: int) -> str:
-        """Text that this token settles; a token that only the model knows is U+FFFD."""
+        """Text that this token completes; a token that only the model knows is U+FFFD."""
         known = token < self._vocab_size
         piece = self._decoder.feed(token) if known else self._decoder.flush() + REPLACEMENT
         return self._filter.feed(piece)

@@ -1,4 +1,4 @@
-"""A preparation is whole, found again, or made anew."""
+"""A preparation is complete, found again, or rebuilt."""
 
 import multiprocessing
 import os
