@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate; the exit status is 0.
 
     Raises:
-        UserError: the run cannot be opened, its data have changed, or a flag is given that this kind
-            of run does not use.
+        UserError: the run cannot be opened, its data have changed, or a flag is given that this
+            kind of run does not use.
     """
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
     from jaxformer.atomic import atomic_write
