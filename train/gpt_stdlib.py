@@ -3,7 +3,7 @@
     python -m train.gpt_stdlib --run-dir runs/demo
 
 Byte-level BPE of 4,096 tokens, about five minutes on two cores. At the end it prints its validation
-loss in bits per byte beside those of a bigram model of bytes and of xz on the same text.
+loss in bits a byte beside those of a bigram model of bytes and of xz on the same text.
 """
 
 import sys

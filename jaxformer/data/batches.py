@@ -23,8 +23,8 @@ from jaxformer.errors import UserError
 
 BatchT = TypeVar("BatchT")
 
-PREFETCHED = 16  # batches read ahead; a few hide the reading, more only take memory
-NUM_STEPS = 2**40  # length reported to grain; the batches never end
+PREFETCHED = 16  # batches read ahead; a few hide the reading, more only hold memory
+NUM_STEPS = 2**40  # length that grain is told; the batches never end
 
 
 class TrainingBatches:

@@ -1,7 +1,7 @@
-"""The cache of prepared data: a directory of directories, each complete or absent.
+"""The cache of prepared data: a directory of directories, each whole or not there.
 
-It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. Its
-content can be rebuilt from the sources, so any of it may be removed at any time.
+It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. What is in it
+can be made anew from its sources, so any of it may be removed at any time.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def load_or_build(
 
     `read` returns None for a directory that is missing, incomplete or damaged; `write` makes the
     directory it is given. The directory appears in the cache complete or not at all, whether this
-    process is killed or another one makes the same; a damaged one is rebuilt.
+    process is killed or another one makes the same; one found damaged is made anew.
 
     Raises UserError if the cache cannot be written, and what `write` raises.
     """
@@ -44,7 +44,7 @@ def load_or_build(
     if found is not None:
         return found
     if directory.exists():
-        logger.warning("%s is damaged and is rebuilt", directory)
+        logger.warning("%s is damaged and is made anew", directory)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_abandoned(cache)
@@ -65,7 +65,7 @@ def load_or_build(
 
 
 def default_cache() -> Path:
-    """The cache that the environment names; UserError if it names none and has no home."""
+    """Where the environment wants the cache; UserError if it says nothing and has no home."""
     if chosen := os.environ.get("JAXFORMER_CACHE"):
         return Path(chosen)
     try:
@@ -77,7 +77,7 @@ def default_cache() -> Path:
 
 
 def install(made: Path, directory: Path, aside: Path) -> None:
-    """Rename `made` to `directory`. If another process was faster, its equal one stays."""
+    """Rename `made` to `directory`. Should another process be faster, its equal one stays."""
     with contextlib.suppress(FileNotFoundError):
         os.rename(directory, aside)
     try:
@@ -88,7 +88,7 @@ def install(made: Path, directory: Path, aside: Path) -> None:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove what processes that were killed during a preparation left behind."""
+    """Remove what processes that were killed in the midst of a preparation left behind."""
     for path in cache.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:

@@ -22,13 +22,13 @@ class Cleaning:
     empty: int = 0
     """A side has no text."""
     held_out: int = 0
-    """An equal pair is among the validation pairs."""
+    """The very pair is among the validation pairs."""
     repeated: int = 0
-    """An equal pair came before."""
+    """The very pair, both sides equal, came before."""
     too_long: int = 0
     """A side has too many tokens."""
     unequal: int = 0
-    """The ratio of the two lengths is too large."""
+    """One side has too many times the tokens of the other."""
 
     @property
     def num_dropped(self) -> int:

@@ -1,4 +1,4 @@
-"""Corpus: the training and validation text of a run, and its tokens, prepared once on disk.
+"""Corpus: the text a run learns from, split in two, and its tokens prepared once on disk.
 
 Three sources: a UTF-8 file, a directory of them, or the running Python's standard library, which is
 about 11 MB of source on every machine (it differs between versions, so losses compare only under
@@ -84,11 +84,11 @@ class PreparedData:
     """Token ids, shape (number of tokens,), uint16 or uint32, read-only."""
     val: np.ndarray
     train_bytes: int
-    """UTF-8 bytes of the training text."""
+    """UTF-8 bytes that `train` stands for."""
     val_bytes: int
     """The same of `val`: bits per byte = nats per token / ln 2 * tokens / bytes."""
     fingerprint: str
-    """SHA-256 of corpus, split and tokenizer: a resumed run must have the same."""
+    """SHA-256 of corpus, split and tokenizer: a resumed run must meet the same."""
     description: str
     """One line for the log."""
 
@@ -111,7 +111,7 @@ def read_corpus(data: DataConfig) -> Corpus:
         name = data.path.resolve().name
         return _split_by_document(name, data.path, _files(data.path), data.val_fraction)
     if not os.path.isfile(data.path):
-        raise UserError(f"data.path {data.path} is not a file or directory: check its spelling")
+        raise UserError(f"data.path {data.path} is no file or directory: check its spelling")
     text = _decoded(_read(data.path))
     if text is None:
         raise UserError(f"data.path {data.path} is not UTF-8 text: convert it or name another file")
@@ -198,7 +198,7 @@ def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
     tokenizers and `cache.load_or_build` do.
     """
     cache = cache or default_cache()
-    found = sources.look_at(data, _source_files(data))
+    found = sources.look_at(data, FORMAT, _source_files(data))
     if found and (known := sources.find(cache, found)):
         directory, description = known
         if prepared := _open(directory):

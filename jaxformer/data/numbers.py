@@ -10,7 +10,7 @@ cardinal and its year as years are said. Numbers and dates are half of the pairs
 Every number of digits up to the largest occurs equally often, as far as there are so many: of
 numbers drawn evenly by value nine in ten would have the most digits. Numbers below 100, of whose
 words all others are made, are always learned from. No pair occurs twice, and no number or date that
-is held out is learned from, in any language.
+is held out is learned from, in whatever language.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class DateWords:
     ordinal: bool = False
     """Whether the day is an ordinal number."""
     first: str | None = None
-    """The first day, where it is not a cardinal like the others."""
+    """The first day, where it is no cardinal like the others."""
 
 
 LANGUAGES: Mapping[str, DateWords] = {
@@ -66,7 +66,7 @@ which num2words writes without a space, some are.)"""
 def number_pairs(data: NumbersConfig) -> PairTexts:
     """The pairs that `data` describes, a pure function of it (and of the two libraries).
 
-    Raises UserError if there are fewer numbers and dates than that.
+    Raises UserError if there are not so many numbers and dates.
     """
     if data.num_pairs + data.num_val_pairs > NUM_DATES:
         raise UserError(

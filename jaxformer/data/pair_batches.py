@@ -1,4 +1,4 @@
-"""Batches of pairs in buckets of similar length: little padding, few shapes to compile.
+"""Batches of pairs: buckets of like lengths, so that little is padding and few shapes are compiled.
 
 A pair takes as many places as the longer of its sides has tokens, the target with its start token.
 It goes to the shortest bucket that has room; a batch comes from one bucket, both its sides padded
@@ -43,7 +43,7 @@ class PairBatches:
     Every epoch takes each pair once. Its order within the buckets and that of its batches are keyed
     by (seed, epoch). `batch_tokens` bounds the places of a side, padding included; the rows are a
     multiple of `row_multiple` (devices that share a batch times accumulation slices), which alone
-    may exceed the bound, being the least. With a `batch_size` every batch has that many rows.
+    may exceed the bound, being the least. A `batch_size` gives all batches so many rows instead.
 
     Raises UserError if there are no pairs.
     """
@@ -67,7 +67,7 @@ class PairBatches:
         places = 2 * sum(B * L for (B, L), _ in plan)
         tokens = pairs.sources.lengths.sum() + (pairs.targets.lengths + 1).sum()
         self.padding_share = float(1 - tokens / places)
-        """Fraction of an epoch's positions, both sides together, that are padding."""
+        """Share of an epoch's places, both sides together, that hold no token."""
         self._epoch = functools.lru_cache(maxsize=2)(self._laid_out_epoch)
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ def bucket_lengths(longest: int) -> list[int]:
 def batch_shapes(
     longest: int, batch_tokens: int, row_multiple: int, batch_size: int | None = None
 ) -> list[tuple[int, int]]:
-    """The shape (B, L) of each bucket's batches, by the positions that its longest pair takes."""
+    """The shape (B, L) of each bucket's batches, where the longest pair takes so many places."""
     lengths = bucket_lengths(longest)
     allowed = [batch_size or batch_tokens // length for length in lengths]
     rows = [number // row_multiple * row_multiple for number in allowed]

@@ -1,8 +1,8 @@
 """Parallel text: two files, line i of one the translation of line i of the other.
 
-A line ends with a newline (a carriage return before it goes too); no other character ends one, so
-that the two files stay in step whatever they contain. White space around a sentence and a
-byte-order mark are dropped; everything else is kept as it is.
+A line ends with a newline (a carriage return before it goes too); no other sign ends one, so that
+the two files stay in step whatever stands in them. White space around a sentence is dropped, and a
+byte-order mark; everything else is kept as it is.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def _read_pairs(
 
 def _read_lines(flag: str, path: Path | None) -> list[str]:
     if path is None:
-        raise UserError(f"--data.{flag} is missing: name a text file with one sentence per line")
+        raise UserError(f"--data.{flag} is missing: name a text file with one sentence a line")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -103,5 +103,5 @@ def _read_lines(flag: str, path: Path | None) -> list[str]:
     if not lines[-1]:  # what comes after the last newline is a line only if there is something
         del lines[-1]
     if not lines:
-        raise UserError(f"data.{flag} {path} is empty: give a file with one sentence per line")
+        raise UserError(f"data.{flag} {path} is empty: give a file with one sentence a line")
     return [line.strip() for line in lines]

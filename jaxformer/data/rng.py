@@ -1,4 +1,4 @@
-"""Draws that are the same everywhere: orders of data, and which generated items are held out.
+"""Draws that are the same everywhere: orders of data, and which made-up items are held out.
 
 Everything comes from the raw words of Philox, which numpy promises never to change, as it does not
 of `permutation` and `integers`.
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-SEED = 2017  # of generated data; not a setting, so that held-out items are the same in all runs
-HELD_OUT = 10  # at most one item in 10 is held out, so that the few short ones are learned
+SEED = 2017  # of what is made up; not a setting, so that held-out items are the same in all runs
+HELD_OUT = 10  # one item of so many may be held out, so that the few short ones are learned
 
 
 def philox() -> np.random.Philox:
-    """The random words that a set of generated data is drawn from, from the first."""
+    """The words that a set of made-up data is drawn from, from the first."""
     return np.random.Philox(np.random.SeedSequence(SEED))
 
 

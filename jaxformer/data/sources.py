@@ -33,15 +33,18 @@ class Sources(NamedTuple):
     """Path, size, modification time, change time and inode of each."""
 
 
-def look_at(data: Any, files: Iterable[Path]) -> Sources | None:
-    """The files of a configuration now; None if one of them cannot be examined."""
+def look_at(data: Any, version: int, files: Iterable[Path]) -> Sources | None:
+    """The files of a configuration now; None if one of them cannot be examined.
+
+    `version` is that of the preparation's format.
+    """
     now = time.time_ns()
     try:
         found = [(os.path.realpath(path), os.stat(path)) for path in files]
     except OSError:
         return None
     values = {field.name: _in_full(getattr(data, field.name)) for field in dataclasses.fields(data)}
-    name = hashlib.sha256(f"{type(data).__name__} {values}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{type(data).__name__} {version} {values}".encode()).hexdigest()[:32]
     stamps = [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in found]
     return Sources(f"{name}.json", now, stamps)
 

@@ -9,7 +9,7 @@ class StreamDecoder:
     """Decodes ids one at a time, as a model emits them.
 
     What `feed` returned so far, then what `flush` returns, joined: exactly `decode` of all ids.
-    A character whose bytes are incomplete is held back. Only a short tail of ids is decoded again
+    A character whose bytes are incomplete is held back. Only a short tail of ids is decoded anew
     at each step, so the cost of a step does not grow.
 
     The tail keeps its effect exact: decoders look at their first token (some strip its space) and

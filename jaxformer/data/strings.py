@@ -1,6 +1,6 @@
 """Random strings to copy or to reverse: what an encoder-decoder learns first if it works.
 
-Lengths from 1 to the longest occur equally often, as far as enough strings exist; no string
+Lengths from 1 to the longest occur equally often, as far as there are so many strings; no string
 occurs twice, and none that is held out is learned from.
 """
 
@@ -19,7 +19,7 @@ from jaxformer.errors import UserError
 def string_pairs(data: CopyConfig) -> PairTexts:
     """The pairs that `data` describes, a pure function of it.
 
-    Raises UserError if there are fewer different strings than that.
+    Raises UserError if there are not so many different strings.
     """
     sizes = [data.num_symbols**length for length in range(1, data.max_length + 1)]
     val_shares = even_shares([size // HELD_OUT for size in sizes], data.num_val_pairs)
@@ -52,7 +52,7 @@ def string_pairs(data: CopyConfig) -> PairTexts:
 
 
 def _different(words: np.random.Philox, length: int, num_symbols: int, count: int) -> list[str]:
-    """`count` different strings of the length, in the order in which they were drawn."""
+    """So many different strings of the length, in the order in which they were drawn."""
     letters = np.frombuffer(string.ascii_letters.encode(), dtype=np.uint8)
     found: dict[bytes, None] = {}
     while len(found) < count:

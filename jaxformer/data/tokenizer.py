@@ -31,7 +31,7 @@ from jaxformer.errors import UserError
 
 NUM_BYTES = 256
 PIECE_LENGTH = 1 << 16  # characters given to one call of the library's byte-pair encoder
-PIECES_AT_ONCE = 64  # the library keeps over 100 bytes per token until a call returns
+PIECES_AT_ONCE = 64  # the library keeps over 100 bytes a token until a call returns
 TEXTS_AT_ONCE = 4096
 
 
@@ -140,7 +140,7 @@ class BPETokenizer(Tokenizer):
 
     Special tokens are text like any other here: `encode` adds none and `decode` drops none. Of a
     tokenizer made elsewhere the rules are its own: how it treats unknown characters, and whether
-    decoding gives back the same text. Truncation and padding are switched off. Ids that such a
+    decoding gives back the very text. Truncation and padding are switched off. Ids that such a
     file leaves unused below its highest one decode to nothing.
     """
 
@@ -189,7 +189,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: Path | str) -> "BPETokenizer":
-        """Read any tokenizer.json of the `tokenizers` library; UserError if it is not one."""
+        """Read any tokenizer.json of the `tokenizers` library; UserError if it is none."""
         text = _read(path)
         with _refusing(lambda reason: _corrupt(path, reason)):
             return cls(tokenizers.Tokenizer.from_str(text))
@@ -271,7 +271,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 @contextlib.contextmanager
 def _refusing(refusal: Callable[[str], UserError]) -> Iterator[None]:
-    """Raise the refusal for anything that the library raises: exceptions, and Rust's panics."""
+    """Raise the refusal for whatever the library raises: Exceptions, and Rust's panics."""
     try:
         yield
     except BaseException as error:

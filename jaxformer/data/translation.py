@@ -1,9 +1,9 @@
-"""Translation data: pairs of texts from files or generated, and their tokens, prepared on disk.
+"""Translation data: pairs of texts, from files or made up, and their tokens prepared once on disk.
 
-Both languages share one tokenizer of V tokens. Beyond it are three tokens that are not text:
+Both languages share one tokenizer of V tokens. Beyond it stand three tokens that are no text:
 padding V, start V + 1 and end V + 2, so that a model's vocabulary has V + 3. They are not in the
 prepared tokens; a batch adds them (`jaxformer/data/pair_batches.py`). The source gets neither start
-nor end: the encoder reads all of it at once and a mask gives its length.
+nor end: the encoder reads all of it at once and is told its length by a mask.
 
 Three kinds of data: two text files (`parallel_text.py`), numbers and dates in words (`numbers.py`),
 random strings to copy or reverse (`strings.py`).
@@ -65,18 +65,18 @@ class PreparedPairs:
     """UTF-8 bytes of the validation targets: bits per byte = nats per token / ln 2 * tokens /
     bytes, an end token counted with every target."""
     fingerprint: str
-    """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must have the same."""
+    """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
     description: str
     """One line for the log."""
 
     @property
     def specials(self) -> SpecialTokens:
-        """The tokens that are not text."""
+        """The tokens that are no text."""
         return special_tokens_of(self.tokenizer)
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
-    """The three ids after the tokenizer's last."""
+    """The first three ids that a tokenizer leaves free."""
     V = tokenizer.vocab_size
     return SpecialTokens(padding=V, start=V + 1, end=V + 2)
 
@@ -105,7 +105,8 @@ def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs
     tokenizers and `cache.load_or_build` do, and if cleaning leaves nothing to learn from.
     """
     cache = cache or default_cache()
-    found = sources.look_at(data, files) if (files := _source_files(data)) else None
+    files = _source_files(data)
+    found = sources.look_at(data, FORMAT, files) if files else None
     if found and (known := sources.find(cache, found)):
         directory, description = known
         if prepared := _open(directory):

@@ -129,8 +129,8 @@ def one_letter(root):
         (no_unicode, "is not UTF-8 text"),
         (no_text, "holds no UTF-8 text files"),
         (one_letter, "too few to split"),
-        (lambda root: Path(os.devnull), "is not a file or directory"),
-        (lambda root: root / "missing", "is not a file or directory"),
+        (lambda root: Path(os.devnull), "is no file or directory"),
+        (lambda root: root / "missing", "is no file or directory"),
         (lambda root: root, "holds no UTF-8 text files"),
     ],
 )
