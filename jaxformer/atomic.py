@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens in between."""
+"""Files that are replaced as a whole or not at all."""
 
 import contextlib
 import errno
@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, whose content takes `path`'s place when the block ends without an error.
+    """A file to write, which replaces `path` when the block ends without an error.
 
     It is written under a temporary name in the same directory, forced to disk, then renamed. Of a
-    link it is the file behind it that is replaced.
+    symbolic link the target is replaced.
 
     Raises:
         OSError: naming `path`, when the directory or the disk does not let it be written, or it is
-            a device or a pipe; whatever stood at `path` is unharmed.
+            a device or a pipe; the old content of `path` is unharmed.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if path.exists() and not (path.is_file() or path.is_dir()):

@@ -1,14 +1,14 @@
-"""Manifests: a file in a directory that says what every other file there must be, byte for byte.
+"""Manifests: a file in a directory that lists size and hash of every other file there.
 
 `manifest.jsonl` has two lines: a JSON object, whose `files` maps each relative path to its size and
-SHA-256, and the SHA-256 of that line, so that damage to the manifest itself shows as well. Whoever
-writes it adds what else belongs to the directory, under other keys.
+SHA-256, and the SHA-256 of that line, so that damage to the manifest itself is detected as well.
+Other keys of the object hold what its writer adds.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class CorruptionError(UserError):
 
 
 def write(directory: Path, content: Mapping[str, Any]) -> None:
-    """Seal a directory whose other files are complete; it survives a power failure from then on.
+    """Seal a directory whose other files are complete; from then on it survives a power failure.
 
     Raises:
         OSError: a file cannot be read or written, or there is a manifest already.
@@ -37,7 +37,7 @@ def write(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The manifest's own content; the other files are not looked at.
+    """The manifest's own content; no other file is read.
 
     Raises:
         CorruptionError: there is no manifest, or its bytes changed.
@@ -52,15 +52,20 @@ def read(directory: Path) -> dict[str, Any]:
     return json.loads(line)
 
 
-def verify(directory: Path) -> dict[str, Any]:
-    """The manifest's content, after every file was read and found as it says.
+def verify(directory: Path, parts: Collection[str] | None = None) -> dict[str, Any]:
+    """The manifest's content, after files were read and found to be those that were written.
+
+    Args:
+        directory: what was sealed.
+        parts: subdirectories to verify; files of the others are not opened, those in
+            `directory` itself always are. By default everything is verified.
 
     Raises:
-        CorruptionError: a file, or the manifest, is changed, cut, missing or a stranger.
+        CorruptionError: one of these files, or the manifest, is changed, cut, missing or unlisted.
     """
     content = read(directory)
     written = content["files"]
-    for name in sorted(written.keys() | _names(directory)):
+    for name in sorted(name for name in written.keys() | _names(directory) if _in(parts, name)):
         if name not in written:
             raise CorruptionError(f"{name} does not belong there")
         try:
@@ -85,9 +90,14 @@ def _sealed(line: bytes) -> bytes:
     return line + b'\n"' + hashlib.sha256(line).hexdigest().encode() + b'"\n'
 
 
+def _in(parts: Collection[str] | None, name: str) -> bool:
+    part, slash, _ = name.partition("/")
+    return parts is None or not slash or part in parts
+
+
 def _names(directory: Path) -> set[str]:
     """Relative paths of all files but the manifest."""
-    walk = os.walk(directory)  # unlike rglob, silent about what a writer deletes meanwhile
+    walk = os.walk(directory)  # unlike rglob, silent about files deleted during the walk
     found = {(Path(top) / name).relative_to(directory) for top, _, names in walk for name in names}
     return {path.as_posix() for path in found} - {FILE}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from jaxformer.checkpoint import split
 from jaxformer.config import RunConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.models.functional import init_params
@@ -28,5 +29,5 @@ def save_run(
             params = init_params(spec.model, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
             state = init_state(params, spec.optimizer)
-            writer.save(step, state, metadata, val_loss=step)
+            writer.save(step, split(state), metadata, val_loss=step)
     return path

@@ -1,4 +1,4 @@
-"""Small training states of random bits, and what it means that two are equal."""
+"""The items of small training states of random bits, and what it means that two are equal."""
 
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ def bits(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 def small_state(seed: int) -> dict[str, Any]:
     return {
         "params": {"w": bits(seed, (8, 4), "float32"), "b": bits(seed + 1, (4,), "bfloat16")},
-        "key": bits(seed + 2, (2,), "uint32"),
-        "step": jnp.int32(seed),
+        "optimizer": {"key": bits(seed + 2, (2,), "uint32"), "step": jnp.int32(seed)},
     }
 
 

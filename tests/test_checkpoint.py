@@ -1,10 +1,14 @@
 """Restored = saved, to the bit; what does not fit is refused; the newest and the best are kept."""
 
 import collections
+import contextlib
 import itertools
 import math
 import os
+import shutil
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxformer import checkpoint, manifest
 from jaxformer.checkpoint import CheckpointWriter, restore, state_hash, steps
 from jaxformer.errors import UserError
+from jaxformer.training.step import TrainState
 from tests.states import abstract, assert_same_bits, bits, save_all, small_state, snapshot
 
 Moments = collections.namedtuple("Moments", "count mu nothing")
@@ -36,7 +41,8 @@ def test_restored_equals_saved_to_the_bit_in_every_dtype_and_structure(tmp_path:
     }
     layers = {i: {"kernel": bits(i, (2, 3), "float32")} for i in range(12)}  # 10 after 9, not 1
     moments = Moments(jnp.int32(3), {"a.b/c d['x']": bits(99, (4,), "float32")}, None)
-    state = {"arrays": arrays, "layers": layers, "opt": (moments, Empty(), [{}, jnp.ones(2)])}
+    state = {"params": {"arrays": arrays, "layers": layers}, "optimizer": jnp.int32(5)}
+    state["more"] = (moments, Empty(), [{}, jnp.ones(2)])
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(5, state, METADATA)
     restored, found = restore(tmp_path, abstract(state))
@@ -128,7 +134,7 @@ def test_metadata_is_the_one_at_saving_and_needs_no_arrays(
         writer.save(4, small_state(4), metadata, val_loss=0.1)
         metadata["config"]["width"] = 4
         writer.save(6, small_state(6), metadata, val_loss=math.nan)
-    monkeypatch.setattr(checkpoint.ocp, "load", None)
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", None)
     newest, older = checkpoint.read_metadata(tmp_path), checkpoint.read_metadata(tmp_path, 4)
     assert (newest.step, newest.metadata["config"], newest.val_loss) == (6, {"width": 4}, None)
     assert (older.step, older.metadata["config"], older.val_loss) == (4, {"width": 3}, 0.1)
@@ -159,7 +165,7 @@ def test_state_hash_is_equal_exactly_for_equal_bits(data: st.DataObject) -> None
     others = [
         state | {"params": params | {"w": flipped}},
         state | {"params": params | {"w": params["w"].reshape(4, 8)}},
-        state | {"key": state["key"].view(jnp.int32)},
+        state | {"optimizer": jax.tree.map(lambda x: x.view(jnp.uint32), state["optimizer"])},
         state | {"params": {"w": params["w"], "c": params["b"]}},
     ]
     assert len({state_hash(other) for other in [state, *others]}) == 5
@@ -172,17 +178,17 @@ def test_every_mismatch_is_named_in_one_line(tmp_path: Path) -> None:
     save_all(tmp_path, [1])
     target = abstract(small_state(1))
     target["params"]["w"] = jax.ShapeDtypeStruct((8, 5), jnp.float32)
-    target["key"] = jax.ShapeDtypeStruct((2,), jnp.int32)
-    target["extra"] = target.pop("step")
+    target["optimizer"]["key"] = jax.ShapeDtypeStruct((2,), jnp.int32)
+    target["optimizer"]["extra"] = target["optimizer"].pop("step")
     with pytest.raises(UserError) as error:
         restore(tmp_path, target)
     line = str(error.value)
     assert "\n" not in line
     for part in (
-        "['params']['w'] saved float32[8, 4], expected float32[8, 5]",
-        "['key'] saved uint32[2], expected int32[2]",
-        "['extra'] saved nothing, expected int32[]",
-        "['step'] saved int32[], expected nothing",
+        "params['w'] saved float32[8, 4], expected float32[8, 5]",
+        "optimizer['key'] saved uint32[2], expected int32[2]",
+        "optimizer['extra'] saved nothing, expected int32[]",
+        "optimizer['step'] saved int32[], expected nothing",
     ):
         assert part in line
     assert "['b']" not in line
@@ -191,9 +197,113 @@ def test_every_mismatch_is_named_in_one_line(tmp_path: Path) -> None:
 def test_the_line_of_mismatches_is_bounded(tmp_path: Path) -> None:
     save_all(tmp_path, [1])
     target = {f"leaf{i}": jax.ShapeDtypeStruct((1,), jnp.float32) for i in range(500)}
-    with pytest.raises(UserError, match="496 more") as error:
-        restore(tmp_path, target)
+    with pytest.raises(UserError, match="494 more") as error:
+        restore(tmp_path, {"params": target})
     assert len(str(error.value)) < 1000
+
+
+# An item is read alone ----------------------------------------------------------------------------
+
+
+def params_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {"params": state["params"]}
+
+
+@contextlib.contextmanager
+def opened_files() -> Iterator[set[str]]:
+    """The names of the files that Python opens during the block."""
+    opened: set[str] = set()
+    watching = True
+
+    def watch(event: str, arguments: tuple) -> None:
+        if watching and event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+            opened.add(os.fspath(arguments[0]))
+
+    sys.addaudithook(watch)
+    try:
+        yield opened
+    finally:
+        watching = False  # a hook cannot be removed
+
+
+def test_params_are_read_without_opening_a_file_of_the_optimizer(tmp_path: Path) -> None:
+    save_all(tmp_path, [1])
+    with opened_files() as opened:
+        restore(tmp_path, params_of(abstract(small_state(1))))
+    inside = {Path(name).relative_to(tmp_path) for name in opened if str(tmp_path) in name}
+    assert any(path.parts[:2] == ("1", "params") for path in inside)
+    assert not [path for path in inside if path.parts[1:2] == ("optimizer",)]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped", "unreadable", "stray"])
+def test_params_load_whatever_became_of_the_optimizer_and_a_resume_refuses(
+    tmp_path: Path, damage: str
+) -> None:
+    save_all(tmp_path, [1])
+    optimizer = tmp_path / "1" / "optimizer"
+    victim = next(path for path in (optimizer / "d").iterdir() if path.is_file())
+    if damage == "deleted":
+        shutil.rmtree(optimizer)
+    elif damage == "flipped":
+        victim.write_bytes(bytes(byte ^ 1 for byte in victim.read_bytes()))
+    elif damage == "unreadable":
+        victim.unlink()
+        victim.mkdir()
+    else:
+        (optimizer / "stray").touch()
+    restored, found = restore(tmp_path, params_of(abstract(small_state(1))))
+    assert_same_bits(restored, params_of(small_state(1)))
+    assert found.skipped == ()
+    with pytest.raises(UserError, match="checkpoint 1 cannot be used: optimizer/"):
+        restore(tmp_path, abstract(small_state(1)))
+
+
+def test_damaged_params_are_refused_though_the_optimizer_is_intact(tmp_path: Path) -> None:
+    save_all(tmp_path, [1])
+    for path in (tmp_path / "1" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            content = path.read_bytes()
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            with pytest.raises(UserError, match=f"cannot be used: params/.*{path.name}"):
+                restore(tmp_path, params_of(abstract(small_state(1))))
+            path.write_bytes(content)
+
+
+def test_a_checkpoint_without_an_optimizer_is_valid_and_not_resumed(tmp_path: Path) -> None:
+    params = params_of(small_state(3))
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(0, params, {})
+    assert_same_bits(restore(tmp_path, abstract(params))[0], params)
+    assert checkpoint.read_metadata(tmp_path).items.keys() == {"params"}
+    with pytest.raises(UserError, match="checkpoint 0 holds params, no optimizer: ") as error:
+        restore(tmp_path, abstract(small_state(3)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_train_state_is_split_into_params_and_all_the_rest() -> None:
+    state = TrainState(jnp.int32(2), {"w": jnp.ones(3)}, ({"w": jnp.zeros(3)}, jnp.int32(1)))
+    items = checkpoint.split(state)
+    assert items.keys() == {"params", "optimizer"}
+    assert len(jax.tree.leaves(items["optimizer"])) == 3
+    assert_same_bits(checkpoint.join(items), state)
+
+
+def test_a_checkpoint_of_before_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "7" / "state").mkdir(parents=True)
+    (tmp_path / "7" / "state" / "array").touch()
+    content = {"step": 7, "val_loss": None, "metadata": {}, "leaves": {"['w']": "float32[1]"}}
+    manifest.write(tmp_path / "7", content)
+    for read in (checkpoint.read_metadata, lambda path: restore(path, {"params": {}})):
+        with pytest.raises(UserError, match=r"checkpoint 7 .* written by an earlier jaxformer"):
+            read(tmp_path)
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        with pytest.raises(UserError, match="written by an earlier jaxformer"):
+            writer.save(7, small_state(7), {})
+        writer.save(9, small_state(9), {})
+    assert (tmp_path / "7" / "state" / "array").exists(), "it is not deleted"
+
+
+# What is kept -------------------------------------------------------------------------------------
 
 
 def test_an_existing_step_is_not_overwritten(tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ def test_what_only_looks_like_a_step_is_passed_over(two_steps: Path, tmp_path: P
     shutil.copytree(directory / "10", directory / "50")
     for name in ("0070", "x", "-1", "٩٩", "1e3"):
         (directory / name).mkdir()
-    (directory / "20" / "state" / "stranger").touch()
+    (directory / "20" / "params" / "stranger").touch()
     restored, found = restore(directory, abstract(small_state(0)))
     assert_same_bits(restored, small_state(10))
     reasons = dict(zip((50, 40, 30, 20), found.skipped, strict=True))
     assert "is that of step 10" in reasons[50]
     assert "manifest.jsonl cannot be read" in reasons[40]
     assert "manifest.jsonl cannot be read" in reasons[30]
-    assert "state/stranger does not belong" in reasons[20]
+    assert "params/stranger does not belong" in reasons[20]
     assert steps(directory) == [10, 20, 50]
 
 
@@ -95,7 +95,7 @@ def test_nothing_usable_is_one_line(two_steps: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_past_the_damaged_step_it_came_from(two_steps: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(two_steps, directory)
-    damage(directory / "20" / "state" / "_METADATA", "truncate", random.Random(0))
+    damage(directory / "20" / "params" / "_METADATA", "truncate", random.Random(0))
     with CheckpointWriter(directory, keep=1) as writer:
         writer.save(15, small_state(15), {})
         writer.wait()
@@ -110,7 +110,7 @@ def test_a_run_goes_on_past_the_damaged_step_it_came_from(two_steps: Path, tmp_p
 def test_a_damaged_step_takes_the_place_of_no_good_one(two_steps: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(two_steps, directory)
-    damage(next((directory / "20" / "state").rglob("_METADATA")), "truncate", random.Random(0))
+    damage(next((directory / "20" / "optimizer").rglob("_METADATA")), "truncate", random.Random(0))
     before = snapshot(directory / "20")
     with CheckpointWriter(directory, keep=2) as writer:
         writer.save(30, small_state(30), {})
@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
     save_all(tmp_path, [1])
     with CheckpointWriter(tmp_path, keep=1) as writer:
         if stage == "orbax":
-            monkeypatch.setattr(checkpoint.ocp, "save_async", full)
+            monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", full)
         elif stage == "commit":
             monkeypatch.setattr(os, "rename", full)
         elif stage == "manifest":

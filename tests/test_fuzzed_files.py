@@ -1,4 +1,4 @@
-"""Whatever stands in a file, it is read, made anew or refused in one line; nothing else is."""
+"""Whatever a file contains, it is read, rebuilt or refused in one line; nothing else happens."""
 
 import ast
 import json
@@ -104,7 +104,7 @@ def test_any_prepared_tokens_are_those_of_the_text_or_made_anew(
     train, val = np.array(right.train), np.array(right.val)
     (directory,) = cache.iterdir()
     for _ in range(count):
-        path = rng.choice(sorted(directory.iterdir()))
+        path = rng.choice(sorted(path for path in directory.rglob("*") if path.is_file()))
         content = path.read_bytes()
         path.write_bytes(
             odd_file(content, rng) if path.suffix == ".json" else damaged(content, rng)

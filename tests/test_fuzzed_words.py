@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from jaxformer.cli import main as cli
-from jaxformer.cli import sample
 from jaxformer.cli.arguments import run_command
 from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from jaxformer.errors import UserError
 from jaxformer.parity import report
 from jaxformer.run import load, loop
+from jaxformer.run.streaming import encode_prompt
 from tests.fuzz import accepted_or_refused, counted, soon
 from tests.run.tiny import TEXT
 from tests.runs import save_run
@@ -149,7 +149,7 @@ def test_any_prompt_has_tokens_or_is_refused(tokenizer: Tokenizer, count: int) -
     rng = random.Random(10)
     for _ in range(count):
         prompt = prompts(rng)
-        accepted_or_refused(lambda: sample.encode_prompt(tokenizer, prompt))  # noqa: B023
+        accepted_or_refused(lambda: encode_prompt(tokenizer, prompt))  # noqa: B023
 
 
 @counted(20, 300)

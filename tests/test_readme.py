@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from jaxformer.config import NumbersConfig, NumbersTranslationConfig, TransformerConfig
+from jaxformer.data.translation import prepare_pairs
+from jaxformer.models.functional import init_params
+from jaxformer.models.transformer import Transformer
+from jaxformer.run.directory import save_params
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,14 +104,36 @@ def test_make_knows_its_targets():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
+def save_numbers(path):
+    """A run of an untrained Transformer on numbers."""
+    data = NumbersConfig(num_pairs=100, num_val_pairs=5)
+    tokenizer = prepare_pairs(data).tokenizer
+    model = TransformerConfig(
+        vocab_size=tokenizer.vocab_size + 3,
+        context_length=64,
+        width=8,
+        num_heads=2,
+        mlp_width=8,
+        num_layers=1,
+    )
+    params = init_params(Transformer, model, jax.random.key(0))
+    save_params(path, NumbersTranslationConfig(model=model, data=data), tokenizer, params)
+
+
 @pytest.mark.filterwarnings("default::DeprecationWarning")
-def test_the_python_code_runs(tmp_path, monkeypatch):
+def test_the_python_code_runs(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(demo, tmp_path / "runs" / "demo")
+    save_numbers(tmp_path / "runs" / "numbers")
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)
     assert names["logits"].shape == (2, 16, 64)
     assert "transformer.wte.weight" in names["arrays"]
+    assert names["text"]
+    assert 0 < names["bits"] < 16
+    assert (len(names["words"]), names["bleu"] >= 0) == (1, True)
     assert (names["found"].layer, names["found"].quantity) == ("norm", "output")
 
 

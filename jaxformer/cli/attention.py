@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     from jaxformer.run.load import Run
 
 DESCRIPTION = (
-    "Draw who attends to whom in every layer and head. Of a GPT, the text attends to itself; of a "
-    "translation model, the source to itself, the target to itself, and the target to the source. "
+    "Draw every layer's and head's attention weights. In a GPT the text attends to itself; in a "
+    "translation model the source to itself, the target to itself, and the target to the source. "
     "Prints the picture's path."
 )
 LONGEST = 64
@@ -30,7 +30,7 @@ SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 @dataclasses.dataclass(frozen=True)
 class AttentionArguments:
-    """What `jaxformer attention` is asked."""
+    """The arguments of `jaxformer attention`."""
 
     run: RunPath
     """Directory of the run."""
@@ -43,7 +43,7 @@ class AttentionArguments:
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.suffix.lower() != ".png":
-            raise UserError(f"--output {self.output} is no PNG: give it a name that ends in .png")
+            raise UserError(f"--output {self.output} is not a PNG: end the name in .png")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -130,8 +130,8 @@ def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarra
 
 
 def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
-    """Each token's text, blanks made visible; a token that is part of a character has its number,
-    and one that stands for no text is a sign."""
+    """Each token's text with spaces made visible; a token that is part of a character gets its
+    number, and one that is not text `<s>`."""
     known = [token for token in tokens.tolist() if token < tokenizer.vocab_size]
     # Behind another token: some tokenizers drop the blank before a text's first word.
     before = tokenizer.decode(known[:1])

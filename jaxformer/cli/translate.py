@@ -20,24 +20,24 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
 
 DESCRIPTION = (
     "Translate each line of standard input by beam search with the run's newest checkpoint and "
-    "print one line for it, in order, as batches are done. With --n-best above 1 a line has so "
-    "many: its number, score and text, parted by tabs. A line that cannot be translated is told "
-    "on standard error by its number and printed as an empty one; the exit status is then 2."
+    "print one line for it, in order, as batches are done. With --n-best N above 1 print N lines "
+    "for it: its number, score and text, separated by tabs. A line that cannot be translated is "
+    "reported on standard error by its number and printed as an empty one; the exit status is 2."
 )
 BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslateArguments:
-    """What `jaxformer translate` is asked."""
+    """The arguments of `jaxformer translate`."""
 
     run: RunPath
     """Directory of the run."""
     search: Annotated[BeamConfig, tyro.conf.arg(name="")]
     average: int = 1
-    """Translate with the mean of the parameters of so many newest checkpoints."""
+    """Translate with the mean of the parameters of the newest N checkpoints."""
     batch: int = 64
-    """Lines that are translated together; lines of like length share a batch."""
+    """Lines that are translated together; lines of similar length share a batch."""
 
     def __post_init__(self) -> None:
         require_positive("average", self.average)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     if sys.stdin is None:
-        raise UserError("standard input is closed: give it text, one sentence a line")
+        raise UserError("standard input is closed: give it text, one sentence per line")
     run = load_run(arguments.run, TranslationConfig, average=arguments.average)
     # A person at a terminal waits for each line; a file is read ahead.
     ahead = 1 if sys.stdin.isatty() else BATCHES_AT_ONCE * arguments.batch
@@ -101,21 +101,10 @@ def translations(
     run: "Run", arguments: TranslateArguments, sources: "dict[int, np.ndarray]"
 ) -> Iterator[tuple[int, str]]:
     """What is printed for each line that has a source, by its number, as batches are done."""
-    from jaxformer.decoding.beam import translate_all
-
     if not sources:
         return
-    assert isinstance(run.config, TranslationConfig)
     numbers = list(sources)
-    found = translate_all(
-        run.graphdef,
-        run.params,
-        run.config.model,
-        list(sources.values()),
-        run.specials,
-        arguments.search,
-        arguments.batch,
-    )
+    found = run.hypotheses(list(sources.values()), arguments.search, arguments.batch)
     for index, hypotheses in found:
         texts = [one_line(run, hypothesis) for hypothesis in hypotheses]
         if arguments.search.n_best > 1:
@@ -127,12 +116,12 @@ def translations(
 
 
 def one_line(run: "Run", hypothesis: "Hypothesis") -> str:
-    """Text of a translation, on one line whatever the model has put into it."""
+    """Text of a translation, on one line, whatever the model has produced."""
     return " ".join(run.text_of(hypothesis.tokens).splitlines()).strip()
 
 
 def in_order(blocks: Iterable[tuple[int, str]], first: int) -> Iterator[str]:
-    """The numbered blocks from `first` on, each as soon as all before it have come."""
+    """The numbered blocks from `first`, each as soon as all before it have arrived."""
     early: dict[int, str] = {}
     for number, block in blocks:
         early[number] = block

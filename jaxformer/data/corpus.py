@@ -8,13 +8,13 @@ A preparation is a directory of the cache, named for the corpus and the tokenize
 
     train.bin, val.bin   token ids, little-endian uint16 (uint32 from 65,536 tokens on)
     tokenizer.json       what made them
-    meta.json            hashes and counts of all of it
+    manifest.jsonl       hashes of all of it, bytes of text
+    sources/             the files it was made from (sources.py)
 """
 
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import platform
 import sysconfig
@@ -24,14 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer import manifest
 from jaxformer.atomic import atomic_write
 from jaxformer.config import DataConfig
-from jaxformer.data.cache import load_or_build
+from jaxformer.data import sources
+from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 
 SEPARATOR = "\n\n"  # between the documents of a side; a blank line in nearly every format
-FORMAT = 1  # of a preparation; raise it when the same settings would give other files
+FORMAT = 2  # of a preparation; raise it when the same settings would give other files
 SIDES = ("train", "val")
 TESTS = {"test", "tests", "idle_test"}
 GENERATED = {"__pycache__", "pydoc_data"}  # the latter is one file of prose, a sixteenth of it all
@@ -191,21 +193,44 @@ def _decoded(content: bytes) -> str | None:
 
 
 def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
-    """The tokens of `data`, taken from the cache or made now.
+    """The tokens of `data`, from the cache or built now.
 
     BPE learns from the training side alone. The alphabet of a character tokenizer is that of the
-    whole text, as in the published character-level settings.
+    whole text, as in the published character-level settings. The text is read only if one of its
+    files has changed since its tokens were made (jaxformer/data/sources.py).
 
     Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_corpus`, the
     tokenizers and `cache.load_or_build` do.
     """
+    cache = cache or default_cache()
+    found = sources.look_at(data, FORMAT, _source_files(data))
+    if found and (known := sources.find(cache, found)):
+        directory, description = known
+        if prepared := _open(directory):
+            return dataclasses.replace(prepared, description=description)
     corpus = read_corpus(data)
-    return load_or_build(
-        _key(corpus, data),
-        read=functools.partial(_open, corpus=corpus),
+    key = _key(corpus, data)
+    prepared = load_or_build(
+        key,
+        read=_open,
         write=lambda directory: _write(directory, corpus, _make_tokenizer(corpus, data)),
         cache=cache,
     )
+    prepared = dataclasses.replace(prepared, description=_description(corpus, prepared))
+    if found:
+        sources.record(cache / key, found, prepared.description)
+    return prepared
+
+
+def _source_files(data: DataConfig) -> list[Path]:
+    """The files that `read_corpus` reads, and a tokenizer's own."""
+    own = [Path(data.tokenizer)] if os.path.isfile(data.tokenizer) else []
+    if data.path is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        return [root / file for file in _library_files(root)] + own
+    if os.path.isdir(data.path):
+        return [data.path / file for file in _files(data.path)] + own
+    return [data.path, *own]
 
 
 def _key(corpus: Corpus, data: DataConfig) -> str:
@@ -231,56 +256,45 @@ def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     directory.mkdir()
     save_tokenizer(tokenizer, directory / "tokenizer.json")
     tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
-    meta: dict[str, Any] = {
-        "corpus": corpus.sha256,
-        "tokenizer": tokenizer.fingerprint,
-        "dtype": _dtype(tokenizer),
-    }
+    content: dict[str, Any] = {"corpus": corpus.sha256}
     for side in SIDES:
         tokens = tokenizer.encode(corpus.text(side)).astype(_dtype(tokenizer))
         if not tokens.size:
             raise UserError(f"the {side} text of {corpus.name} has no tokens: give a longer text")
         with atomic_write(directory / f"{side}.bin") as file:
             file.write(tokens.data)
-        meta[side] = {
-            "tokens": tokens.size,
-            "bytes": corpus.num_bytes(side),
-            "sha256": hashlib.sha256(tokens.data).hexdigest(),
-        }
-    with atomic_write(directory / "meta.json") as file:
-        file.write(json.dumps(meta, indent=1).encode())
+        content[f"{side}_bytes"] = corpus.num_bytes(side)
+    manifest.write(directory, content)
 
 
-def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
+def _open(directory: Path) -> PreparedData | None:
     """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
-        meta = json.loads((directory / "meta.json").read_bytes())
-        tokenizer = load_tokenizer(directory / "tokenizer.json")
-        train, val = (
-            np.memmap(directory / f"{side}.bin", dtype=_dtype(tokenizer), mode="r")
-            for side in SIDES
-        )
-        written = meta["corpus"], meta["tokenizer"], meta["train"]["sha256"], meta["val"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = manifest.verify(directory, parts=())
+    except manifest.CorruptionError:
         return None
-    hashes = [hashlib.sha256(tokens.data).hexdigest() for tokens in (train, val)]
-    if written != (corpus.sha256, tokenizer.fingerprint, *hashes):
-        return None
-    train_bytes, val_bytes = map(corpus.num_bytes, SIDES)
-    identity = f"{corpus.sha256} {tokenizer.fingerprint}"
-    left_out = ""
-    if corpus.num_skipped:
-        left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    train, val = (
+        np.memmap(directory / f"{side}.bin", dtype=_dtype(tokenizer), mode="r") for side in SIDES
+    )
+    identity = f"{content['corpus']} {tokenizer.fingerprint}"
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
         val=val,
-        train_bytes=train_bytes,
-        val_bytes=val_bytes,
+        train_bytes=content["train_bytes"],
+        val_bytes=content["val_bytes"],
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
-        description=(
-            f"{corpus.name}: {(train_bytes + val_bytes) / 1e6:.1f} MB, "
-            f"{corpus.num_documents} documents{left_out}, {train.size + val.size:,} tokens, "
-            f"corpus {corpus.sha256[:12]}"
-        ),
+        description="",
+    )
+
+
+def _description(corpus: Corpus, prepared: PreparedData) -> str:
+    left_out = ""
+    if corpus.num_skipped:
+        left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
+    return (
+        f"{corpus.name}: {(prepared.train_bytes + prepared.val_bytes) / 1e6:.1f} MB, "
+        f"{corpus.num_documents} documents{left_out}, "
+        f"{prepared.train.size + prepared.val.size:,} tokens, corpus {corpus.sha256[:12]}"
     )

@@ -13,12 +13,15 @@ A preparation is a directory of the cache, named for the texts and the settings:
     train.source.npy, train.source.offsets.npy   token ids, and where each sequence begins
     train.target..., val.source..., val.target...
     tokenizer.json                               what made them
-    manifest.jsonl                               hashes of all of it, counts of what was dropped
+    val.texts.json                               the texts of the validation pairs
+    manifest.jsonl                               hashes of all of it, counts of dropped pairs
+    sources/                                     the text files it was made from (sources.py)
 """
 
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -27,7 +30,8 @@ import numpy as np
 from jaxformer import manifest
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import CopyConfig, NumbersConfig, TextPairsConfig
-from jaxformer.data.cache import load_or_build
+from jaxformer.data import sources
+from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.clean import Cleaning, length_faults
 from jaxformer.data.numbers import number_pairs
 from jaxformer.data.pairs import Pair, Sequences, TokenPairs
@@ -44,7 +48,8 @@ from jaxformer.data.tokenizer import (
 from jaxformer.errors import UserError
 
 PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
-FORMAT = 2  # of a preparation; raise it when the same settings would give other files
+VAL_TEXTS = "val.texts.json"
+FORMAT = 3  # of a preparation; raise it when the same settings would give other files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,25 +97,43 @@ def read_pairs(data: PairsConfig) -> PairTexts:
 
 
 def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs:
-    """The tokens of `data`, taken from the cache or made now.
+    """The tokens of `data`, from the cache or built now.
 
     BPE learns from both sides of the training pairs, before they are cleaned by length; a word
     has the same tokens at the beginning of a sentence as within it
     (`BPETokenizer.train_on_sentences`). The alphabet of a character tokenizer is that of all
-    pairs. Made-up pairs are not cleaned by length.
+    pairs. Generated pairs are not cleaned by length. Text files are read only if one has changed
+    since its tokens were made (jaxformer/data/sources.py).
 
     Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_pairs`, the
     tokenizers and `cache.load_or_build` do, and if cleaning leaves nothing to learn from.
     """
+    cache = cache or default_cache()
+    files = _source_files(data)
+    found = sources.look_at(data, FORMAT, files) if files else None
+    if found and (known := sources.find(cache, found)):
+        directory, description = known
+        if prepared := _open(directory):
+            return dataclasses.replace(prepared, description=description)
     texts = read_pairs(data)
-    sha256 = texts.sha256()
-    settings = f"{FORMAT} {sha256} {_tokenizer_settings(data)} {_limits(data)}"
-    return load_or_build(
-        hashlib.sha256(settings.encode()).hexdigest()[:32],
-        read=functools.partial(_open, texts=texts, sha256=sha256, limits=_limits(data)),
-        write=functools.partial(_write, texts=texts, data=data),
-        cache=cache,
+    settings = f"{FORMAT} {texts.sha256()} {_tokenizer_settings(data)} {_limits(data)}"
+    key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+    prepared = load_or_build(
+        key, read=_open, write=functools.partial(_write, texts=texts, data=data), cache=cache
     )
+    description = f"{texts.name}: {prepared.description}"
+    if found:
+        sources.record(cache / key, found, description)
+    return dataclasses.replace(prepared, description=description)
+
+
+def _source_files(data: PairsConfig) -> list[Path]:
+    """The files of texts that are read, and a tokenizer's own; none of generated pairs."""
+    if not isinstance(data, TextPairsConfig):
+        return []
+    paths = data.source, data.target, data.val_source, data.val_target
+    own = [Path(data.tokenizer)] if Path(data.tokenizer).is_file() else []
+    return [path for path in paths if path is not None] + own
 
 
 def _tokenizer_settings(data: PairsConfig) -> str:
@@ -156,7 +179,14 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     for side, pairs in (("train", train), ("val", val)):
         pairs.sources.save(directory / f"{side}.source")
         pairs.targets.save(directory / f"{side}.target")
-    content = {"cleaning": dataclasses.asdict(cleaning), "val_dropped": val_dropped}
+    dropped = set(val_dropped)
+    val_texts = [pair for i, pair in enumerate(texts.val) if i not in dropped]
+    (directory / VAL_TEXTS).write_text(json.dumps(val_texts))
+    content = {
+        "texts": texts.sha256(),
+        "limits": str(_limits(data)),
+        "cleaning": dataclasses.asdict(cleaning),
+    }
     manifest.write(directory, content)
 
 
@@ -186,16 +216,14 @@ def _has_val_files(data: PairsConfig) -> bool:
     return isinstance(data, TextPairsConfig) and data.val_source is not None
 
 
-def _open(
-    directory: Path, texts: PairTexts, sha256: str, limits: tuple[float, float]
-) -> PreparedPairs | None:
+def _open(directory: Path) -> PreparedPairs | None:
     """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
-        content = manifest.verify(directory)
+        content = manifest.verify(directory, parts=())
     except manifest.CorruptionError:
         return None
-    cleaning, dropped = Cleaning(**content["cleaning"]), set(content["val_dropped"])
-    val_texts = tuple(pair for i, pair in enumerate(texts.val) if i not in dropped)
+    cleaning = Cleaning(**content["cleaning"])
+    val_texts = tuple(Pair(*texts) for texts in json.loads((directory / VAL_TEXTS).read_text()))
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     train, val = (
         TokenPairs(
@@ -204,7 +232,7 @@ def _open(
         )
         for side in ("train", "val")
     )
-    identity = f"{sha256} {tokenizer.fingerprint} {limits}"
+    identity = f"{content['texts']} {tokenizer.fingerprint} {content['limits']}"
     return PreparedPairs(
         tokenizer=tokenizer,
         train=train,
@@ -213,9 +241,9 @@ def _open(
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(
-            f"{texts.name}: {len(train):,} pairs to learn from, {len(val):,} held out; "
+            f"{len(train):,} pairs to learn from, {len(val):,} held out; "
             f"{cleaning}; {len(train.sources.tokens):,} source and "
             f"{len(train.targets.tokens):,} target tokens, vocabulary {tokenizer.vocab_size:,}, "
-            f"texts {sha256[:12]}"
+            f"texts {content['texts'][:12]}"
         ),
     )

@@ -1,6 +1,6 @@
-"""Who attends to whom: every layer's and head's attention weights, as arrays and as a picture.
+"""Attention maps: every layer's and head's attention weights, as arrays and as a picture.
 
-The model runs once, unedited and uncompiled, while Flax notes what each attention returns.
+The model runs once, unchanged and uncompiled, while Flax captures what each attention returns.
 """
 
 import re
@@ -30,7 +30,7 @@ Weights = Mapping[str, Float[np.ndarray, "B H L M"]]
 
 
 class Stack(NamedTuple):
-    """The attentions of one kind, a layer each, and the tokens they are between."""
+    """The attentions of one kind, one per layer, and the tokens they are between."""
 
     title: str
     layers: Sequence[Float[np.ndarray, "H L M"]]
@@ -67,10 +67,10 @@ def layers_of(weights: Weights, kind: str) -> list[Float[np.ndarray, "H L M"]]:
 
 
 def draw_attention(stacks: Sequence[Stack], path: Path, title: str) -> None:
-    """Draw the weights into a PNG: a row a layer, a column a head, one block a stack.
+    """Draw the weights into a PNG: a row per layer, a column per head, a block per stack.
 
     Each panel has the attending tokens from top to bottom and the attended ones from left to right;
-    white is 0, dark is 1. The labels stand at the left of the rows and under each block.
+    white is 0, dark is 1. The labels are at the left of the rows and under each block.
 
     Raises:
         OSError: naming the file, when it cannot be written.

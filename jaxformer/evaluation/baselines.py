@@ -1,4 +1,4 @@
-"""What a language model has to beat: a bigram model of bytes, and a general compressor."""
+"""Baselines of a language model: a bigram model of bytes, and a general-purpose compressor."""
 
 import lzma
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def bigram_bits_per_byte(train: bytes, val: bytes) -> float:
-    """Bits a byte of `val` under byte pair counts of `train`, each count raised by one.
+    """Bits per byte of `val` under byte pair counts of `train`, each count raised by one.
 
     p(b | a) = (n(a, b) + 1) / (n(a) + 256), Laplace's rule; the first byte is not scored.
     """
@@ -19,15 +19,15 @@ def bigram_bits_per_byte(train: bytes, val: bytes) -> float:
 
 
 def xz_bits_per_byte(val: bytes) -> float:
-    """Bits a byte that xz (LZMA2, its strongest preset) needs for `val` by itself."""
+    """Bits per byte that xz (LZMA2, its strongest preset) needs for `val` by itself."""
     return 8 * len(lzma.compress(val, preset=9 | lzma.PRESET_EXTREME)) / len(val)
 
 
 def compare(model_bits: float, train: str, val: str) -> str:
-    """One line: a model's bits a byte beside the baselines' on the same validation text."""
+    """One line: a model's bits per byte beside the baselines' on the same validation text."""
     train_bytes, val_bytes = train.encode(), val.encode()
     bigram, xz = bigram_bits_per_byte(train_bytes, val_bytes), xz_bits_per_byte(val_bytes)
     return (
-        f"validation text of {len(val_bytes):,} bytes, in bits a byte: this model "
+        f"validation text of {len(val_bytes):,} bytes, in bits per byte: this model "
         f"{model_bits:.3f} · bigram model {bigram:.3f} · xz {xz:.3f}"
     )

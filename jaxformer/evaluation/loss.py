@@ -1,4 +1,4 @@
-"""The loss of a model on a split, and what it comes to in perplexity and in bits per byte."""
+"""The loss of a model on a split, as nats per token, perplexity and bits per byte."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ class Evaluation:
     """A mean loss and the number of tokens it is the mean over."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     num_tokens: int
     """Tokens scored."""
 
@@ -41,7 +41,7 @@ def evaluate(
     sums: list[Any] = []
     for batch in batches:
         sums.append(eval_step(params, shard_batch(batch, sharding)))
-        jax.block_until_ready(sums[-2:-1])  # whoever breaks off waits for two batches, not for all
+        jax.block_until_ready(sums[-2:-1])  # an interrupt waits for two batches, not for all
     # Summed in float64 on the host: the result depends on no device and no order.
     total = math.fsum(float(loss) for loss, _ in sums)
     count = sum(int(number) for _, number in sums)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.checkpoint import CheckpointWriter
+from jaxtyping import Array, PyTree
+
+from jaxformer.checkpoint import PARAMS, CheckpointWriter
 from jaxformer.config import RunConfig, RunOptions
 from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.tasks.config_io import differences, save_config
+from jaxformer.tasks.config_io import config_to_json, differences, save_config
 
 APPEARS = 60.0
 """Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""
@@ -26,10 +28,10 @@ NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
 
 
 def check_run_dir(options: RunOptions) -> None:
-    """Refuse, before any work is done, a directory that this run may not use.
+    """Refuse, before any work is done, a directory that this run must not use.
 
     Raises:
-        UserError: when a new run would meet an old one, or `--resume` finds none.
+        UserError: a new run would overwrite an old one, or `--resume` finds none.
     """
     directory = options.run_dir
     if directory.exists() and not directory.is_dir():
@@ -46,7 +48,7 @@ def check_run_dir(options: RunOptions) -> None:
 
 
 def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> None:
-    """Refuse to go on with a run of another configuration, naming each flag that differs."""
+    """Refuse to continue a run of another configuration, naming each flag that differs."""
     different = differences(config, made_with)
     if different:
         raise UserError(
@@ -56,9 +58,9 @@ def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> No
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Make the directory and what is missing of its files.
+    """Create the directory and its missing files.
 
-    config.json comes first: killed at any moment, there is no run yet, or one to resume.
+    config.json comes first: killed at any moment, there is either no run yet or one to resume.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / CONFIG).exists():
@@ -67,8 +69,38 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> No
         save_tokenizer(tokenizer, directory / TOKENIZER)
 
 
+def save_params(
+    directory: Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    params: PyTree[Array],
+    *,
+    step: int = 0,
+    data: str | None = None,
+) -> None:
+    """Write a run that holds parameters and no optimizer state, such as an imported model's.
+
+    It is sampled, translated and evaluated like any run, and cannot be resumed.
+
+    Args:
+        directory: of the run; it must not hold one.
+        config: with the vocabulary's size.
+        tokenizer: of the model.
+        params: of the model.
+        step: optimizer steps that made them.
+        data: the fingerprint of the data that they were learned from, if it is known.
+
+    Raises:
+        UserError: the directory holds a run, or cannot be written.
+    """
+    check_run_dir(RunOptions(run_dir=directory))
+    fill_run_dir(config, directory, tokenizer)
+    with checkpoint_writer(directory, config) as writer:
+        writer.save(step, {PARAMS: params}, {"config": config_to_json(config), "data": data})
+
+
 def wait_until_visible(directory: Path) -> bool:
-    """Whether the run that the first process has made, or found, is here for this one, too."""
+    """Whether the run that the first process has made or found is visible to this one, too."""
     deadline = time.monotonic() + APPEARS
     while not (seen := (directory / CONFIG).is_file()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -76,7 +108,7 @@ def wait_until_visible(directory: Path) -> bool:
 
 
 def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
-    """What saves the run's checkpoints and keeps those that its config asks for."""
+    """The writer of the run's checkpoints, with its config's retention."""
     settings = config.checkpoint
     return CheckpointWriter(directory / CHECKPOINTS, keep=settings.keep, every=settings.every)
 
@@ -84,7 +116,7 @@ def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
 def checkpoints_to_average(steps: Sequence[int], config: RunConfig) -> list[int]:
     """The newest step and the scheduled ones before it, newest first, as many as the run keeps.
 
-    Left out are the best of old, which is far from them, and what a stop has left between two.
+    The older best one, which is far from them, and one saved by a stop between two are left out.
     """
     *older, newest = steps
     scheduled = [step for step in older if step % config.checkpoint.every == 0]
@@ -93,9 +125,9 @@ def checkpoints_to_average(steps: Sequence[int], config: RunConfig) -> list[int]
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from writing to the run while the block lasts.
+    """Keep other processes from writing to the run during the block.
 
-    What a killed one had begun to write is cleared away.
+    Files that a killed process had begun to write are removed.
     """
     with open(directory / LOCK, "w") as file:
         try:
@@ -112,7 +144,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_nothing_lost(config: RunConfig, directory: Path) -> None:
-    """Refuse to begin anew a run without checkpoints, unless none was complete when it was killed.
+    """Refuse to restart a run without checkpoints, unless it was killed before its first one.
 
     A run that saves every n steps has its first checkpoint before it begins step 2n + 1.
     """
@@ -126,15 +158,15 @@ def check_nothing_lost(config: RunConfig, directory: Path) -> None:
 
 
 def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of other data or other random keys."""
+    """Refuse to continue from a checkpoint of other data or other random keys."""
     for name, advice in (
         (
             "data",
-            "the text or its tokenizer has changed (made-up numbers do with num2words and babel): "
-            "restore it, or start a new run",
+            "the text or its tokenizer has changed (generated numbers depend on num2words and "
+            "babel): restore it, or start a new run",
         ),
-        ("rows", "the batches would be others: use a mesh of as many devices"),
-        ("keys", "random keys are made differently here: use the jax version it was started with"),
+        ("rows", "the batches would differ: use a mesh of as many devices"),
+        ("keys", "random keys differ in this version: use the jax version it was started with"),
     ):
         if saved.get(name) != now[name]:
             raise UserError(
@@ -144,7 +176,7 @@ def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, 
 
 
 def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line if other versions of jax or numpy made the checkpoint: it is used all the same."""
+    """A line if other versions of jax or numpy made the checkpoint: it is used nevertheless."""
     made_with, here = saved.get("versions", {}), now["versions"]
     changed = [
         f"{name} {made_with.get(name)} (here {version})"
@@ -153,4 +185,6 @@ def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     ]
     if not changed:
         return []
-    return [f"made with {' and '.join(changed)}: the run goes on, but may differ in its last bits"]
+    return [
+        f"made with {' and '.join(changed)}: the run continues, but may differ in its last bits"
+    ]

@@ -1,47 +1,62 @@
-"""A trained run opened for use: its configuration, its tokenizer and its parameters."""
+"""A trained run opened for use: its configuration, its tokenizer and its parameters.
+
+    run = load_run("runs/demo")
+    run.sample("def main(")         # of a GPT
+    run.translate(["a sentence"])   # of a Transformer
+    run.evaluate()["loss"]
+
+Only the parameters of a checkpoint are read, not the optimizer's state. A run without optimizer
+state, such as an imported model's, is opened alike.
+"""
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxformer import checkpoint
 from jaxformer.batch import SpecialTokens
-from jaxformer.checkpoint import Checkpoint
-from jaxformer.config import MeshConfig, RunConfig, require_positive
+from jaxformer.checkpoint import PARAMS, Checkpoint
+from jaxformer.config import (
+    BeamConfig,
+    LanguageConfig,
+    RunConfig,
+    SamplingConfig,
+    TranslationConfig,
+    require_positive,
+)
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import special_tokens_of
+from jaxformer.decoding.beam import Hypothesis, translate_all
+from jaxformer.decoding.generate import generate
 from jaxformer.errors import UserError
-from jaxformer.evaluation.loss import Evaluation, evaluate
 from jaxformer.models.functional import abstract_model
-from jaxformer.run import directory
-from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.run import directory, evaluate, streaming
 from jaxformer.tasks.config_io import config_from_json, load_config
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.task import TrainSpec
 from jaxformer.training.average import average as average_of
-from jaxformer.training.step import TrainState, init_state, make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a run directory holds, ready to use on one device."""
 
+    directory: Path
     spec: TrainSpec
     tokenizer: Tokenizer
     graphdef: nnx.GraphDef
     params: PyTree[Array]
     step: int
     """Optimizer steps that made these parameters."""
-    data_fingerprint: str
-    """SHA-256 of the text and tokenizer they were learned from."""
+    data_fingerprint: str | None
+    """SHA-256 of the text and tokenizer they were learned from; None if they are unknown."""
 
     @property
     def config(self) -> RunConfig:
@@ -50,22 +65,128 @@ class Run:
 
     @property
     def specials(self) -> SpecialTokens:
-        """The tokens of a translation run that stand for no text."""
+        """The tokens of a translation run that are not text."""
         return special_tokens_of(self.tokenizer)
+
+    def sample(self, *prompts: str, **options: Any) -> list[str]:
+        """The continuation of each prompt by a GPT, without the prompt; options as of `stream`.
+
+        The same seed gives the same texts.
+        """
+        _, *pieces = self.stream(prompts or ("",), **options)
+        return ["".join(texts) for texts in zip(*pieces, strict=True)]
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 200,
+        sampling: SamplingConfig | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        first_row: int = 0,
+    ) -> Iterator[list[str]]:
+        """A piece of text for each prompt, step by step: first the prompts, then what follows.
+
+        Args:
+            prompts: texts to continue in one batch; an empty one stands for a newline.
+            max_new_tokens: steps.
+            sampling: how tokens are drawn; by default from the model's own distribution.
+            stop: texts that end a continuation and are not part of it.
+            seed: of the draws.
+            first_row: number of the first prompt, where prompts are continued in several batches.
+
+        Raises:
+            UserError: before anything is computed, for a run of another kind and for prompts that
+                the model cannot take.
+        """
+        config = self._config_of(LanguageConfig)
+        rows = [streaming.encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        steps = generate(
+            self.graphdef,
+            self.params,
+            config.model,
+            rows,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            first_row=first_row,
+        )
+        return streaming.decoded(self.tokenizer, rows, steps, stop)
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        search: BeamConfig | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[str]:
+        """The best translation of each text by beam search; that of an empty one is empty.
+
+        `on_progress(done, total)` is called after each translation.
+
+        Raises:
+            UserError: for a run of another kind and for texts that the model cannot take.
+        """
+        sources = {i: self.tokenizer.encode(text) for i, text in enumerate(texts) if text}
+        places, best = list(sources), [""] * len(texts)
+        found = self.hypotheses(list(sources.values()), search) if sources else ()
+        for done, (index, (first, *_)) in enumerate(found, start=1):
+            best[places[index]] = self.text_of(first.tokens)
+            on_progress(done, len(places))
+        return best
+
+    def hypotheses(
+        self, sources: Sequence[np.ndarray], search: BeamConfig | None = None, batch_size: int = 64
+    ) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """The best `search.n_best` translations of each source's tokens, by its index.
+
+        Sources of similar length share a batch; results come as their batch is done.
+        """
+        config, search = self._config_of(TranslationConfig), search or BeamConfig()
+        return translate_all(
+            self.graphdef, self.params, config.model, sources, self.specials, search, batch_size
+        )
 
     def text_of(self, tokens: np.ndarray) -> str:
         """Text of a translation's tokens, without those that only a padded vocabulary has."""
         return self.tokenizer.decode(tokens[tokens < self.tokenizer.vocab_size])
 
+    def evaluate(
+        self, split: Literal["val", "train"] = "val", search: BeamConfig | None = None
+    ) -> dict[str, Any]:
+        """What `jaxformer evaluate --json` writes: the loss over a split, in nats per token, etc.
+
+        Of a translation run's validation split also BLEU and exact matches, decoded by `search`.
+
+        Raises:
+            UserError: the data are not those that the run learned from.
+        """
+        if isinstance(self.config, LanguageConfig):
+            return evaluate.language_figures(self, split)
+        return evaluate.translation_figures(self, split, search or BeamConfig())
+
+    def _config_of(self, kind: type) -> Any:
+        require_kind(self.config, kind, self.directory)
+        return self.config
+
+
+def require_kind(config: RunConfig, kind: type, run_dir: Path) -> None:
+    """Refuse a run of another kind than `kind`, the type of its configuration."""
+    if not isinstance(config, kind):
+        raise UserError(
+            f"{run_dir} holds a {config.kind} run, which this command does not read: use "
+            f"jaxformer {kind_of(config).command}"
+        )
+
 
 def load_run(
-    run_dir: Path,
+    run_dir: Path | str,
     kind: type[RunConfig] | None = None,
     *,
     step: int | None = None,
     average: int = 1,
 ) -> Run:
-    """Open a run at the given step, or else at its newest checkpoint that verifies.
+    """Open a run at the given step, or else at its newest checkpoint whose parameters verify.
 
     Args:
         run_dir: the run's directory.
@@ -74,21 +195,20 @@ def load_run(
         average: how many checkpoints to average, that one and those before it that verify
             (Vaswani et al. 2017, section 6.1).
 
-    Checkpoints that do not verify are named on standard error, one line each.
+    Checkpoints that do not verify are named on standard error, one line each. Files of the
+    optimizer's state are not read, and may be damaged or missing.
 
     Raises:
         UserError: the directory is missing, holds no run or one of another kind, no checkpoint
             that can be used, or fewer than are to be averaged.
     """
+    run_dir = Path(run_dir)
     require_positive("average", average)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
-    if kind is not None and not isinstance(config, kind):
-        raise UserError(
-            f"{run_dir} holds a {config.kind} run, which this command does not read: use "
-            f"jaxformer {kind_of(config).command}"
-        )
+    if kind is not None:
+        require_kind(config, kind, run_dir)
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:
@@ -97,30 +217,30 @@ def load_run(
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
     spec = kind_of(config).spec(config, tokenizer.vocab_size)
-    graphdef, shapes = abstract_model(spec.model, config.model)
-    expected = jax.eval_shape(lambda p: init_state(p, spec.optimizer), shapes)
+    graphdef, expected = abstract_model(spec.model, config.model)
     read = _read_one if average == 1 else functools.partial(_read_average, count=average)
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
-    return Run(spec, tokenizer, graphdef, params, found.step, found.metadata["data"])
+    data = found.metadata.get("data")
+    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
 
 
 def _read_one(
-    checkpoints: Path, expected: TrainState, step: int | None
+    checkpoints: Path, expected: PyTree, step: int | None
 ) -> tuple[PyTree[Array], Checkpoint]:
     """The parameters of a checkpoint, and what it holds beside its arrays."""
-    state, found = checkpoint.restore(checkpoints, expected, step)
-    return state.params, found
+    items, found = checkpoint.restore(checkpoints, {PARAMS: expected}, step)
+    return items[PARAMS], found
 
 
 def _read_average(
-    checkpoints: Path, expected: TrainState, step: int | None, count: int
+    checkpoints: Path, expected: PyTree, step: int | None, count: int
 ) -> tuple[PyTree[Array], Checkpoint]:
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
-    newest = checkpoint.read_metadata(checkpoints, step)
+    newest = checkpoint.read_metadata(checkpoints, step, [PARAMS])
     skipped = list(newest.skipped)
     made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
@@ -128,7 +248,7 @@ def _read_average(
     for candidate in directory.checkpoints_to_average(until, made_with):
         try:
             if len(steps) < count:
-                steps.append(checkpoint.read_metadata(checkpoints, candidate).step)
+                steps.append(checkpoint.read_metadata(checkpoints, candidate, [PARAMS]).step)
         except UserError as fault:
             skipped.append(str(fault))
     if len(steps) < count:
@@ -139,10 +259,3 @@ def _read_average(
         )
     params = average_of(_read_one(checkpoints, expected, each)[0] for each in steps)
     return params, dataclasses.replace(newest, skipped=tuple(skipped))
-
-
-def evaluate_run(run: Run, batches: Iterable[Any]) -> Evaluation:
-    """The mean loss of a run's parameters over the batches, on one device."""
-    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    eval_step = jax.jit(make_eval_step(run.graphdef, run.spec.eval_objective))
-    return evaluate(eval_step, run.params, batches, batch_sharding(mesh))

@@ -151,7 +151,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
                 lines.sync()
                 watchdog.expect("checkpoint", step)
                 val_loss = None if evaluation is None else evaluation.loss
-                writer.save(step, state, {**metadata, "position": step}, val_loss)
+                items = checkpoint.split(state)
+                writer.save(step, items, {**metadata, "position": step}, val_loss)
             if stop:
                 break
         log.note_compilations(program.train_step._cache_size(), task.num_shapes)
@@ -184,7 +185,8 @@ def restore(
             directory.check_nothing_lost(config, options.run_dir)
         distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
         return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
-    found = checkpoint.read_metadata(checkpoints)
+    abstract = checkpoint.split(program.state)
+    found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
     distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, options.run_dir)
@@ -193,7 +195,7 @@ def restore(
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
             print(line, file=sys.stderr)
-    return checkpoint.load(checkpoints, found, program.state), found.step
+    return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
 
 
 def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The last words of a training run: what it reached and what to do with it."""
+"""The summary of a training run: its validation loss and the commands that come next."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from jaxformer.config import BeamConfig
 from jaxformer.data.pairs import Pair
 from jaxformer.evaluation.bleu import Scores, score
 from jaxformer.run.directory import CHECKPOINTS, CURVES, checkpoints_to_average
+from jaxformer.run.evaluate import print_progress
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
 from jaxformer.tasks.kinds import kind_of
@@ -19,12 +20,14 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
         lines.append(
-            f"validation loss {evaluation.loss:.4f} nats a token · perplexity "
-            f"{evaluation.perplexity:.2f} · {bits_per_byte(outcome):.3f} bits a byte · "
+            f"validation loss {evaluation.loss:.4f} nats per token · perplexity "
+            f"{evaluation.perplexity:.2f} · {bits_per_byte(outcome):.3f} bits per byte · "
             f"{evaluation.num_tokens:,} tokens"
         )
     if not outcome.finished:
-        lines.append(f"stopped at step {outcome.step} of {outcome.config.steps}; --resume goes on")
+        lines.append(
+            f"stopped at step {outcome.step} of {outcome.config.steps}; continue with --resume"
+        )
     verb = kind_of(outcome.config).command
     drawn = (run_dir / CURVES).is_file()
     curves = f"curves in {run_dir / CURVES}" if drawn else f"curves with: jaxformer plot {run_dir}"
@@ -33,7 +36,7 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
 
 
 def bits_per_byte(outcome: Outcome) -> float:
-    """The last validation loss in bits a byte of validation text; of translations, of targets."""
+    """The last validation loss in bits per byte of validation text; of translations, of targets."""
     assert outcome.evaluation is not None
     data = outcome.data
     return outcome.evaluation.bits_per_byte(data.num_val_tokens / data.val_bytes)
@@ -41,7 +44,9 @@ def bits_per_byte(outcome: Outcome) -> float:
 
 def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: int = 1) -> Scores:
     """The scores of the held-out pairs by the run's newest checkpoint, or a mean of the newest."""
-    return score(load_run(run_dir, average=average), outcome.data.val_texts, beam)
+    run, pairs = load_run(run_dir, average=average), outcome.data.val_texts
+    translations = run.translate([pair.source for pair in pairs], beam, print_progress())
+    return score(translations, [pair.target for pair in pairs])
 
 
 def num_checkpoints(outcome: Outcome, run_dir: Path) -> int:
@@ -50,7 +55,7 @@ def num_checkpoints(outcome: Outcome, run_dir: Path) -> int:
 
 
 def translated(outcome: Outcome, run_dir: Path) -> Iterator[str]:
-    """What the mean of the run's last checkpoints makes of the held-out pairs: examples, BLEU."""
+    """Held-out pairs translated by the mean of the run's last checkpoints: examples, BLEU."""
     average = num_checkpoints(outcome, run_dir)
     scores = score_held_out(outcome, run_dir, BeamConfig(), average)
     yield from examples(outcome.data.val_texts, scores, 3)
@@ -58,8 +63,8 @@ def translated(outcome: Outcome, run_dir: Path) -> Iterator[str]:
 
 
 def examples(pairs: Sequence[Pair], scores: Scores, count: int) -> Iterator[str]:
-    """The first few translations, then the first few wrong ones of the rest; what was asked for
-    stands beside a wrong one."""
+    """The first `count` translations, then the first `count` wrong ones of the rest, each wrong one
+    beside its reference."""
     found = list(zip(pairs, scores.translations, strict=True))
     wrong = [(pair, text) for pair, text in found[count:] if text.strip() != pair.target.strip()]
     for (source, target), text in [*found[:count], *wrong[:count]]:

@@ -97,7 +97,7 @@ def test_refuses_in_one_line(gpt, translation, capsys, tmp_path):
     assert "leave out --target" in refusal(capsys, gpt, "--text", "a", "--target", "b")
     assert "--text is empty: give at least a word" in refusal(capsys, gpt, "--text", "")
     assert "--text is empty: give at least a word" in refusal(capsys, translation, "--text", " ")
-    assert "--output a.pdf is no PNG" in refusal(capsys, gpt, "--text", "a", "--output", "a.pdf")
+    assert "--output a.pdf is not a PNG" in refusal(capsys, gpt, "--text", "a", "--output", "a.pdf")
     assert "--text has 17 tokens" in refusal(capsys, gpt, "--text", "a" * 17)
     assert "--target has 17 tokens" in refusal(
         capsys, translation, "--text", "a", "--target", "b" * 16

@@ -6,6 +6,8 @@ from jaxformer.cli import sample
 from jaxformer.cli.main import main
 from jaxformer.config import GPTConfig, LanguageConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.errors import UserError
+from jaxformer.run.load import load_run
 from tests.runs import save_run
 
 
@@ -66,6 +68,20 @@ def test_a_sample_is_the_prompt_and_its_continuation(printed):
     assert text.startswith("abc")
     assert len(text) == 3 + 24 + 1
     assert text.endswith("\n")
+
+
+def test_it_prints_what_a_run_samples(run, printed):
+    loaded = load_run(run)
+    (text,) = loaded.sample("abc", max_new_tokens=24, seed=3, stop=["d"])
+    assert printed("--prompt", "abc", "--seed", "3", "--stop", "d") == f"abc{text}\n"
+    both = loaded.sample("a", "bcd", max_new_tokens=24)
+    shown = sections(printed("--prompt", "a", "--prompt", "bcd"))
+    assert shown == ["a" + both[0], "bcd" + both[1]]
+
+
+def test_a_gpt_does_not_translate(run):
+    with pytest.raises(UserError, match="use jaxformer sample"):
+        load_run(run).translate(["abc"])
 
 
 def test_without_a_prompt_the_text_follows_a_newline_that_is_not_shown(printed):

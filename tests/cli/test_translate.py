@@ -144,6 +144,13 @@ def test_lines_without_a_translation_are_told_by_number_and_the_rest_goes_on(tra
     assert status == 2
 
 
+def test_it_prints_what_a_run_translates(run, translated):
+    texts = load_run(run).translate(SENTENCES, BeamConfig(beam=3))
+    assert translated(INPUT, "--beam", "3")[0].splitlines() == [
+        " ".join(text.splitlines()).strip() for text in texts
+    ]
+
+
 def test_with_n_best_a_line_without_a_translation_is_empty_too(translated):
     out, err, status = translated("abc\nxyz\n\nfa\n", "--n-best", "2")
     numbers = [line.partition("\t")[0] for line in out.split("\n")]

@@ -1,4 +1,4 @@
-"""A preparation is whole, found again, or made anew."""
+"""A preparation is complete, found again, or rebuilt."""
 
 import multiprocessing
 import os
@@ -117,7 +117,7 @@ def truncate(path):
     os.truncate(path, path.stat().st_size - 2)
 
 
-@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json", "meta.json"])
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json", "manifest.jsonl"])
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, lambda path: path.write_text("")])
 def test_damage_is_noticed_and_repaired(name, damage, file, cache, caplog):
     data = DataConfig(path=file, tokenizer="characters")
@@ -149,8 +149,9 @@ def test_an_unfinished_directory_is_not_taken(file, cache):
     data = DataConfig(path=file, tokenizer="bytes")
     prepare(data, cache)
     [directory] = cache.iterdir()
-    for path in directory.iterdir():
-        path.unlink()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.unlink()
     assert prepare(data, cache).tokenizer.decode(prepare(data, cache).train) in TEXT
 
 

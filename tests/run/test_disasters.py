@@ -228,7 +228,7 @@ def test_other_versions_are_said_in_one_line_and_the_run_goes_on(
     loop.train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("made with jax 0.9.1 (here ")
-    assert "the run goes on" in line
+    assert "the run continues" in line
     loop.train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
     assert capsys.readouterr().err == ""
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from jaxformer import checkpoint
-from jaxformer.config import CheckpointConfig, GPTConfig, LanguageConfig
+from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig, RunOptions
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.functional import init_params
 from jaxformer.models.gpt import GPT
-from jaxformer.run import directory
+from jaxformer.run import directory, loop
 from jaxformer.run.load import load_run
 from tests.runs import save_run
+from tests.states import snapshot
 
 MODEL = GPTConfig(vocab_size=256, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1)
 CONFIG = LanguageConfig(model=MODEL, checkpoint=CheckpointConfig(every=1))
@@ -126,6 +127,56 @@ def test_a_checkpoint_between_two_scheduled_ones_is_not_averaged(tmp_path):
 def test_an_average_of_what_is_not_there_is_refused(of_four, options, message):
     with pytest.raises(UserError, match=message):
         load_run(of_four, **options)
+
+
+def test_parameters_are_read_without_the_optimizer(run_dir):
+    """Sampling, translating, evaluating and averaging do with parameters alone."""
+    expected = load_run(run_dir), load_run(run_dir, average=2)
+    for step in ("1", "2"):
+        shutil.rmtree(run_dir / directory.CHECKPOINTS / step / "optimizer")
+    found = load_run(str(run_dir)), load_run(run_dir, average=2)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.step == 2
+        jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    with pytest.raises(UserError, match="checkpoint 2 cannot be used: optimizer/"):
+        checkpoint.read_metadata(run_dir / directory.CHECKPOINTS)
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """A run of parameters that were not trained here, and a text to score them on."""
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("green bottles hanging on the wall\n" * 40, encoding="utf-8")
+    data = DataConfig(path=tmp_path / "text.txt", tokenizer="bytes")
+    config = LanguageConfig(model=MODEL, data=data, steps=2, batch_size=8)
+    params = init_params(GPT, MODEL, jax.random.key(7))
+    directory.save_params(tmp_path / "run", config, ByteTokenizer(), params)
+    return tmp_path / "run", config, params
+
+
+def test_a_run_without_an_optimizer_is_a_run(imported):
+    run_dir, config, params = imported
+    run = load_run(run_dir, LanguageConfig)
+    assert (run.step, run.config, run.data_fingerprint) == (0, config, None)
+    jax.tree.map(np.testing.assert_array_equal, run.params, params)
+    (text,) = run.sample("green", max_new_tokens=5, seed=3)
+    assert text == run.sample("green", max_new_tokens=5, seed=3)[0] != ""
+    assert run.evaluate()["loss"] == pytest.approx(np.log(256), rel=0.05)  # it knows nothing
+
+
+def test_a_run_without_an_optimizer_is_not_resumed(imported):
+    run_dir, config, _ = imported
+    before = snapshot(run_dir / directory.CHECKPOINTS)
+    with pytest.raises(UserError, match="checkpoint 0 holds params, no optimizer") as refusal:
+        loop.train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert "\n" not in str(refusal.value)
+    assert snapshot(run_dir / directory.CHECKPOINTS) == before
+
+
+def test_parameters_are_not_written_over_a_run(imported):
+    run_dir, config, params = imported
+    with pytest.raises(UserError, match="already holds a run"):
+        directory.save_params(run_dir, config, ByteTokenizer(), params)
 
 
 def without_checkpoints(path):

@@ -76,7 +76,8 @@ def losses(run_dir: Path) -> list[tuple]:
 
 def final_state(config: LanguageConfig, run_dir: Path):
     program = build(language_spec(config), make_mesh(config.mesh))
-    return checkpoint.restore(run_dir / "checkpoints", program.state)
+    items, found = checkpoint.restore(run_dir / "checkpoints", checkpoint.split(program.state))
+    return checkpoint.join(items), found
 
 
 def flags(config: LanguageConfig, run_dir: Path, steps: int) -> list[str]:

@@ -68,7 +68,7 @@ def losses(run_dir: Path) -> list[tuple]:
 def state_hash(config: CopyTranslationConfig, run_dir: Path) -> str:
     mesh = make_mesh(config.mesh)
     program = build(translation_task(config, mesh).spec, mesh)
-    state, found = checkpoint.restore(run_dir / "checkpoints", program.state)
+    state, found = checkpoint.restore(run_dir / "checkpoints", checkpoint.split(program.state))
     assert found.step == config.steps
     return checkpoint.state_hash(state)
 

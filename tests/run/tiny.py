@@ -102,4 +102,5 @@ def whole_state(config: LanguageConfig, run_dir: Path, step: int | None = None) 
     model = dataclasses.replace(config.model, vocab_size=len(characters))
     spec = language.language_spec(dataclasses.replace(config, model=model))
     program = build(spec, make_mesh(config.mesh, jax.devices()[:1]))
-    return checkpoint.restore(run_dir / "checkpoints", program.state, step)[0]
+    items, _ = checkpoint.restore(run_dir / "checkpoints", checkpoint.split(program.state), step)
+    return checkpoint.join(items)

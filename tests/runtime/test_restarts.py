@@ -27,7 +27,8 @@ def final_hash(run_dir: Path) -> str:
     config = load_config(run_dir / "config.json")
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     program = build(kind_of(config).task(config, mesh).spec, mesh)
-    return checkpoint.state_hash(checkpoint.restore(run_dir / "checkpoints", program.state)[0])
+    items, _ = checkpoint.restore(run_dir / "checkpoints", checkpoint.split(program.state))
+    return checkpoint.state_hash(items)
 
 
 @pytest.fixture(autouse=True)

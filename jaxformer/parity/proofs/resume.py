@@ -34,11 +34,12 @@ def prove_resume(case: Case) -> Comparison:
             return state
 
         halfway = train(first, 0, STEPS // 2)
+        items = checkpoint.split(halfway)
         with checkpoint.CheckpointWriter(Path(directory), keep=1) as writer:
-            writer.save(STEPS // 2, halfway, metadata={})
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), halfway)
+            writer.save(STEPS // 2, items, metadata={})
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), items)
         restored, _ = checkpoint.restore(Path(directory), abstract)
-        ours = _bytes(train(restored, STEPS // 2, STEPS))
+        ours = _bytes(train(checkpoint.join(restored), STEPS // 2, STEPS))
         theirs = _bytes(train(first, 0, STEPS))
     return Comparison.of(compare(ours, theirs, 0.0, case.dtype, pair.models.name))
 
