@@ -28,7 +28,8 @@ import numpy as np
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, GPTConfig, SamplingConfig, TransformerConfig
 from jaxformer.decoding.beam import translate
-from jaxformer.decoding.generate import generate, generate_uncached
+from jaxformer.decoding.generate import generate
+from jaxformer.decoding.reference import generate_uncached
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 from jaxformer.models.transformer import Transformer

@@ -20,7 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam as search
-from jaxformer.decoding.beam import translate, translate_uncached
+from jaxformer.decoding import reference
+from jaxformer.decoding.beam import translate
+from jaxformer.decoding.reference import translate_uncached
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs import beam as proofs
@@ -118,7 +120,7 @@ def test_stopping_early_loses_nothing(seed, alpha, monkeypatch):
         return advance(*args)
 
     found, advance = [], search.advance
-    monkeypatch.setattr(search, "advance", counted)
+    monkeypatch.setattr(reference, "advance", counted)
     for rule in (search.can_improve, lambda live, done, longest, alpha: live[:, 0] > -np.inf):
         monkeypatch.setattr(search, "can_improve", rule)
         steps.append(0)

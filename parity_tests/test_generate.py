@@ -17,8 +17,9 @@ import torchref.config
 import torchref.decoding.generate
 import torchref.models.gpt
 from jaxformer.config import GPTConfig, SamplingConfig
-from jaxformer.decoding.generate import generate, row_keys
+from jaxformer.decoding.generate import generate
 from jaxformer.decoding.sampling import gumbel_noise
+from jaxformer.decoding.state import row_keys
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 from jaxformer.parity.engine.twins import twin_config

@@ -1,6 +1,7 @@
 """`jaxformer sample RUN`: text from a trained GPT, shown as it is written."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,13 +9,11 @@ import tyro
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.config import LanguageConfig, SamplingConfig, require_positive
-from jaxformer.decoding.stop import StopFilter
-from jaxformer.errors import UserError
+from jaxformer.decoding.stop_strings import StopFilter
 
-if TYPE_CHECKING:  # jax starts slowly: `--help` does without
+if TYPE_CHECKING:  # `--help` does not import jax, which starts slowly
     import numpy as np
 
-    from jaxformer.data.tokenizer import Tokenizer
     from jaxformer.run.load import Run
 
 DESCRIPTION = (
@@ -23,7 +22,6 @@ DESCRIPTION = (
 )
 ROWS_AT_ONCE = 16  # the memory of the key-value cache grows with them
 RULE = "-" * 24
-REPLACEMENT = "\ufffd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,36 +48,6 @@ class SampleArguments:
         StopFilter(self.stop)
 
 
-class TextStream:
-    """The text of one row from its tokens, up to the stop string; the prompt's is never cut."""
-
-    def __init__(self, tokenizer: "Tokenizer", stops: Sequence[str]):
-        from jaxformer.data.stream import StreamDecoder
-
-        self._vocab_size = tokenizer.vocab_size
-        self._decoder = StreamDecoder(tokenizer)
-        self._filter = StopFilter(stops)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the row has met a stop string."""
-        return self._filter.stopped
-
-    def prompt(self, tokens: "np.ndarray") -> str:
-        """Text of the prompt; what follows is decoded as its continuation."""
-        return "".join(map(self._decoder.feed, tokens))
-
-    def feed(self, token: int) -> str:
-        """Text that this token settles; a token that only the model knows is U+FFFD."""
-        known = token < self._vocab_size
-        piece = self._decoder.feed(token) if known else self._decoder.flush() + REPLACEMENT
-        return self._filter.feed(piece)
-
-    def flush(self) -> str:
-        """Text still held back when the row ends."""
-        return self._filter.feed(self._decoder.flush()) + self._filter.flush()
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the samples; the exit status is 0.
 
@@ -88,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parse(SampleArguments, argv, "jaxformer sample", DESCRIPTION)
     from jaxformer.run.load import load_run
+    from jaxformer.run.streaming import encode_prompt
 
     run = load_run(arguments.run, LanguageConfig)
     prompts = [encode_prompt(run.tokenizer, prompt) for prompt in arguments.prompt or ("",)]
@@ -96,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         stream(run, arguments, rows[first : first + ROWS_AT_ONCE], first)
         for first in range(0, len(rows), ROWS_AT_ONCE)
     ]
+    if not arguments.prompt:  # the newline that stands for it is not shown
+        batches = [itertools.islice(batch, 1, None) for batch in batches]
     if len(rows) == 1:
         for (piece,) in batches[0]:
             print(piece, end="", flush=True)
@@ -107,26 +78,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def encode_prompt(tokenizer: "Tokenizer", prompt: str) -> "np.ndarray":
-    """Tokens of the prompt; of a newline if it is empty, for a GPT continues something."""
-    if prompt:
-        return tokenizer.encode(prompt)
-    try:
-        return tokenizer.encode("\n")
-    except UserError:
-        raise UserError(
-            "the run's tokenizer has no newline to begin with: give a --prompt"
-        ) from None
-
-
 def stream(
     run: "Run", arguments: SampleArguments, rows: "list[np.ndarray]", first_row: int
 ) -> Iterator[list[str]]:
-    """What each row shows, step by step: its prompt, if one was given, then its text.
-
-    Prompts that the model cannot continue are refused at once; nothing is computed yet.
-    """
+    """Pieces of text per row, first its prompt; prompts are refused before anything is computed."""
     from jaxformer.decoding.generate import generate
+    from jaxformer.run.streaming import stream_texts
 
     assert isinstance(run.config, LanguageConfig)
     steps = generate(
@@ -139,21 +96,4 @@ def stream(
         seed=arguments.seed,
         first_row=first_row,
     )
-    return _decoded(run.tokenizer, arguments, rows, steps)
-
-
-def _decoded(
-    tokenizer: "Tokenizer",
-    arguments: SampleArguments,
-    rows: "list[np.ndarray]",
-    steps: "Iterator[np.ndarray]",
-) -> Iterator[list[str]]:
-    texts = [TextStream(tokenizer, arguments.stop) for _ in rows]
-    prompts = [text.prompt(row) for text, row in zip(texts, rows, strict=True)]
-    if arguments.prompt:
-        yield prompts
-    for tokens in steps:
-        yield [text.feed(token) for text, token in zip(texts, tokens.tolist(), strict=True)]
-        if all(text.stopped for text in texts):
-            break
-    yield [text.flush() for text in texts]
+    return stream_texts(run.tokenizer, rows, steps, arguments.stop)

@@ -31,8 +31,11 @@ class DecoderCache(NamedTuple):
 def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCache]:
     """N caches of `length` slots for each of `batch_size` rows, all zero."""
     shape = (batch_size, length, config.num_heads, config.head_width)
-    zeros = jnp.zeros(shape, config.dtype)
-    return [KVCache(zeros, zeros) for _ in range(config.num_layers)]
+
+    def zeros() -> Array:  # a buffer of its own for each, so that all can be donated
+        return jnp.zeros(shape, config.dtype)
+
+    return [KVCache(zeros(), zeros()) for _ in range(config.num_layers)]
 
 
 def write_cache(cache: KVCache, new: KVCache, positions: Int[Array, "#B L"]) -> KVCache:

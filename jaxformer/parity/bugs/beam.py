@@ -44,9 +44,9 @@ def first_finished(can_improve: Callable[..., Any]) -> Callable[..., Any]:
     return lambda live, done, *args: can_improve(live, done, *args) & ~jnp.isfinite(done[:, 0])
 
 
-def whole_rows(padded: Callable[..., Any]) -> Callable[..., Any]:
+def whole_rows(pad_sources: Callable[..., Any]) -> Callable[..., Any]:
     def made(*args: Any) -> Any:
-        source, valid, *rest = padded(*args)
+        source, valid, *rest = pad_sources(*args)
         return source, valid | True, *rest
 
     return made
@@ -111,7 +111,7 @@ PLANTS = {
         "reordered", lambda f: lambda caches, rows: caches
     ),
     "stops at the first finished hypothesis": planted("can_improve", first_finished),
-    "hope not divided by the penalty": planted(
+    "best live score not divided by the penalty": planted(
         "can_improve", lambda f: lambda live, done, longest, alpha: f(live, done, longest, 0.0)
     ),
     "log-softmax missing": planted("log_probabilities", lambda f: lambda logits: logits),
@@ -120,7 +120,7 @@ PLANTS = {
     ),
     "padding token produced": planted("allowed", padding_allowed),
     "search begins with identical copies": planted("first_beams", identical_copies),
-    "padding of the source attended to": planted("padded", whole_rows),
+    "padding of the source attended to": planted("pad_sources", whole_rows),
 }
 
 BUGS = [Bug(name, "beam", plant, prove_beam, CASE) for name, plant in PLANTS.items()]
