@@ -1,6 +1,6 @@
 """Generated tokens against the PyTorch twin and against transformers' GPT-2: all equal.
 
-Everything is float64, so that no two logits are so close that rounding decides between them.
+Everything is float64, in which no two logits are so close that rounding decides between them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxformer.parity.engine.twins import twin_config
 from jaxformer.weights import tables
 from jaxformer.weights.convert import to_torch
 
-# Weights large enough that texts wander: at the usual 0.02 they repeat one token for ever.
+# Weights large enough for varied texts: at the usual 0.02 a text repeats one token.
 CONFIG = GPTConfig(
     vocab_size=40,
     context_length=32,
@@ -42,7 +42,7 @@ CONFIG = GPTConfig(
 @pytest.fixture(autouse=True)
 def _float64_on_one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are so small that a second thread only waits
+    torch.set_num_threads(1)  # a second thread does not speed up such small models
     with jax.enable_x64(True):
         yield
     torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def test_greedy_tokens_of_200_prompts_are_the_twins(model, twin):
         actual = ours(model, prompts, max_new_tokens=20, sampling=greedy)
         np.testing.assert_array_equal(actual, theirs(twin, prompts, 20, greedy))
         texts |= {tuple(row) for row in actual.tolist()}
-    assert len(texts) > 150  # the prompts lead to different texts: the equality says something
+    assert len(texts) > 150  # different texts, so their equality is a meaningful test
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ examples = settings(deadline=None, max_examples=60)
 
 @st.composite
 def drawn_logits(draw):
-    """(B, V) with ties, signed zeros, huge values and tokens ruled out before."""
+    """(B, V) with ties, signed zeros, huge values and excluded tokens."""
     element = st.one_of(
         st.integers(-3, 3).map(float),
         st.floats(-30, 30, width=32, allow_subnormal=False),
@@ -49,7 +49,7 @@ def probabilities(logits_BV):
 
 
 def assume_clear(gaps, dtype):
-    """Discard the example if rounding decides it; exact equality is no matter of rounding."""
+    """Discard the example if rounding decides it; exact equality does not depend on rounding."""
     assume(not ((gaps != 0) & (np.abs(gaps) < MARGIN[dtype])).any())
 
 
@@ -61,7 +61,7 @@ def ours(function, logits_BV, dtype, *args):
 
 
 def assert_equal_to_rounding(actual, expected, dtype):
-    """Within a few units in the last place; XLA takes what is below the smallest normal for 0."""
+    """Within a few units in the last place; XLA flushes subnormal numbers to 0."""
     limits = np.finfo(dtype)
     np.testing.assert_allclose(actual, expected, rtol=4 * limits.eps, atol=limits.tiny)
 

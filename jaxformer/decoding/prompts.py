@@ -42,11 +42,11 @@ def pad_sources(
     specials: SpecialTokens,
     extra_length: int,
 ) -> tuple[Int[Array, "B M"], Bool[Array, "B M"], Int[Array, " B"], int]:
-    """Sources padded to a batch of powers of two, with what a search needs to know of them.
+    """Sources padded to a batch of powers of two, and the maximum length of each translation.
 
     Returns:
-        The tokens; True where a token is one, False where it is padding; the maximum length of each
-        translation, 0 for rows that pad the batch; the maximum over all sources of this bucket.
+        The tokens; True at tokens, False at padding; the maximum length of each translation, 0 for
+        rows that pad the batch; the maximum for any source of this bucket.
     """
     T = config.context_length
     B, M = bucket(len(sources)), min(bucket(max(MIN_SOURCE_LENGTH, *map(len, sources))), T)

@@ -1,7 +1,7 @@
 """Decoding without a cache: the whole text through the model for each token.
 
-The plain definitions that cached decoding is equal to, slow and short. They share with it what is
-not the cache: sampling, the window rule, and the ranking of hypotheses.
+Slow and short definitions, to which cached decoding is equal. Sampling, the window rule and the
+ranking of hypotheses are the same functions; only the cache is missing.
 """
 
 import functools
