@@ -15,11 +15,11 @@ continuations are ranked by row, then by token id, the lower first.
 A sentence stops when W hypotheses are finished and no live row can beat the worst of them: even its
 log p, which can only fall, divided by the largest penalty it may reach, that of max_length, is no
 higher. At alpha = 0 these rows can then lead to nothing better; W = 1 is greedy decoding. Sentences
-stop independently: the rows of a stopped one are dead, which neither finish nor continue.
+stop independently: the rows of a stopped one are dead, and neither finish nor continue.
 
-One `lax.while_loop` serves a batch until its last row is dead. Rows of a sentence are an axis W
-that `vmap` lays over the decoder: keys and values of the target have this axis and are gathered for
-the survivors of each step; those of the encoder's output do not, and are never copied. Batch and
+One `lax.while_loop` serves a batch until its last row is dead. `vmap` maps the decoder over the
+rows of a sentence, an axis W: keys and values of the target have this axis and are gathered for the
+survivors of each step; those of the encoder's output have not, and are never copied. Batch and
 source are padded to powers of two, so few shapes are compiled; padding rows and slots are masked,
 and change a result by rounding only.
 
@@ -155,7 +155,7 @@ def search(
 
     own = [cache.own for cache in encoded]
     caches = jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), own)
-    beams = first_beams(caches, width, length, specials, max_length_B, model.config.dtype)
+    beams = init_beams(caches, width, length, specials, max_length_B, model.config.dtype)
     return jax.lax.while_loop(any_alive, grow, beams)._replace(caches=[])
 
 
@@ -164,7 +164,7 @@ def any_alive(beams: Beams) -> Bool[Array, ""]:
     return jnp.any(beams.log_probs > -jnp.inf)
 
 
-def first_beams(
+def init_beams(
     caches: list[KVCache],
     width: int,
     length: int,
@@ -212,7 +212,7 @@ def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
-def allowed(
+def allowed_tokens(
     length: Int[Array, ""], max_length_B: Int[Array, " B"], specials: SpecialTokens, vocab_size: int
 ) -> Bool[Array, "B 1 V"]:
     """True at tokens that may be a row's last at this length: at max_length only the end, before it
@@ -233,7 +233,7 @@ def advance(
     """Rank all continuations by one token: some finish, some stay alive."""
     B, W, V = logits_BWV.shape
     length = beams.step + 1
-    may_B1V = allowed(length, max_length_B, specials, V)
+    may_B1V = allowed_tokens(length, max_length_B, specials, V)
     log_probs_BWV = jnp.where(may_B1V, log_probabilities(logits_BWV), -jnp.inf)
     total = beams.log_probs[:, :, None] + log_probs_BWV
     log_probs_BC, index_BC = jax.lax.top_k(total.reshape(B, W * V), 2 * W)
@@ -253,7 +253,7 @@ def advance(
         step=length,
         tokens=gather_beams(tokens, survivors_BW),
         log_probs=jnp.where(improves_B[:, None], log_probs_BW, -jnp.inf),
-        caches=reordered(beams.caches, gather_beams(rows_BC, survivors_BW)),
+        caches=reorder_caches(beams.caches, gather_beams(rows_BC, survivors_BW)),
         finished_tokens=gather_beams(finished_tokens, best_BW),
         finished_log_probs=gather_beams(finished_log_probs, best_BW),
         finished_scores=finished_scores,
@@ -293,7 +293,7 @@ def can_improve(
     return normalised(log_probs_BW[:, 0], max_length_B, alpha) > finished_scores_BW[:, -1]
 
 
-def reordered(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
+def reorder_caches(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
     """The caches of the rows that the survivors continue."""
     return jax.tree.map(lambda cache: gather_beams(cache, rows_BW), caches)
 

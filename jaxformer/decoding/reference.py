@@ -20,7 +20,7 @@ from jaxformer.decoding.beam import (
     advance,
     any_alive,
     extract_hypotheses,
-    first_beams,
+    init_beams,
 )
 from jaxformer.decoding.generate import truncate_context, validate_request
 from jaxformer.decoding.prompts import pad_prompts, pad_sources, validate_sources
@@ -78,7 +78,7 @@ def translate_uncached(
     source_BM, valid_BM, max_length_B, length = pad_sources(
         rows, config, specials, beam.extra_length
     )
-    beams = first_beams([], beam.beam, length, specials, max_length_B, config.dtype)
+    beams = init_beams([], beam.beam, length, specials, max_length_B, config.dtype)
     while any_alive(beams):
         logits_BWV = beam_logits_at(graphdef, params, source_BM, valid_BM, beams.tokens, beams.step)
         beams = advance(beams, logits_BWV, specials, max_length_B, beam.length_penalty)
