@@ -13,7 +13,15 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 # Every call of these rooms' functions has its shapes and types checked. `generate` is left out: it
 # refuses bad input by itself, in words.
-ROOMS = ("layers", "models", "training", "decoding.sampling", "weights", "sharding")
+ROOMS = (
+    "layers",
+    "models",
+    "training",
+    "decoding.sampling",
+    "decoding.state",
+    "weights",
+    "sharding",
+)
 install_import_hook([f"jaxformer.{room}" for room in ROOMS], "beartype.beartype")
 
 # Every drawn shape is compiled: few examples, the same in every run, and none spent on shrinking.

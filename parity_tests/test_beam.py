@@ -1,10 +1,10 @@
 """Beam search against the twin, against all sequences there are, and against transformers' own.
 
-transformers' search equals this one at length_penalty 0 with early_stopping "never": a hypothesis
-ends only among the best `num_beams` of a step, scores are log p, and the search stops once no live
-row can beat the worst of `num_beams` finished ones. A processor makes its rows end at max_length as
-ours do, with the log p of the end token: its option forced_eos_token_id counts the end as certain.
-Padding and start are suppressed after the softmax. It ranks in float32, so scores agree to float32.
+transformers' search is the same as this one at length_penalty 0 with early_stopping "never": a
+hypothesis ends only among the best `num_beams` of a step, scores are log p, and the search stops
+once no live row can beat the worst of `num_beams` finished ones. Its rows are made to end at
+max_length as ours are, at the end's own log p: its option forced_eos_token_id counts it as certain.
+Padding and start are suppressed after the softmax. It ranks in float32: scores agree to that.
 """
 
 import dataclasses
@@ -20,7 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam as search
-from jaxformer.decoding.beam import translate, translate_uncached
+from jaxformer.decoding import reference
+from jaxformer.decoding.beam import translate
+from jaxformer.decoding.reference import translate_uncached
 from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
@@ -51,7 +53,7 @@ def as_lists(rows):
     return [[hypothesis.tokens.tolist() for hypothesis in row] for row in rows]
 
 
-# Widths and buckets are compiled, so they are few; weights, lengths and penalties are free.
+# Each width and bucket is compiled, so they are few; weights, lengths and penalties vary.
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**16),
@@ -83,7 +85,7 @@ def test_drawn_models_branch_and_end_at_different_lengths():
     lengths = [[len(h.tokens) for h in row] for row in rows]
     assert {length for row in lengths for length in row} == set(range(8))
     assert sum(len(set(row)) > 1 for row in lengths) > len(rows) / 2
-    # The best do not all begin with the same token: the beams differ.
+    # The n-best of a sentence begin with different tokens: the beams have diverged.
     assert sum(len({tuple(h.tokens[:1]) for h in row}) > 1 for row in rows) > len(rows) / 2
 
 
@@ -106,8 +108,8 @@ def test_a_beam_as_wide_as_all_candidates_finds_the_best_of_all_sequences(seed, 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_stopping_early_changes_nothing(seed, alpha, monkeypatch):
-    """The same hypotheses as a search that stops only at the longest translations."""
+def test_stopping_early_loses_nothing(seed, alpha, monkeypatch):
+    """The result is the same if no sentence stops before its maximum length."""
     model, case = drawn(seed)
     beam = BeamConfig(beam=3, length_penalty=alpha, n_best=3, extra_length=4)
     sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, 8])]
@@ -119,7 +121,7 @@ def test_stopping_early_changes_nothing(seed, alpha, monkeypatch):
         return advance(*args)
 
     found, advance = [], search.advance
-    monkeypatch.setattr(search, "advance", counted)
+    monkeypatch.setattr(reference, "advance", counted)
     for rule in (search.can_improve, lambda live, done, longest, alpha: live[:, 0] > -np.inf):
         monkeypatch.setattr(search, "can_improve", rule)
         steps.append(0)
@@ -133,7 +135,7 @@ def test_stopping_early_changes_nothing(seed, alpha, monkeypatch):
 
 @torch.no_grad()
 def all_sequences(model, source, max_length, alpha):
-    """Every sequence that can be written, and its score."""
+    """Every possible sequence and its score."""
     padding, start, end = dataclasses.astuple(model.specials)
     for length in range(1, max_length + 1):
         for tokens in itertools.product(range(padding), repeat=length - 1):
@@ -152,7 +154,7 @@ class Stub(MarianMTModel):
         return self
 
     def forward(self, decoder_input_ids=None, encoder_outputs=None, **_):
-        rows = encoder_outputs.last_hidden_state[:, 0, 0].long()  # each row's sentence
+        rows = encoder_outputs.last_hidden_state[:, 0, 0].long()  # the sentence of each row
         logits = self.twin(self.sources[rows], decoder_input_ids, self.valid[rows])
         return Seq2SeqLMOutput(logits=logits)
 

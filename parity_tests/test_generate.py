@@ -1,6 +1,6 @@
 """Generated tokens against the PyTorch twin and against transformers' GPT-2: all equal.
 
-Everything is float64, so that no two logits are so close that rounding decides between them.
+Everything is float64, in which no two logits are so close that rounding decides between them.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ import torchref.config
 import torchref.decoding.generate
 import torchref.models.gpt
 from jaxformer.config import GPTConfig, SamplingConfig
-from jaxformer.decoding.generate import generate, row_keys
+from jaxformer.decoding.generate import generate
 from jaxformer.decoding.sampling import gumbel_noise
+from jaxformer.decoding.state import row_keys
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 from jaxformer.parity.engine.model_pair import twin_config
@@ -26,7 +27,7 @@ from jaxformer.weights.convert import to_torch
 from jaxformer.weights.families import gpt2
 from jaxformer.weights.twin import TWIN
 
-# Weights large enough that texts vary: at the usual 0.02 they repeat one token.
+# Weights large enough for varied texts: at the usual 0.02 a text repeats one token.
 CONFIG = GPTConfig(
     vocab_size=40,
     context_length=32,
@@ -42,7 +43,7 @@ CONFIG = GPTConfig(
 @pytest.fixture(autouse=True)
 def _float64_on_one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are so small that a second thread only waits
+    torch.set_num_threads(1)  # a second thread does not speed up such small models
     with jax.enable_x64(True):
         yield
     torch.set_num_threads(threads)
@@ -102,9 +103,7 @@ def test_greedy_tokens_of_200_prompts_are_the_twins(model, twin):
         actual = ours(model, prompts, max_new_tokens=20, sampling=greedy)
         np.testing.assert_array_equal(actual, theirs(twin, prompts, 20, greedy))
         texts |= {tuple(row) for row in actual.tolist()}
-    assert (
-        len(texts) > 150
-    )  # the prompts lead to different texts: otherwise the equality means little
+    assert len(texts) > 150  # different texts, so their equality is a meaningful test
 
 
 @pytest.mark.parametrize(

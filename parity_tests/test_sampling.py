@@ -29,7 +29,7 @@ examples = settings(deadline=None, max_examples=60)
 
 @st.composite
 def drawn_logits(draw):
-    """(B, V) with ties, signed zeros, huge values and tokens ruled out before."""
+    """(B, V) with ties, signed zeros, huge values and excluded tokens."""
     element = st.one_of(
         st.integers(-3, 3).map(float),
         st.floats(-30, 30, width=32, allow_subnormal=False),

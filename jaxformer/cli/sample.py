@@ -9,7 +9,7 @@ import tyro
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.config import LanguageConfig, SamplingConfig, require_positive
-from jaxformer.decoding.stop import StopFilter
+from jaxformer.decoding.stop_strings import StopFilter
 
 DESCRIPTION = (
     "Continue each prompt with text from the run's newest checkpoint. One sample is shown as it is "

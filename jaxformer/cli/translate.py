@@ -91,10 +91,10 @@ def read(line: bytes, number: int) -> str:
 
 def encode(run: "Run", text: str) -> "np.ndarray":
     """Tokens of a text; UserError if the model cannot take them."""
-    from jaxformer.decoding.sources import checked
+    from jaxformer.decoding.prompts import validate_sources
 
     assert isinstance(run.config, TranslationConfig)
-    return checked([run.tokenizer.encode(text)], run.config.model, run.specials)[0]
+    return validate_sources([run.tokenizer.encode(text)], run.config.model, run.specials)[0]
 
 
 def translations(

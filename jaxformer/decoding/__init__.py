@@ -1,1 +1,1 @@
-"""Floor 3: from logits to tokens to text, with a key-value cache."""
+"""Decoding: cached generation, beam search, sampling filters, stop strings."""

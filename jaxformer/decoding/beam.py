@@ -1,27 +1,27 @@
 """Beam search over the targets of an encoder-decoder: batched, compiled, with key-value caches.
 
 A hypothesis is a sequence of at most `max_length` tokens of which the last, and no other, is the
-end token. After max_length - 1 others only the end may follow, at the probability the model gives
-it, so every hypothesis ends. Padding and start tokens are never part of one. With p the product of
-the model's probabilities of its tokens, the end's among them,
+end token. After max_length - 1 other tokens only the end may follow, at the probability the model
+gives it, so every hypothesis ends. Padding and start tokens are never part of one. With p the
+product of the model's probabilities of its tokens, including the end,
 
     score = log p / ((5 + length) / 6)^alpha,    length counting the end token
 
-(Wu et al. 2016, equation 14, without coverage). W rows live, at first the empty one alone. At each
-step all their continuations by one token are ranked by log p: those of the best W that end are
-finished, and the W best scores ever finished are kept; the best W that do not end live on. Among
-equals the earlier row, then the lower token id, ranks first.
+(Wu et al. 2016, equation 14, without coverage). W rows are alive, at first only the empty one. Each
+step ranks all their continuations by one token by log p: of the best W, those that end are
+finished, and the W best scores ever finished are kept; the best W that do not end stay alive. Equal
+continuations are ranked by row, then by token id, the lower first.
 
-A sentence stops when W hypotheses are finished and no live row can beat the worst of them: even
-its log p, which can only fall, divided by the largest penalty it may reach, that of max_length, is
-no higher. At alpha = 0 nothing better can then be found by these rows; at W = 1 that is greedy
-decoding. A sentence stops by itself: its rows die, and dead rows neither finish nor continue.
+A sentence stops when W hypotheses are finished and no live row can beat the worst of them: even its
+log p, which can only fall, divided by the largest penalty it may reach, that of max_length, is no
+higher. At alpha = 0 these rows can then lead to nothing better; W = 1 is greedy decoding. Sentences
+stop independently: the rows of a stopped one are dead, and neither finish nor continue.
 
-One `lax.while_loop` serves a batch until its last row has died. Rows of a sentence are an axis W
-that `vmap` lays over the decoder: keys and values of the target are theirs and are gathered anew
-with every step's survivors, those of the encoder's output have no such axis and are never copied.
-Batch and source are padded to powers of two, so few shapes are ever compiled; what padding rows
-and slots hold is masked, and changes a result by rounding only.
+One `lax.while_loop` serves a batch until its last row is dead. `vmap` maps the decoder over the
+rows of a sentence, an axis W: keys and values of the target have this axis and are gathered for the
+survivors of each step; those of the encoder's output have not, and are never copied. Batch and
+source are padded to powers of two, so few shapes are compiled; padding rows and slots are masked,
+and change a result by rounding only.
 
 W is the beam, C = 2W the candidates of a step: at most W of them end, so W others always remain.
 """
@@ -38,32 +38,33 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
-from jaxformer.decoding.sources import checked, padded
+from jaxformer.decoding.prompts import pad_sources, validate_sources
+from jaxformer.decoding.state import next_logits
 from jaxformer.errors import UserError
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.models.functional import merge
 
 
 class Hypothesis(NamedTuple):
-    """A translation that beam search has finished."""
+    """A finished translation."""
 
     tokens: Int[np.ndarray, " L"]
     """Its tokens without the end."""
     score: float
-    """What it is ranked by, log p / ((5 + length) / 6)^alpha."""
+    """log p / ((5 + length) / 6)^alpha, by which hypotheses are ranked."""
     log_prob: float
-    """log p in nats, the end's probability included."""
+    """log p in nats, including the end's probability."""
 
 
 class Beams(NamedTuple):
-    """Where the search stands. Rows of tokens begin with the start, padding follows the last."""
+    """The state of a search. Rows of tokens begin with the start; padding follows the last."""
 
     step: Int[Array, ""]
-    """Tokens that each live row has."""
+    """Number of tokens of each live row, without the start."""
     tokens: Int[Array, "B W L+1"]
     """Live rows."""
     log_probs: Float[Array, "B W"]
-    """log p of the live rows; -inf where none lives."""
+    """log p of the live rows; -inf for dead ones."""
     caches: list[KVCache]
     """Keys and values of the live rows' tokens, (B, W, L, H, K)."""
     finished_tokens: Int[Array, "B W L+1"]
@@ -71,7 +72,7 @@ class Beams(NamedTuple):
     finished_log_probs: Float[Array, "B W"]
     """Their log p."""
     finished_scores: Float[Array, "B W"]
-    """Their scores; -inf where there is none yet."""
+    """Their scores; -inf where there is no hypothesis yet."""
 
 
 def translate(
@@ -91,21 +92,23 @@ def translate(
         graphdef: of the Transformer, see jaxformer.models.functional.
         params: its parameters.
         config: its config.
-        sources: token ids, one array a sentence, of 1 to context_length tokens.
-        specials: the tokens that stand for no text.
+        sources: token ids, one array per sentence, of 1 to context_length tokens.
+        specials: the model's padding, start and end tokens.
         beam: width, length penalty, n-best, longest translation.
 
-    Raises UserError, before anything is computed, for sources that the model cannot take: none at
-    all, empty, too long, or with ids outside the vocabulary; and after it if the probabilities are
-    no numbers, as those of a model whose training diverged.
+    Raises UserError, before anything is computed, for sources that the model cannot read: none at
+    all, empty, too long, or with ids outside the vocabulary; and afterwards if the probabilities
+    are not numbers, as for a model whose training diverged.
     """
-    rows = checked(sources, config, specials)
-    source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
-    finished = search(
+    rows = validate_sources(sources, config, specials)
+    source_BM, valid_BM, max_length_B, length = pad_sources(
+        rows, config, specials, beam.extra_length
+    )
+    beams = search(
         graphdef, beam.beam, length, specials, params, source_BM, valid_BM, max_length_B,
         beam.length_penalty,
     )  # fmt: skip
-    return extract_hypotheses(finished, len(rows), specials, beam)
+    return extract_hypotheses(beams, len(rows), specials, beam)
 
 
 def translate_all(
@@ -117,11 +120,11 @@ def translate_all(
     beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
     batch_size: int = 64,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
-    """`translate` in batches of sources of like length, shortest first.
+    """`translate` in batches of sources of similar length, shortest first.
 
-    Yields the index of each source and its translations as its batch is done.
+    Yields the index of each source and its translations, batch by batch.
     """
-    rows = checked(sources, config, specials)
+    rows = validate_sources(sources, config, specials)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -141,27 +144,27 @@ def search(
     max_length_B: Int[Array, " B"],
     alpha: Float[Array, ""] | float,
 ) -> Beams:
-    """Grow beams until every row has died; no hypothesis is longer than `length`."""
+    """Advance beams until every row is dead; no hypothesis is longer than `length`."""
     model = merge(graphdef, params)
-    started = model.init_cache(model.encode(source_BM, valid_BM), length)
-    memory = [cache.memory for cache in started]
+    encoded = model.init_cache(model.encode(source_BM, valid_BM), length)
+    memory = [cache.memory for cache in encoded]
 
     def grow(beams: Beams) -> Beams:
-        logits_BWV, caches = read(model, beams, memory, valid_BM)
+        logits_BWV, caches = beam_logits(model, beams, memory, valid_BM)
         return advance(beams._replace(caches=caches), logits_BWV, specials, max_length_B, alpha)
 
-    own = [cache.own for cache in started]
+    own = [cache.own for cache in encoded]
     caches = jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), own)
-    beams = first_beams(caches, width, length, specials, max_length_B, model.config.dtype)
+    beams = init_beams(caches, width, length, specials, max_length_B, model.config.dtype)
     return jax.lax.while_loop(any_alive, grow, beams)._replace(caches=[])
 
 
 def any_alive(beams: Beams) -> Bool[Array, ""]:
-    """Whether any row of any sentence does."""
+    """Whether any row of any sentence is alive."""
     return jnp.any(beams.log_probs > -jnp.inf)
 
 
-def first_beams(
+def init_beams(
     caches: list[KVCache],
     width: int,
     length: int,
@@ -185,23 +188,23 @@ def first_beams(
     )
 
 
-def read(
+def beam_logits(
     model: Any, beams: Beams, memory: list[KVCache], valid_BM: Bool[Array, "B M"]
 ) -> tuple[Float[Array, "B W V"], list[KVCache]]:
-    """Logits of what follows each live row, and the caches with its newest token added."""
-    newest_BW = jax.lax.dynamic_index_in_dim(beams.tokens, beams.step, axis=2, keepdims=False)
-    positions_B1 = jnp.full((len(valid_BM), 1), beams.step)
+    """Logits of the token after each live row, and the caches with the row's last token added."""
+    last_BW = jax.lax.dynamic_index_in_dim(beams.tokens, beams.step, axis=2, keepdims=False)
+    positions_B = jnp.full(len(valid_BM), beams.step)
 
     def row(
-        newest_B: Int[Array, " B"], own: list[KVCache]
+        last_B: Int[Array, " B"], own: list[KVCache]
     ) -> tuple[Float[Array, "B V"], list[KVCache]]:
         caches = [DecoderCache(*pair) for pair in zip(own, memory, strict=True)]
-        hidden_B1D, caches = model.hidden(
-            newest_B[:, None], None, None, valid_BM, caches=caches, positions=positions_B1
+        logits_BV, caches = next_logits(
+            model, last_B, positions_B, caches, memory_BMD=None, source_valid_BM=valid_BM
         )
-        return model.logits(hidden_B1D[:, 0]), [cache.own for cache in caches]
+        return logits_BV, [cache.own for cache in caches]
 
-    return jax.vmap(row, in_axes=1, out_axes=1)(newest_BW, beams.caches)
+    return jax.vmap(row, in_axes=1, out_axes=1)(last_BW, beams.caches)
 
 
 def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
@@ -209,11 +212,11 @@ def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
-def allowed(
+def allowed_tokens(
     length: Int[Array, ""], max_length_B: Int[Array, " B"], specials: SpecialTokens, vocab_size: int
 ) -> Bool[Array, "B 1 V"]:
-    """Which tokens may be a row's last at this length: never padding or start, at max_length only
-    the end."""
+    """True at tokens that may be a row's last at this length: at max_length only the end, before it
+    all but padding and start."""
     tokens_V = jnp.arange(vocab_size)
     text_V = (tokens_V != specials.padding) & (tokens_V != specials.start)
     must_end_B = length >= max_length_B
@@ -227,15 +230,15 @@ def advance(
     max_length_B: Int[Array, " B"],
     alpha: Float[Array, ""] | float,
 ) -> Beams:
-    """Rank all continuations by one token: some finish, some live on."""
+    """Rank all continuations by one token: some finish, some stay alive."""
     B, W, V = logits_BWV.shape
     length = beams.step + 1
-    may_B1V = allowed(length, max_length_B, specials, V)
+    may_B1V = allowed_tokens(length, max_length_B, specials, V)
     log_probs_BWV = jnp.where(may_B1V, log_probabilities(logits_BWV), -jnp.inf)
     total = beams.log_probs[:, :, None] + log_probs_BWV
     log_probs_BC, index_BC = jax.lax.top_k(total.reshape(B, W * V), 2 * W)
     rows_BC, last_BC = index_BC // V, index_BC % V
-    tokens = pick(beams.tokens, rows_BC).at[:, :, length].set(last_BC)
+    tokens = gather_beams(beams.tokens, rows_BC).at[:, :, length].set(last_BC)
     ends_BC = last_BC == specials.end
 
     ending_BC = finished_candidates(log_probs_BC, ends_BC)
@@ -245,14 +248,14 @@ def advance(
     finished_log_probs = jnp.concatenate([beams.finished_log_probs, ending_BC], axis=1)
 
     log_probs_BW, survivors_BW = jax.lax.top_k(alive_candidates(log_probs_BC, ends_BC), W)
-    hope_B = can_improve(log_probs_BW, finished_scores, max_length_B, alpha)
+    improves_B = can_improve(log_probs_BW, finished_scores, max_length_B, alpha)
     return Beams(
         step=length,
-        tokens=pick(tokens, survivors_BW),
-        log_probs=jnp.where(hope_B[:, None], log_probs_BW, -jnp.inf),
-        caches=reordered(beams.caches, pick(rows_BC, survivors_BW)),
-        finished_tokens=pick(finished_tokens, best_BW),
-        finished_log_probs=pick(finished_log_probs, best_BW),
+        tokens=gather_beams(tokens, survivors_BW),
+        log_probs=jnp.where(improves_B[:, None], log_probs_BW, -jnp.inf),
+        caches=reorder_caches(beams.caches, gather_beams(rows_BC, survivors_BW)),
+        finished_tokens=gather_beams(finished_tokens, best_BW),
+        finished_log_probs=gather_beams(finished_log_probs, best_BW),
         finished_scores=finished_scores,
     )
 
@@ -268,7 +271,7 @@ def normalised(
 def finished_candidates(
     log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]
 ) -> Float[Array, "B C"]:
-    """log p of those of the best W continuations that end; -inf of the others."""
+    """log p of the continuations that end among the best W; -inf for the others."""
     C = ends_BC.shape[1]
     return jnp.where(ends_BC & (jnp.arange(C) < C // 2), log_probs_BC, -jnp.inf)
 
@@ -276,7 +279,7 @@ def finished_candidates(
 def alive_candidates(
     log_probs_BC: Float[Array, "B C"], ends_BC: Bool[Array, "B C"]
 ) -> Float[Array, "B C"]:
-    """log p of the continuations that do not end; -inf of the others."""
+    """log p of the continuations that do not end; -inf for the others."""
     return jnp.where(ends_BC, -jnp.inf, log_probs_BC)
 
 
@@ -286,16 +289,16 @@ def can_improve(
     max_length_B: Int[Array, " B"],
     alpha: Float[Array, ""] | float,
 ) -> Bool[Array, " B"]:
-    """Whether the best live row can still beat the worst finished one, or fill an empty place."""
+    """Whether the best live row can beat the worst finished hypothesis, or fill an empty place."""
     return normalised(log_probs_BW[:, 0], max_length_B, alpha) > finished_scores_BW[:, -1]
 
 
-def reordered(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
+def reorder_caches(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
     """The caches of the rows that the survivors continue."""
-    return jax.tree.map(lambda cache: pick(cache, rows_BW), caches)
+    return jax.tree.map(lambda cache: gather_beams(cache, rows_BW), caches)
 
 
-def pick(values: Array, index: Int[Array, "B C"]) -> Array:
+def gather_beams(values: Array, index: Int[Array, "B C"]) -> Array:
     """values[b, index[b, c]]."""
     return values[jnp.arange(len(index))[:, None], index]
 
@@ -321,36 +324,3 @@ def extract_hypotheses(
             "use an earlier checkpoint"
         )
     return found
-
-
-def translate_uncached(
-    graphdef: nnx.GraphDef,
-    params: PyTree[Array],
-    config: TransformerConfig,
-    sources: Sequence[Int[np.ndarray, "_"]],
-    specials: SpecialTokens,
-    beam: BeamConfig = BeamConfig(),  # noqa: B008  frozen
-) -> list[list[Hypothesis]]:
-    """What `translate` means, without a cache: whole targets through the model at every step."""
-    rows = checked(sources, config, specials)
-    source_BM, valid_BM, max_length_B, length = padded(rows, config, specials, beam.extra_length)
-    beams = first_beams([], beam.beam, length, specials, max_length_B, config.dtype)
-    while any_alive(beams):
-        logits_BWV = logits_at(graphdef, params, source_BM, valid_BM, beams.tokens, beams.step)
-        beams = advance(beams, logits_BWV, specials, max_length_B, beam.length_penalty)
-    return extract_hypotheses(beams, len(rows), specials, beam)
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def logits_at(
-    graphdef: nnx.GraphDef,
-    params: PyTree[Array],
-    source_BM: Int[Array, "B M"],
-    valid_BM: Bool[Array, "B M"],
-    tokens: Int[Array, "B W L+1"],
-    step: Int[Array, ""],
-) -> Float[Array, "B W V"]:
-    """Logits of what follows the token at index `step` of each row."""
-    model = merge(graphdef, params)
-    logits = jax.vmap(lambda target: model(source_BM, target, valid_BM), 1, 1)(tokens[:, :, :-1])
-    return logits[:, :, step]

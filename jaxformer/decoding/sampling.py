@@ -1,16 +1,16 @@
-"""Drawing the next token from its logits: greedy, temperature, top-k, top-p, min-p, repetition.
+"""Sampling the next token from its logits: greedy, temperature, top-k, top-p, min-p, repetition.
 
-Each filter maps logits (B, V) to logits, -inf where a token is ruled out; `next_token` applies them
+Each filter maps logits (B, V) to logits, -inf where a token is excluded; `next_token` applies them
 in the order of `SamplingConfig`: penalty, temperature, top-k, top-p, min-p. Logits are float32 or
-wider. Every filter keeps at least the likeliest token. Where tokens tie:
+wider. Every filter keeps at least the likeliest token. Ties:
 
     top_k    keeps every token as likely as the k-th, so perhaps more than k
-    top_p    rules the lower token ids out first
-    min_p    keeps or rules out equals together
+    top_p    excludes the lower token ids first
+    min_p    keeps or excludes equal tokens together
     argmax   takes the lowest token id
 
-A draw is the Gumbel-max trick (Gumbel 1954): argmax(logits + g), g standard Gumbel noise, is a
-sample of softmax(logits). Two programs given the same noise draw the same token.
+Samples are drawn by the Gumbel-max trick (Gumbel 1954): argmax(logits + g), with standard Gumbel
+noise g, is a sample of softmax(logits). Two programs with the same noise sample the same token.
 """
 
 import jax
@@ -40,8 +40,8 @@ def top_k(logits_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
 def top_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     """The fewest tokens, likeliest first, whose probabilities sum to p (Holtzman et al. 2020).
 
-    Seen from the other end: tokens are ruled out, unlikeliest first, while the sum of what is ruled
-    out is at most 1 - p.
+    Equivalently, tokens are excluded, unlikeliest first, while the probabilities of the excluded
+    ones sum to at most 1 - p.
     """
     order_BV = jnp.argsort(logits_BV, axis=-1, stable=True)
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
@@ -61,7 +61,7 @@ def min_p(logits_BV: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
 def filter_logits(
     logits_BV: Float[Array, "B V"], seen_BV: Bool[Array, "B V"], config: SamplingConfig
 ) -> Float[Array, "B V"]:
-    """All filters that the config names; at temperature 0 only the penalty matters."""
+    """All filters of the config; at temperature 0 only the repetition penalty applies."""
     if config.repetition_penalty != 1.0:
         logits_BV = repetition_penalty(logits_BV, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
@@ -82,19 +82,19 @@ def greedy(logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
 
 
 def sample(logits_BV: Float[Array, "B V"], noise_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """A draw of softmax(logits), given standard Gumbel noise."""
+    """A sample of softmax(logits), given standard Gumbel noise."""
     return jnp.argmax(logits_BV + noise_BV, axis=-1)
 
 
 def gumbel_noise(
-    keys_B: Key[Array, " B"], step: Int[Array, ""] | int, like_BV: Float[Array, "B V"]
+    keys_B: Key[Array, " B"], steps: Int[Array, "..."] | int, like_BV: Float[Array, "B V"]
 ) -> Float[Array, "B V"]:
-    """Noise of one step, of the logits' type; a row's depends on its key and the step only."""
+    """Noise of the logits' type for one step, or a step per row: that of fold_in(key, step)."""
 
-    def row(key: Key[Array, ""]) -> Float[Array, " V"]:
+    def row(key: Key[Array, ""], step: Int[Array, ""]) -> Float[Array, " V"]:
         return jax.random.gumbel(jax.random.fold_in(key, step), like_BV.shape[-1:], like_BV.dtype)
 
-    return jax.vmap(row)(keys_B)
+    return jax.vmap(row)(keys_B, jnp.broadcast_to(steps, keys_B.shape))
 
 
 def next_token(
@@ -103,11 +103,11 @@ def next_token(
     config: SamplingConfig,
     noise_BV: Float[Array, "B V"],
 ) -> Int[Array, " B"]:
-    """The token that the config chooses: greedy at temperature 0, else a draw.
+    """The next token by the config: greedy at temperature 0, else a sample.
 
     Args:
         logits_BV: of the next token, float32 or wider.
-        seen_BV: True at the tokens that a row's text holds, for the repetition penalty.
+        seen_BV: True at the tokens of a row's text, for the repetition penalty.
         config: the filters.
         noise_BV: standard Gumbel noise; not used at temperature 0.
     """

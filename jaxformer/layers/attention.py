@@ -23,8 +23,8 @@ def attention(
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L M"]]:
     """softmax(q k^T / sqrt(K)) v, and the weights before dropout.
 
-    The softmax is taken in float32 or wider. A query that may attend to nothing has weights and
-    output 0, and gradients 0.
+    The softmax is taken in float32 or wider. A query without any key to attend to has weights,
+    output and gradients 0.
     """
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
     scores = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=wide)
@@ -65,7 +65,7 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
             x_BLD: the queries.
-            memory: what is attended to, or its keys and values as `project_kv` gives them.
+            memory: keys and values are projections of it; or these themselves, by `project_kv`.
             mask: True where a query may attend to a key; over the cache's slots where there is one.
             dropout_key: of this layer; None turns dropout off.
             cache: keys and values of earlier tokens, to which those of x are added.
@@ -79,7 +79,7 @@ class MultiHeadAttention(nnx.Module):
         return self.attend_to(q_BLHK, kv, mask, dropout_key)[0], cache
 
     def project_kv(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
-        """Keys and values of what is attended to."""
+        """Keys and values of the memory."""
         k_BMHK = self.split_heads(self.key(memory_BMD))
         return KVCache(k_BMHK, self.split_heads(self.value(memory_BMD)))
 

@@ -23,9 +23,9 @@ class DecoderCache(NamedTuple):
     """Keys and values of one decoder block."""
 
     own: KVCache
-    """Those of the target tokens so far."""
+    """Of the target tokens so far."""
     memory: KVCache
-    """Those of the encoder's output; they do not change."""
+    """Of the encoder's output; constant during decoding."""
 
 
 def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCache]:
@@ -45,5 +45,5 @@ def write_cache(cache: KVCache, new: KVCache, positions: Int[Array, "#B L"]) -> 
 
 
 def cache_slots(cache: KVCache) -> Int[Array, "1 M"]:
-    """The positions that the slots stand for."""
+    """The position of each slot."""
     return jnp.arange(cache.k_BMHK.shape[1])[None]

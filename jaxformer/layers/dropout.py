@@ -1,8 +1,8 @@
 """Keyed dropout (Srivastava et al. 2014) whose masks can be recomputed from (key, path, step).
 
-A model receives the key of its step, `step_key(key, step)`, and folds in the path of each dropout
-on the way down. `keep_mask(fold_path(step_key(key, step), "blocks", 3, "mlp_dropout"), ...)` is
-therefore the very mask that block 3 used in that step, wherever and whenever it is asked for.
+A model receives the key of its step, `step_key(key, step)`, and folds in the path of each dropout.
+`keep_mask(fold_path(step_key(key, step), "blocks", 3, "mlp_dropout"), ...)` is therefore the mask
+that block 3 used in that step, and can be recomputed anywhere at any time.
 """
 
 import zlib
@@ -19,7 +19,7 @@ def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
 
 
 def fold_path(key: Key[Array, ""] | None, *path: str | int) -> Key[Array, ""] | None:
-    """The key of a module path: folds in each name by its CRC-32, each index as it is.
+    """The key of a module path: folds in the CRC-32 of each name, and each index itself.
 
     None, which means no dropout, stays None.
     """

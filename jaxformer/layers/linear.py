@@ -24,7 +24,7 @@ def linear_bfloat16(
 
     The result is rounded once, after the bias, and the gradients of W and b stay float32. Autodiff
     would round before it adds the bias and sum the gradient of b in bfloat16, or would multiply in
-    float32 going backwards. In exchange only reverse-mode derivatives exist of this form.
+    float32 going backwards. It has only reverse-mode derivatives.
     """
     y_BO = jnp.matmul(x_BI, kernel_IO.astype(x_BI.dtype), preferred_element_type=kernel_IO.dtype)
     return (y_BO if bias_O is None else y_BO + bias_O).astype(x_BI.dtype)
@@ -65,10 +65,9 @@ class Linear(nnx.Module):
         residual: bool = False,
         use_bias: bool | None = None,
     ):
-        """Widths are (in, out); W starts by the config's initializer, b as zeros.
+        """Widths are (in, out); W is drawn by the config's initializer, b starts at zero.
 
-        `residual` says that the result is added to the residual stream; `use_bias` is the config's
-        unless given.
+        `residual` marks a projection into the residual stream; `use_bias` defaults to the config's.
         """
         init = kernel_init(config, residual)
         self.kernel = nnx.Param(init(rngs.params(), widths, config.param_dtype))

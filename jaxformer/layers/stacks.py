@@ -28,7 +28,7 @@ def apply_blocks(
     caches: Sequence[Any] | None = None,
     positions: Int[Array, "#B L"] | None = None,
 ) -> tuple[Float[Array, "B L D"], list[Any]]:
-    """One block after the other; returns the output, and the cache of each block, perhaps None."""
+    """Apply one block after the other; returns the output, and the cache of each block or None."""
     written = []
     for i, (block, cache) in enumerate(zip(blocks, caches or [None] * len(blocks), strict=True)):
         key = fold_path(dropout_key, "blocks", i)
@@ -38,9 +38,9 @@ def apply_blocks(
 
 
 def maybe_remat(block: Block, remat: bool) -> Callable[..., tuple[Array, Any]]:
-    """The block; with `remat` its backward pass recomputes what lies between input and output.
+    """The block; with `remat` its backward pass recomputes the activations inside it.
 
-    Memory for activations is traded for computing them twice (Chen et al. 2016, section 3). Values
+    Saves the memory of activations by computing them twice (Chen et al. 2016, section 3). Values
     and gradients are the same.
     """
     if not remat:

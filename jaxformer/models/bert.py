@@ -3,9 +3,9 @@
 The sum of token, position and segment embeddings (figure 2) is normalised, then dropped, and N
 post-norm blocks see the whole text, both ways. The head maps each final state by a dense layer, the
 blocks' activation (published: the exact GELU) and a norm, and multiplies it by the token embedding
-itself, plus a bias for each token.
-What the paper leaves open is as in its published code, https://github.com/google-research/bert.
-The pooler and the next-sentence head are left out: later work does without (Liu et al. 2019, 4.2).
+itself, plus a bias for each token. Details that the paper leaves open follow its published code,
+https://github.com/google-research/bert. The pooler and the next-sentence head are left out, as in
+later work (Liu et al. 2019, section 4.2).
 """
 
 import jax.numpy as jnp
@@ -38,10 +38,10 @@ class MaskedLanguageHead(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """Tokens (B, L) to logits (B, L, V) of the token that stands at each place.
+    """Tokens (B, L) to logits (B, L, V) of the token at each position.
 
-    The head answers at every place; training asks only at those that were masked. What the model
-    says at padding means nothing and touches nothing else.
+    The head gives logits at every position; training uses only those of masked tokens. Logits at
+    padding have no meaning and no effect on others.
     """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
@@ -64,10 +64,9 @@ class Bert(nnx.Module):
 
         Args:
             tokens_BL: L is at most the context length.
-            segments_BL: which segment each token is of, below num_segments; by default all of the
-                first.
-            valid_BL: True where a token is one, False where it is padding.
-            dropout_key: that of the step, `step_key(key, step)`; dropout is on when it is given.
+            segments_BL: the segment of each token, below num_segments; 0 by default.
+            valid_BL: True at tokens, False at padding.
+            dropout_key: of the step, `step_key(key, step)`; None turns dropout off.
 
         Raises:
             UserError: for a text longer than the context.
@@ -91,7 +90,7 @@ class Bert(nnx.Module):
         return self.embedding_norm(x_BLD)
 
     def logits(self, hidden_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """The head's states times the token embedding (Press & Wolf 2017), plus a bias a token."""
+        """The head's states times the token embedding (Press & Wolf 2017), plus a bias."""
         logits_BLV = self.embed.attend(hidden_BLD)
         # Added in the wider type: the gradient of a bias is a sum over all tokens.
         return (logits_BLV + self.head.bias[...]).astype(logits_BLV.dtype)

@@ -1,13 +1,13 @@
 """A model as two values: its graph definition and a pure pytree of parameters.
 
-A module is split once; from then on everything is a function of the parameters:
+A module is split once; everything else is a function of the parameters:
 
     graphdef, shapes = abstract_model(GPT, config)
     params = init_params(GPT, config, jax.random.key(0))
     logits = merge(graphdef, params)(tokens)
 
 Parameters are nested dicts, so a leaf has a path such as `blocks/0/attention/query/kernel`; the
-tables of jaxformer.weights and jaxformer.sharding speak of leaves by these paths.
+tables of jaxformer.weights and jaxformer.sharding name leaves by these paths.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def abstract_model(
 def init_params(
     model_class: Callable[..., nnx.Module], config: BlockConfig, key: Key[Array, ""]
 ) -> PyTree[Array]:
-    """Fresh parameters; drawn in parts on a mesh they are the same, to the last bits at most."""
+    """Initial parameters; drawn in shards on a mesh they are the same, up to the last bits."""
     return _split(model_class(config, nnx.Rngs(params=key)))[1]
 
 

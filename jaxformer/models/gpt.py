@@ -43,7 +43,7 @@ class GPT(nnx.Module):
     ) -> Float[Array, "B L V"]:
         """Logits of a whole text; `mask` (padding, segments) narrows the causal one.
 
-        Dropout is on when a key is given: that of the step, `step_key(key, step)`.
+        Dropout is on if the key of the step is given, `step_key(key, step)`.
 
         Raises:
             UserError: for a text longer than the context.
@@ -60,7 +60,7 @@ class GPT(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], list[Any]]:
         """Final hidden states, and each block's cache with the tokens added.
 
-        Training, prefill and decoding all run this; only the states that are needed get `logits`.
+        Training, prefill and decoding all run this; `logits` is for the states that need them.
 
         Args:
             tokens_BL: a text or, with caches, the next piece of it.

@@ -27,8 +27,8 @@ from jaxformer.layers.stacks import Decoder, Encoder
 class Transformer(nnx.Module):
     """Source (B, M) and target (B, L) to logits (B, L, V) of the token after each of the target.
 
-    `source_valid` and `target_valid` are True where a token is one, False where it is padding. What
-    the model says at padding means nothing and touches nothing else.
+    `source_valid` and `target_valid` are True at tokens, False at padding. Logits at padding have
+    no meaning and no effect on others.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
@@ -50,7 +50,7 @@ class Transformer(nnx.Module):
         target_valid_BL: Bool[Array, "B L"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L V"]:
-        """Logits of a whole target. Dropout is on when a key is given, `step_key(key, step)`.
+        """Logits of a whole target. Dropout is on if the key of the step is given.
 
         Raises:
             UserError: for a source or target longer than the context.
@@ -92,7 +92,7 @@ class Transformer(nnx.Module):
         Args:
             target_BL: a target or, with caches, the next piece of it.
             memory_BMD: the encoder's output; with caches it is in them.
-            target_valid_BS: True where a token is one; with caches over their slots.
+            target_valid_BS: True at tokens, False at padding; with caches over their slots.
             source_valid_BM: the same of the source.
             dropout_key: of the step; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
@@ -139,5 +139,5 @@ class Transformer(nnx.Module):
 
 
 def padding(valid_BM: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
-    """`padding_mask`, where there is something to mask."""
+    """`padding_mask`; None without padding."""
     return None if valid_BM is None else padding_mask(valid_BM)

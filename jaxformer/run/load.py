@@ -112,7 +112,7 @@ class Run:
             seed=seed,
             first_row=first_row,
         )
-        return streaming.decoded(self.tokenizer, rows, steps, stop)
+        return streaming.stream_texts(self.tokenizer, rows, steps, stop)
 
     def translate(
         self,

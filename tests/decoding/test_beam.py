@@ -1,4 +1,4 @@
-"""Beam search: what a translation depends on, what it does not, what is refused."""
+"""Beam search: what a translation depends on, what it does not depend on, what is refused."""
 
 import dataclasses
 import math
@@ -11,7 +11,8 @@ import pytest
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding import beam as module
-from jaxformer.decoding.beam import translate, translate_all, translate_uncached
+from jaxformer.decoding.beam import translate, translate_all
+from jaxformer.decoding.reference import translate_uncached
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.transformer import Transformer
@@ -27,7 +28,7 @@ GREEDY = BeamConfig(beam=1, length_penalty=0.0, extra_length=6)
 
 
 def branching(params):
-    """The end token now likely, now unlikely: hypotheses end at different lengths."""
+    """Parameters with which hypotheses end at different lengths: the end is now likely, now not."""
     embedding = params["embed"]["embedding"].at[SPECIALS.end].mul(4)
     return {**params, "embed": {"embedding": embedding}}
 
@@ -46,7 +47,7 @@ def sentences(*lengths, seed=0):
 
 
 def assert_same(found, expected):
-    """Equal hypotheses; scores to rounding, for another shape sums in another order."""
+    """Equal hypotheses; scores to rounding, since the order of sums depends on the shape."""
     assert [[h.tokens.tolist() for h in row] for row in found] == [
         [h.tokens.tolist() for h in row] for row in expected
     ]
@@ -72,16 +73,16 @@ def test_a_sentence_does_not_depend_on_its_batch_padding_or_bucket(model):
     assert_same(translate(*model, sources[2:4], SPECIALS, BEAM), alone[2:4])
 
 
-def test_what_stands_in_padding_does_not_matter(model, monkeypatch):
+def test_tokens_in_padding_do_not_matter(model, monkeypatch):
     sources = sentences(3, 6)
     expected = translate(*model, sources, SPECIALS, BEAM)
-    padded = module.padded
+    pad_sources = module.pad_sources
 
     def filled(*args):
-        source_BM, valid_BM, *rest = padded(*args)
+        source_BM, valid_BM, *rest = pad_sources(*args)
         return np.where(valid_BM, source_BM, 5), valid_BM, *rest
 
-    monkeypatch.setattr(module, "padded", filled)
+    monkeypatch.setattr(module, "pad_sources", filled)
     assert_same(translate(*model, sources, SPECIALS, BEAM), expected)
 
 
@@ -95,7 +96,7 @@ def test_batches_by_length_find_the_same(model):
     assert_same([places[index] for index in range(len(sources))], together)
 
 
-def test_batches_are_translated_one_by_one_as_they_are_asked_for(model, monkeypatch):
+def test_batches_are_translated_lazily(model, monkeypatch):
     calls = []
     monkeypatch.setattr(module, "translate", lambda *args: calls.append(args) or [[]] * 2)
     found = translate_all(*model, sentences(1, 2, 3, 4), SPECIALS, BEAM, batch_size=2)
@@ -120,7 +121,7 @@ def test_n_best_are_sorted_distinct_and_the_first_of_all(model):
 
 @pytest.fixture
 def log_probs(model):
-    """log p of what follows each token of a target, which the model reads whole."""
+    """log p of the token after each token of a target, which the model reads whole."""
     graphdef, params, config = model
     T = config.context_length
 
@@ -136,7 +137,7 @@ def log_probs(model):
     return log_probs
 
 
-def test_scores_are_those_of_the_model_that_reads_the_whole_target(model, log_probs):
+def test_scores_are_those_of_the_model_reading_the_whole_target(model, log_probs):
     sources, found, expected = sentences(2, 9, 5), [], []
     for source, row in zip(sources, translate(*model, sources, SPECIALS, BEAM), strict=True):
         for hypothesis in row:
@@ -148,7 +149,7 @@ def test_scores_are_those_of_the_model_that_reads_the_whole_target(model, log_pr
     assert relative_error(np.array(found), np.array(expected)) <= BOUNDS["model", "float32"]
 
 
-def test_no_hypothesis_is_longer_than_allowed_or_holds_a_special_token(model):
+def test_no_hypothesis_is_too_long_or_has_a_special_token(model):
     sources = sentences(1, 4, 13, 16)
     beam = BeamConfig(beam=6, n_best=6, length_penalty=10.0, extra_length=2)
     found = translate(*model, sources, SPECIALS, beam)
@@ -158,13 +159,13 @@ def test_no_hypothesis_is_longer_than_allowed_or_holds_a_special_token(model):
     assert all(h.tokens.max(initial=0) < SPECIALS.padding for row in found for h in row)
 
 
-def test_where_fewer_exist_fewer_are_returned(model):
+def test_fewer_are_returned_where_fewer_exist(model):
     beam = BeamConfig(beam=40, n_best=40, extra_length=1)
     (found,) = translate(*model, sentences(1), SPECIALS, beam)
     assert len(found) == 12  # the empty one, and one for each of the eleven tokens of text
 
 
-def test_greedy_takes_the_likeliest_token_until_that_is_the_end(model, log_probs):
+def test_greedy_takes_the_likeliest_token_until_it_is_the_end(model, log_probs):
     sources = sentences(*range(1, 9), seed=1)
     found = translate(*model, sources, SPECIALS, GREEDY)
     for source, (hypothesis,) in zip(sources, found, strict=True):
@@ -196,8 +197,8 @@ def test_few_compilations_serve_all_lengths_and_penalties(model):
     assert module.search._cache_size() == 4
 
 
-def test_the_search_ends_once_nothing_better_can_be_found(model, monkeypatch):
-    """A search that goes on to the greatest length finds nothing else."""
+def test_the_search_ends_once_no_better_hypothesis_is_possible(model, monkeypatch):
+    """A search that continues to the maximum length finds the same."""
     beam = dataclasses.replace(BEAM, length_penalty=0.0)
     sources = sentences(*range(1, 9))
     steps, advance = [], module.advance

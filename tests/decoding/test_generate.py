@@ -1,4 +1,4 @@
-"""Cached decoding: equal to uncached, independent of the batch, compiled once a bucket."""
+"""Cached decoding equals uncached, is independent of the batch, is compiled once per bucket."""
 
 import dataclasses
 
@@ -10,15 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import GPTConfig, SamplingConfig
-from jaxformer.decoding.generate import (
-    advance,
-    generate,
-    generate_uncached,
-    logits_at,
-    row_keys,
-    slide,
-)
+from jaxformer.decoding.generate import generate, truncate_context
+from jaxformer.decoding.reference import generate_uncached, logits_after
 from jaxformer.decoding.sampling import gumbel_noise
+from jaxformer.decoding.state import prefill, row_keys, step
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
@@ -93,26 +88,30 @@ def test_fewer_steps_give_the_beginning_of_the_text(model):
     np.testing.assert_array_equal(text(model, prompts_of(5, 6), max_new_tokens=5), long[:, :5])
 
 
-def test_compiled_once_for_each_bucket_and_once_for_the_step(model):
-    advance.clear_cache()
+def test_prefill_is_compiled_once_per_bucket_and_step_once(model):
+    prefill.clear_cache()
+    step.clear_cache()
     for lengths in [(5, 2), (8, 8), (6, 7)]:
         text(model, prompts_of(*lengths), max_new_tokens=8, sampling=GREEDY)
-    assert advance._cache_size() == 2
+    assert (prefill._cache_size(), step._cache_size()) == (1, 1)
     text(model, prompts_of(3, 4), max_new_tokens=4, sampling=GREEDY)
-    assert advance._cache_size() == 3
+    assert (prefill._cache_size(), step._cache_size()) == (2, 1)
 
 
-def test_a_step_reads_one_token_a_row_until_a_window_slides(model, monkeypatch):
-    read = []
+def test_windows_are_prefilled_only_at_first_and_where_one_is_truncated(model, monkeypatch):
+    calls = []
 
     def recorded(*arguments):
-        read.append(arguments[3].shape)
-        return advance(*arguments)
+        calls.append(arguments[3].shape)
+        return prefill(*arguments)
 
-    monkeypatch.setattr("jaxformer.decoding.generate.advance", recorded)
+    monkeypatch.setattr("jaxformer.decoding.generate.prefill", recorded)
+    monkeypatch.setattr(
+        "jaxformer.decoding.generate.step", lambda *args: calls.append("step") or step(*args)
+    )
     text(model, prompts_of(5, 12), max_new_tokens=10, sampling=GREEDY)
-    # The fifth token is the longer row's 17th: the step after it reads both windows again.
-    assert read == [(2, 16), *[(2, 1)] * 4, (2, 16), *[(2, 1)] * 4]
+    # The fifth token is the longer row's 17th: both windows are prefilled again after it.
+    assert calls == [(2, 16), *["step"] * 4, (2, 16), *["step"] * 4]
 
 
 def test_tokens_come_one_step_at_a_time(model):
@@ -122,7 +121,7 @@ def test_tokens_come_one_step_at_a_time(model):
 
 
 @pytest.mark.parametrize("context", [1, 3])
-def test_the_shortest_contexts_slide_too(context):
+def test_the_shortest_contexts_are_truncated_too(context):
     config = GPTConfig(
         vocab_size=5, context_length=context, width=4, num_heads=1, mlp_width=4, num_layers=1
     )
@@ -136,7 +135,7 @@ def test_the_shortest_contexts_slide_too(context):
 def test_bfloat16_models_draw_from_float32_logits():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     model = abstract_model(GPT, config)[0], init_params(GPT, config, jax.random.key(0))
-    logits_BV = logits_at(*model, np.array([[3, 4]]), np.array([1]))
+    logits_BV = logits_after(*model, np.array([[3, 4]]), np.array([2]))
     noise_BV = gumbel_noise(row_keys(0, 1), 0, jnp.zeros((1, CONFIG.vocab_size), jnp.float32))
     expected = jnp.argmax(logits_BV.astype(jnp.float32) + noise_BV, axis=-1)
     assert logits_BV.dtype == jnp.bfloat16
@@ -153,11 +152,11 @@ def test_the_penalty_remembers_tokens_that_left_the_window(model):
 
 @settings(deadline=None)
 @given(length=st.integers(1, 40), context=st.integers(1, 20))
-def test_slide_keeps_the_newest_half_of_a_window_that_is_too_long(length, context):
+def test_truncation_keeps_the_newest_half_of_a_window_that_is_too_long(length, context):
     window = list(range(length))
-    slid = slide(window, context)
-    assert slid == (window if length <= context else window[length - (context + 1) // 2 :])
-    assert 1 <= len(slid) <= context
+    kept = truncate_context(window, context)
+    assert kept == (window if length <= context else window[length - (context + 1) // 2 :])
+    assert 1 <= len(kept) <= context
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sampling: what the filters keep, what the draws follow, which settings are refused."""
+"""Sampling: the tokens that filters keep, the distribution of samples, refused settings."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxformer.config import SamplingConfig
-from jaxformer.decoding.generate import row_keys
 from jaxformer.decoding.sampling import (
     filter_logits,
     greedy,
@@ -20,6 +19,7 @@ from jaxformer.decoding.sampling import (
     top_k,
     top_p,
 )
+from jaxformer.decoding.state import row_keys
 from jaxformer.errors import UserError
 
 INF = np.inf
@@ -52,7 +52,7 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
     k=st.integers(1, 6),
     p=st.floats(0.01, 1.0) | st.just(1e-9),
 )
-def test_filters_never_rule_out_a_likeliest_token(logits_BV, k, p):
+def test_filters_never_exclude_a_likeliest_token(logits_BV, k, p):
     config = SamplingConfig(temperature=0.7, top_k=k, top_p=p, min_p=p)
     kept = filter_logits(jnp.asarray(logits_BV), jnp.zeros((2, 6), bool), config)
     best = logits_BV.max(axis=-1)
@@ -69,7 +69,7 @@ def test_filters_are_the_same_when_compiled():
     np.testing.assert_allclose(compiled, eager, rtol=1e-6)
 
 
-def test_draws_follow_the_softmax():
+def test_samples_follow_the_softmax():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05, 0.0])
     draws = 20_000
     with np.errstate(divide="ignore"):
@@ -80,13 +80,16 @@ def test_draws_follow_the_softmax():
     assert (np.abs(counts - draws * probabilities) <= 4 * deviation).all()
 
 
-def test_noise_of_a_row_depends_on_its_key_and_the_step_alone():
+def test_noise_of_a_row_depends_only_on_its_key_and_step():
     keys = row_keys(3, 4)
     noise = gumbel_noise(keys, 7, jnp.zeros((4, 9)))
     alone = gumbel_noise(keys[2:3], 7, jnp.zeros((1, 9)))
     np.testing.assert_array_equal(noise[2:3], alone)
     assert not jnp.array_equal(noise[2], noise[1])
     assert not jnp.array_equal(noise, gumbel_noise(keys, 8, jnp.zeros((4, 9))))
+    mixed = gumbel_noise(keys, jnp.array([7, 8, 7, 9]), jnp.zeros((4, 9)))
+    np.testing.assert_array_equal(mixed[::2], noise[::2])
+    np.testing.assert_array_equal(mixed[1], gumbel_noise(keys, 8, jnp.zeros((4, 9)))[1])
 
 
 def test_temperature_zero_ignores_noise_and_filters_but_not_the_penalty():

@@ -58,7 +58,7 @@ def gradient(name: str, **changes: Any):
     "name",
     ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "bert"))],
 )
-def test_loss_and_gradients_are_those_of_kept_activations(name):
+def test_loss_and_gradients_equal_those_with_saved_activations(name):
     with jax.enable_x64(True):
         kept, params, batch = gradient(name, num_layers=1)
         again, same, _ = gradient(name, num_layers=1, remat=True)
@@ -70,11 +70,11 @@ def test_loss_and_gradients_are_those_of_kept_activations(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_block_by_itself_is_computed_again(name):
+def test_each_block_is_recomputed_separately(name):
     def repeated(**changes: Any) -> int:
         with jax.enable_x64(True):
             function, *arguments = gradient(name, num_layers=3, **changes)
-            # The forward pass is written out; the backward pass names what it does again.
+            # The forward pass is inlined; the backward pass has one call per recomputed block.
             return str(jax.make_jaxpr(function)(*arguments)).count("prevent_cse=")
 
     assert repeated() == 0

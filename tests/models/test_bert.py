@@ -1,4 +1,4 @@
-"""BERT by itself: initialisation, and what no gradient may cross."""
+"""BERT without a twin: initialisation, masking by gradients, dropout, refusals."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def toy():
     return abstract_model(Bert, TOY)[0], init_params(Bert, TOY, jax.random.key(0))
 
 
-def test_the_largest_model_gives_logits_of_every_token_and_place():
+def test_the_largest_model_gives_logits_of_every_token_and_position():
     config = BERT_PRESETS["bert-large"]
     graphdef, shapes = abstract_model(Bert, config)
     tokens = jax.ShapeDtypeStruct((3, 512), int)
@@ -83,7 +83,7 @@ def test_no_gradient_comes_from_padding(toy):
     assert (np.abs(grads[0, [0, 1, 4, 5, 6, 7]]).sum(axis=-1) > 0).all()
 
 
-def test_a_token_of_padding_changes_no_logits_of_others(toy):
+def test_padding_tokens_change_no_other_logits(toy):
     model, valid = merge(*toy), jnp.arange(10)[None] < jnp.array([[10], [6]])
     filled = jnp.where(valid, TOKENS, 63)
     logits, other = model(TOKENS, None, valid), model(filled, None, valid)
@@ -91,7 +91,7 @@ def test_a_token_of_padding_changes_no_logits_of_others(toy):
     assert not np.array_equal(logits, other)
 
 
-def test_without_segments_all_is_of_the_first(toy):
+def test_without_segments_all_tokens_are_in_the_first(toy):
     model = merge(*toy)
     first, second = jnp.zeros_like(TOKENS), jnp.ones_like(TOKENS)
     np.testing.assert_array_equal(model(TOKENS), model(TOKENS, first))

@@ -1,4 +1,4 @@
-"""GPT by itself: initialisation, and what no gradient may cross."""
+"""GPT without a twin: initialisation, causality by gradients, dropout, refusals."""
 
 import dataclasses
 import math

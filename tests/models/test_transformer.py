@@ -1,4 +1,4 @@
-"""The encoder-decoder by itself: initialisation, and what no gradient may cross."""
+"""The encoder-decoder without a twin: initialisation, masking by gradients, dropout, refusals."""
 
 import dataclasses
 import itertools

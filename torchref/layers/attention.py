@@ -60,7 +60,7 @@ class MultiHeadAttention(nn.Module):
         return self.attend_to(q_BLHK, kv, mask, keep)[0]
 
     def project_kv(self, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of what is attended to."""
+        """Keys and values of the memory."""
         return self.split_heads(self.key(memory_BMD)), self.split_heads(self.value(memory_BMD))
 
     def attend_to(

@@ -1,8 +1,8 @@
 """Dropout whose masks come from outside, so that two programs can drop the same units.
 
-A model receives a `Keep` and hands each dropout its own by path, `keep.at("blocks", 3)`. Its source
-is any function from (path, rate, shape) to a boolean mask: `random_keep` draws one, and a proof
-gives the masks that the other program drew.
+A model receives a `Keep` and gives each dropout its own by path, `keep.at("blocks", 3)`. The source
+is any function from (path, rate, shape) to a boolean mask: `random_keep` draws masks, and a proof
+passes those of the other program.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Source = Callable[[Path, float, tuple[int, ...]], Tensor]
 
 
 class Keep:
-    """Where a dropout's mask comes from: a source and the path of the module that asks."""
+    """The source of dropout masks, and the path of the module that uses them."""
 
     def __init__(self, source: Source, path: Path = ()):
         self.source = source

@@ -1,4 +1,4 @@
-"""How the affine maps start; the maps themselves are torch.nn.Linear."""
+"""Initial weights of the affine maps, which are torch.nn.Linear."""
 
 from torch import nn
 

@@ -35,7 +35,7 @@ class MaskedLanguageHead(nn.Module):
 
 
 class Bert(nn.Module):
-    """Tokens (B, L) to logits (B, L, V) of the token that stands at each place."""
+    """Tokens (B, L) to logits (B, L, V) of the token at each position."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -73,5 +73,5 @@ class Bert(nn.Module):
         return self.embedding_norm(x_BLD)
 
     def logits(self, hidden_BLD: Tensor) -> Tensor:
-        """The head's states times the token embedding (Press & Wolf 2017), plus a bias a token."""
+        """The head's states times the token embedding (Press & Wolf 2017), plus a bias."""
         return hidden_BLD @ self.embed.weight.T + self.head.bias

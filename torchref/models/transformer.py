@@ -20,8 +20,8 @@ from torchref.layers.stacks import Decoder, Encoder
 class Transformer(nn.Module):
     """Source (B, M) and target (B, L) to logits (B, L, V) of the token after each of the target.
 
-    `source_valid` and `target_valid` are True where a token is one, False where it is padding. What
-    the model says at padding means nothing and touches nothing else.
+    `source_valid` and `target_valid` are True at tokens, False at padding. Logits at padding have
+    no meaning and no effect on others.
     """
 
     def __init__(self, config: TransformerConfig):

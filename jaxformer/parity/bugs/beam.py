@@ -44,9 +44,9 @@ def first_finished(can_improve: Callable[..., Any]) -> Callable[..., Any]:
     return lambda live, done, *args: can_improve(live, done, *args) & ~jnp.isfinite(done[:, 0])
 
 
-def whole_rows(padded: Callable[..., Any]) -> Callable[..., Any]:
+def whole_rows(pad_sources: Callable[..., Any]) -> Callable[..., Any]:
     def made(*args: Any) -> Any:
-        source, valid, *rest = padded(*args)
+        source, valid, *rest = pad_sources(*args)
         return source, valid | True, *rest
 
     return made
@@ -61,9 +61,9 @@ def forced_end_certain(log_probabilities: Callable[..., Any]) -> Callable[..., A
     )
 
 
-def other_sentence(reordered: Callable[..., Any]) -> Callable[..., Any]:
+def other_sentence(reorder_caches: Callable[..., Any]) -> Callable[..., Any]:
     """The caches of the sentence before."""
-    return lambda caches, rows: reordered(
+    return lambda caches, rows: reorder_caches(
         jax.tree.map(lambda cache: jnp.roll(cache, 1, axis=0), caches), rows
     )
 
@@ -98,7 +98,7 @@ PLANTS = {
         "normalised", lambda f: lambda log_p, length, alpha: f(log_p, length + 1, alpha)
     ),
     "a likely end counted as certain": planted("log_probabilities", forced_end_certain),
-    "caches taken from another sentence": planted("reordered", other_sentence),
+    "caches taken from another sentence": planted("reorder_caches", other_sentence),
     "earlier finished hypotheses forgotten": planted("advance", forgetting),
     "dead rows live again": planted("advance", reviving),
     "finished beams still growing": planted(
@@ -108,19 +108,19 @@ PLANTS = {
         "finished_candidates", lambda f: lambda log_p, ends: jnp.where(ends, log_p, -jnp.inf)
     ),
     "caches not reordered with the beams": planted(
-        "reordered", lambda f: lambda caches, rows: caches
+        "reorder_caches", lambda f: lambda caches, rows: caches
     ),
     "stops at the first finished hypothesis": planted("can_improve", first_finished),
-    "hope not divided by the penalty": planted(
+    "best live score not divided by the penalty": planted(
         "can_improve", lambda f: lambda live, done, longest, alpha: f(live, done, longest, 0.0)
     ),
     "log-softmax missing": planted("log_probabilities", lambda f: lambda logits: logits),
     "end forced one step early": planted(
-        "allowed", lambda f: lambda length, *args: f(length + 1, *args)
+        "allowed_tokens", lambda f: lambda length, *args: f(length + 1, *args)
     ),
-    "padding token produced": planted("allowed", padding_allowed),
-    "search begins with identical copies": planted("first_beams", identical_copies),
-    "padding of the source attended to": planted("padded", whole_rows),
+    "padding token produced": planted("allowed_tokens", padding_allowed),
+    "search begins with identical copies": planted("init_beams", identical_copies),
+    "padding of the source attended to": planted("pad_sources", whole_rows),
 }
 
 BUGS = [Bug(name, "beam", plant, prove_beam, CASE) for name, plant in PLANTS.items()]

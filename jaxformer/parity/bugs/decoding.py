@@ -1,4 +1,4 @@
-"""Bugs planted in the cache, the filters and the window of decoding."""
+"""Bugs planted in the cache, the sampling filters and the window of a GPT."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from jaxformer.parity.proofs.decoding import prove_cache, prove_generate, prove_
 
 
 def top_p_short(logits: jax.Array, p: float) -> jax.Array:
-    """Stops before the token that brings the sum to p."""
+    """Excludes the token that brings the sum to p."""
     order = jnp.argsort(-logits, axis=-1)
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits), order, -1)
     kept = (jnp.cumsum(probabilities, -1) < p).at[:, 0].set(True)
@@ -76,9 +76,13 @@ BUGS = [
         prove_sampling,
     ),
     Bug(
-        "window slides one token too far",
+        "truncated window one token short",
         "generate",
-        patched(generate, "slide", lambda f: lambda w, t: f(w, t) if len(w) <= t else f(w, t)[1:]),
+        patched(
+            generate,
+            "truncate_context",
+            lambda f: lambda window, T: f(window, T) if len(window) <= T else f(window, T)[1:],
+        ),
         prove_generate,
     ),
 ]

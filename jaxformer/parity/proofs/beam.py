@@ -2,8 +2,8 @@
 
 The twin has no batch, no padding, no cache and no compilation, so each of them is proven too;
 `translate_uncached` separates the cache from the rest. Drawn weights are changed in two places:
-with small biases and a large row of the end token, the end is likely at some tokens of a target and
-unlikely at others, so that the hypotheses of one beam end at different lengths.
+biases are small and the row of the end token is large, which makes the end likely at some places of
+a target and unlikely at others, so that hypotheses of one beam end at different lengths.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig
-from jaxformer.decoding import beam
+from jaxformer.decoding import beam, reference
 from jaxformer.models.functional import abstract_model, leaf_path
 from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.cases import Case, draw_params
@@ -58,7 +58,7 @@ def draw_model(case: Case) -> Model:
 
 
 def _branching(path: tuple, leaf: jax.Array) -> jax.Array:
-    """The end's row four times as large, biases a quarter; powers of two, so nothing is rounded."""
+    """The end's row times 4, biases divided by 4: powers of two, so nothing is rounded."""
     name = leaf_path(path)
     if name.endswith("bias"):
         return leaf / 4
@@ -86,7 +86,7 @@ def prove_beam(case: Case) -> Comparison:
 
 def prove_beam_uncached(case: Case) -> Comparison:
     """The same without a cache."""
-    return _compare(case, [THREE], beam.translate_uncached)
+    return _compare(case, [THREE], reference.translate_uncached)
 
 
 def _compare(
@@ -110,7 +110,7 @@ def _compare(
             theirs |= {Key("beam", "output", f"{name}: {n}"): v for n, v in their_numbers.items()}
     rows = compare(ours, theirs, BOUNDS["model", case.dtype], case.dtype, "transformer")
     if BOUNDS["tokens", case.dtype] is None:
-        # A near tie may fall either way, and what follows it is another hypothesis.
+        # Rounding may decide a near tie either way, after which the hypotheses differ.
         rows = [r._replace(bound=None, ok=True) if r.quantity == "tokens" else r for r in rows]
     return Comparison.of(rows)
 
@@ -146,7 +146,7 @@ def _numbers(
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every proof of beam search, each with the case it is run on; all are compiled."""
+    """Every proof of beam search, each with its case; all are compiled."""
     shared = transformer_case(dataclasses.replace(case, jit=True))
     separate = transformer_case(shared, share_embeddings=False, norm_placement="pre")
     return [(prove_beams, shared), (prove_beam, separate), (prove_beam_uncached, separate)]

@@ -1,6 +1,6 @@
-"""Proofs of decoding: the filters and draws, the key-value cache, and whole texts token by token.
+"""Proofs of decoding: sampling filters and samples, the key-value cache, whole generated texts.
 
-Both sides are given the same Gumbel noise, that of jaxformer's keys.
+Both sides get the same Gumbel noise, that of jaxformer's keys.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from flax import nnx
 
 from jaxformer.config import SamplingConfig
-from jaxformer.decoding import generate, sampling
+from jaxformer.decoding import generate, reference, sampling, state
 from jaxformer.layers.cache import init_cache
 from jaxformer.models.functional import abstract_model
 from jaxformer.parity.engine.cases import Case, draw_params
@@ -40,7 +40,7 @@ NEW_TOKENS = 12
 
 
 def prove_sampling(case: Case) -> Comparison:
-    """Every filter's logits, which tokens it rules out, and the token drawn from them."""
+    """The logits of every filter, the tokens it excludes, and the token sampled from them."""
     B, V = 16, case.config.vocab_size
     logits, rng = 2.0 * case.normal("logits", B, V), case.rng("sampling")
     seen, noise = rng.random((B, V)) < 0.4, case.normal("noise", B, V)
@@ -67,7 +67,7 @@ def _add_filtered(values: dict[Key, Any], name: str, logits: Any, library: Any) 
 
 
 def prove_cache(case: Case) -> Comparison:
-    """Logits of a text read token by token and in a longer piece, against PyTorch's, at once."""
+    """Logits of a text read token by token and in a longer piece, against PyTorch's."""
     case = _without_dropout(case)
     B, T = case.batch, case.config.context_length
     tokens = case.tokens("tokens", B, T)
@@ -90,7 +90,7 @@ def prove_cache(case: Case) -> Comparison:
 
 
 def prove_generate(case: Case) -> Comparison:
-    """Texts that outgrow the context, greedy and drawn: with the cache, without it, PyTorch's."""
+    """Texts longer than the context, greedy and sampled: cached and uncached against PyTorch's."""
     case = _without_dropout(case)
     T = case.config.context_length
     prompts = [case.tokens(f"prompt {n}", n) for n in (1, T // 2 + 1, T)]
@@ -103,7 +103,7 @@ def prove_generate(case: Case) -> Comparison:
             expected = _twin_texts(case, prompts, SAMPLINGS[name])
             for kind, function in (
                 ("cached", generate.generate),
-                ("uncached", generate.generate_uncached),
+                ("uncached", reference.generate_uncached),
             ):
                 key = Key("generate", "tokens", f"{name}, {kind}")
                 ours[key] = _texts(function, graphdef, params, case, prompts, SAMPLINGS[name])
@@ -133,7 +133,7 @@ def _texts(
 
 def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -> np.ndarray:
     twin: Any = GPT_PAIR.twin(case)
-    keys = generate.row_keys(case.seed, len(prompts))
+    keys = state.row_keys(case.seed, len(prompts))
     like = jnp.zeros((len(prompts), case.config.vocab_size), case.dtype)
     noise = [np.array(sampling.gumbel_noise(keys, t, like)) for t in range(NEW_TOKENS)]
     settings = twin_config(config)
@@ -153,5 +153,5 @@ def _without_dropout(case: Case) -> Case:
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every proof of decoding, each with the case it is run on."""
+    """Every proof of decoding, each with its case."""
     return [(proof, case) for proof in (prove_sampling, prove_cache, prove_generate)]

@@ -1,10 +1,10 @@
-"""Stop strings: found across pieces, the same however the text is cut."""
+"""Stop strings are found across pieces, independently of how the text is cut."""
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxformer.decoding.stop import StopFilter
+from jaxformer.decoding.stop_strings import StopFilter
 from jaxformer.errors import UserError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.config import GPT_PRESETS
-from jaxformer.decoding.rows import bucket, checked_row
+from jaxformer.decoding.prompts import bucket, pad_prompts, validate_row
 from jaxformer.errors import UserError
 
 CONFIG = dataclasses.replace(GPT_PRESETS["toy"], vocab_size=24, context_length=16)
@@ -20,9 +20,16 @@ def test_a_bucket_is_the_next_power_of_two(number):
     assert bucket(number) & (bucket(number) - 1) == 0
 
 
+def test_prompts_are_padded_on_the_right_to_a_bucket_within_the_context():
+    tokens_BL, lengths_B = pad_prompts([[3], [1, 2, 4]], context_length=8)
+    assert tokens_BL.tolist() == [[3, 0, 0, 0], [1, 2, 4, 0]]
+    assert lengths_B.tolist() == [1, 3]
+    assert pad_prompts([[1] * 5], context_length=6)[0].shape == (1, 6)
+
+
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=16))
-def test_a_row_that_the_model_can_take_stays_as_it_is(row):
-    assert checked_row(row, "prompt", CONFIG).tolist() == row
+def test_a_valid_row_is_returned_unchanged(row):
+    assert validate_row(row, "prompt", CONFIG).tolist() == row
 
 
 @pytest.mark.parametrize("name", ["prompt", "source"])
@@ -39,6 +46,6 @@ def test_a_row_that_the_model_can_take_stays_as_it_is(row):
 )
 def test_any_other_row_is_refused_in_one_line(name, row, line):
     with pytest.raises(UserError) as error:
-        checked_row(np.asarray(row), name, CONFIG)
+        validate_row(np.asarray(row), name, CONFIG)
     assert str(error.value).startswith(line.replace("{}", name))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Stop strings, honoured in text that arrives in pieces."""
+"""Stop strings in text that arrives in pieces."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from jaxformer.errors import UserError
 
 
 class StopFilter:
-    """Passes text on until a stop string is complete; that string and what follows are dropped.
+    """Passes text on until a stop string is complete, and drops that string and the rest.
 
     The result does not depend on how the text is cut into pieces. The stop string that is complete
-    first ends the text; of several that are complete at the same character, the longest counts. A
-    tail that may be the beginning of a stop string is held back until that is settled.
+    first ends the text; of several complete at the same character, the longest counts. A tail that
+    may be the beginning of a stop string is held back until more text decides.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -20,10 +20,10 @@ class StopFilter:
         self._stops = stops
         self._held = ""
         self.stopped = False
-        """Whether a stop string was met."""
+        """Whether a stop string is complete."""
 
     def feed(self, piece: str) -> str:
-        """What may be shown now that `piece` has arrived; nothing once stopped."""
+        """The text that is certain after `piece`; empty once stopped."""
         if self.stopped:
             return ""
         text = self._held + piece
@@ -32,12 +32,12 @@ class StopFilter:
         if matches:
             self.stopped, self._held = True, ""
             return text[: min(matches)[1]]
-        shown = len(text) - self._undecided(text)
-        self._held = text[shown:]
-        return text[:shown]
+        certain = len(text) - self._undecided(text)
+        self._held = text[certain:]
+        return text[:certain]
 
     def flush(self) -> str:
-        """What is still held back, when no more text comes."""
+        """The text still held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 

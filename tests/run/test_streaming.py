@@ -1,0 +1,66 @@
+"""Streamed text is the decoded text up to the first stop string, piece by piece."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.errors import UserError
+from jaxformer.run.streaming import TextStream, encode_prompt, stream_texts
+
+BYTES = ByteTokenizer()
+
+
+def cut(text, stops):
+    """The text up to the stop string that is complete first, the longest of several."""
+    for end in range(len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(map(len, ending))]
+    return text
+
+
+@settings(max_examples=200)
+@given(
+    rows=st.lists(st.text("ab€", min_size=6, max_size=6), min_size=1, max_size=3),
+    stops=st.lists(st.text("ab€", min_size=1, max_size=3), max_size=2),
+)
+def test_pieces_joined_are_the_prompt_and_the_text_up_to_a_stop_string(rows, stops):
+    prompts = [BYTES.encode(text[:2]) for text in rows]
+    tokens = [BYTES.encode(text[2:]).tolist() for text in rows]
+    longest = max(map(len, tokens))
+    # Rows that are shorter in bytes continue with a letter that is in no stop string.
+    steps = np.array([row + BYTES.encode("z" * (longest - len(row))).tolist() for row in tokens]).T
+    pieces = list(stream_texts(BYTES, prompts, iter(steps), stops))
+    texts = ["".join(row) for row in zip(*pieces, strict=True)]
+    whole = [BYTES.decode(row) for row in steps.T]
+    expected = [text[:2] + cut(new, stops) for text, new in zip(rows, whole, strict=True)]
+    assert texts == expected
+
+
+def test_steps_are_read_until_every_row_has_stopped():
+    read = []
+
+    def steps():
+        for step in zip(b"xaby", b"yxxa", strict=True):
+            read.append(step)
+            yield np.array(step)
+
+    pieces = list(stream_texts(BYTES, [BYTES.encode("a")] * 2, steps(), ["x"]))
+    assert pieces == [["a", "a"], ["", "y"], ["", ""], ["", ""]]
+    assert len(read) == 2
+
+
+def test_a_token_beyond_the_tokenizer_is_a_replacement_character():
+    text = TextStream(CharTokenizer("ab"))
+    assert [text.feed(token) for token in (0, 2, 1)] == ["a", "\ufffd", "b"]
+    cut_short = TextStream(BYTES)
+    assert cut_short.feed(0xE2) + cut_short.feed(256) == "\ufffd\ufffd"
+
+
+def test_an_empty_prompt_is_a_newline():
+    assert encode_prompt(BYTES, "").tolist() == BYTES.encode("\n").tolist()
+    assert encode_prompt(BYTES, "ab").tolist() == BYTES.encode("ab").tolist()
+    with pytest.raises(UserError, match="--prompt"):
+        encode_prompt(CharTokenizer("ab"), "")
