@@ -1,14 +1,14 @@
-"""Tokens a second of a small GPT, sentences a second of a Transformer of the same sizes.
+"""Tokens per second of a small GPT, sentences per second of a Transformer of the same size.
 
     python -m benchmarks.decoding
     python -m benchmarks.decoding --batch-size 8 --context-length 512 --json decoding.json
 
-The GPT decodes greedily, with the key-value cache and without. Both ways continue the same prompts
-until the context is full, so that nothing slides; the way without a cache reads the whole text,
-padded to its bucket, for each token. The Transformer translates sentences of 8 to 16 tokens by beam
-search, greedily and four wide, to at most 16 tokens more; random weights seldom end a sentence
-early, so nearly all are that long. Otherwise weights do not change the time. Compilation is left
-out. Medians over repetitions, with the slowest and the fastest.
+The GPT decodes greedily, with and without the key-value cache. Both ways continue the same prompts
+until the context is full, so the context is never truncated; without a cache every token reads the
+whole text, padded to its bucket. The Transformer translates sentences of 8 to 16 tokens by greedy
+decoding and by a beam of 4, to at most 16 tokens more; random weights seldom end a sentence early,
+so nearly all translations have that length. Otherwise the weights do not affect the time.
+Compilation is not timed. Reports the median, slowest and fastest of the repetitions.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from jaxformer.models.gpt import GPT
 from jaxformer.models.transformer import Transformer
 
 PROMPT_LENGTH = 16
-PRECISION = "highest"  # of float32 products; GPUs would take TF32 otherwise
+PRECISION = "highest"  # of float32 products; GPUs would use TF32 otherwise
 WAYS: dict[str, Callable] = {"cached": generate, "uncached": generate_uncached}
 BEAMS = {
     "greedy": BeamConfig(beam=1, length_penalty=0.0, extra_length=16),
@@ -43,7 +43,7 @@ BEAMS = {
 
 
 class Rate(NamedTuple):
-    """Tokens or sentences a second of one way to decode, over all rows."""
+    """Tokens or sentences per second of one way to decode, over all rows."""
 
     way: str
     median: float
@@ -52,7 +52,7 @@ class Rate(NamedTuple):
 
 
 def measure(config: GPTConfig, batch_size: int, repetitions: int) -> list[Rate]:
-    """One row a way."""
+    """One row per way."""
     graphdef, _ = abstract_model(GPT, config)
     params = init_params(GPT, config, jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT_LENGTH))
@@ -67,7 +67,7 @@ def measure(config: GPTConfig, batch_size: int, repetitions: int) -> list[Rate]:
 
 
 def measure_beams(config: TransformerConfig, batch_size: int, repetitions: int) -> list[Rate]:
-    """One row a beam."""
+    """One row per beam."""
     graphdef, _ = abstract_model(Transformer, config)
     params = init_params(Transformer, config, jax.random.key(0))
     V, rng = config.vocab_size, np.random.default_rng(0)
@@ -83,7 +83,7 @@ def measure_beams(config: TransformerConfig, batch_size: int, repetitions: int) 
 def rates(
     decode: Callable[[str], object], ways: Iterable[str], count: int, repetitions: int
 ) -> list[Rate]:
-    """How many of `count` a second; the ways take turns, so that a slow spell meets all."""
+    """`count` per second of each way, in turns, so that a slow phase affects all ways."""
     for way in ways:  # compiles
         decode(way)
     measured: dict[str, list[float]] = {way: [] for way in ways}
@@ -96,8 +96,8 @@ def rates(
 
 
 def show(rows: list[Rate], unit: str) -> None:
-    """A table."""
-    print(f"{unit + ' a second':20}{'median':>10}{'slowest':>10}{'fastest':>10}")
+    """Print a table."""
+    print(f"{unit + '/s':20}{'median':>10}{'slowest':>10}{'fastest':>10}")
     for row in rows:
         print(f"{row.way:20}{row.median:10.0f}{row.slowest:10.0f}{row.fastest:10.0f}")
 

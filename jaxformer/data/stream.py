@@ -6,15 +6,15 @@ REPLACEMENT = "\ufffd"
 
 
 class StreamDecoder:
-    """Decodes ids one at a time, as a model emits them.
+    """Decodes ids one at a time.
 
-    What `feed` returned so far, then what `flush` returns, joined: exactly `decode` of all ids.
-    A character whose bytes are incomplete is held back. Only a short tail of ids is decoded anew
-    at each step, so the cost of a step does not grow.
+    The results of `feed`, joined, followed by that of `flush`, equal `decode` of all ids. A
+    character whose bytes are incomplete is held back. Each step decodes only a short tail of ids,
+    so the cost of a step is bounded.
 
-    The tail keeps its effect exact: decoders look at their first token (some strip its space) and
-    at UTF-8, which is in step again after at most three stray bytes. A tail of `KEEP` tokens has
-    at least `KEEP` bytes, hence KEEP / 4 characters, hence four bytes: enough.
+    Decoding the tail alone is exact: decoders depend on their first token (some strip its space)
+    and on UTF-8, which resynchronises after at most three stray bytes. A tail of `KEEP` tokens has
+    at least `KEEP` bytes, hence KEEP / 4 characters, hence four bytes, which is enough.
     """
 
     KEEP = 16
@@ -22,15 +22,15 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._emitted = 0  # characters of decode(self._ids) that were returned already
+        self._emitted = 0  # characters of decode(self._ids) already returned
 
     def feed(self, token_id: int) -> str:
-        """The text that `token_id` settles, often that token's own; may be empty."""
+        """The text that `token_id` completes, often the text of that token; may be empty."""
         self._ids.append(int(token_id))
         if self._ids[-1] in self._tokenizer.open_ids:
             return ""
         text = self._tokenizer.decode(self._ids)
-        # Any number of bytes that lack their last is one U+FFFD, so only the final one may change.
+        # An incomplete character is one U+FFFD whatever its length: only the last one can change.
         settled = len(text) - text.endswith(REPLACEMENT)
         piece = text[self._emitted : settled]
         self._emitted = settled
@@ -39,7 +39,7 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """The text still held back; the decoder is then as new."""
+        """The text still held back; resets the decoder."""
         piece = self._tokenizer.decode(self._ids)[self._emitted :]
         self._ids, self._emitted = [], 0
         return piece
@@ -47,5 +47,5 @@ class StreamDecoder:
     def _forget(self, num_held: int) -> None:
         tail = self._ids[-self.KEEP :]
         num_characters = len(self._tokenizer.decode(tail))
-        if num_characters >= self.KEEP // 4:  # fewer only if some of the ids have no text at all
+        if num_characters >= self.KEEP // 4:  # fewer only if some ids have no text
             self._ids, self._emitted = tail, num_characters - num_held

@@ -1,19 +1,19 @@
-"""Translation data: pairs of texts, from files or made up, and their tokens prepared once on disk.
+"""Translation data: pairs of texts, read or generated, and their tokens prepared once on disk.
 
-Both languages share one tokenizer of V tokens. Beyond it stand three tokens that are no text:
-padding V, start V + 1 and end V + 2, so that a model's vocabulary has V + 3. They are not in the
-prepared tokens; a batch adds them (`jaxformer/data/pair_batches.py`). The source gets neither start
-nor end: the encoder reads all of it at once and is told its length by a mask.
+Both languages share one tokenizer of V tokens. Three special tokens follow: padding V, start V + 1
+and end V + 2, so the vocabulary of the model has V + 3 tokens. The prepared tokens do not contain
+them; a batch adds them (`jaxformer/data/pair_batches.py`). The source has neither start nor end:
+the encoder reads all of it at once, and a mask gives its length.
 
 Three kinds of data: two text files (`parallel_text.py`), numbers and dates in words (`numbers.py`),
 random strings to copy or reverse (`strings.py`).
 
-A preparation is a directory of the cache, named for the texts and the settings:
+A preparation is a directory of the cache, keyed by the texts and the settings:
 
-    train.source.npy, train.source.offsets.npy   token ids, and where each sequence begins
+    train.source.npy, train.source.offsets.npy   token ids, and the start of each sequence
     train.target..., val.source..., val.target...
-    tokenizer.json                               what made them
-    manifest.jsonl                               hashes of all of it, counts of what was dropped
+    tokenizer.json                               the tokenizer
+    manifest.jsonl                               hashes of all of them, counts of dropped pairs
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from jaxformer.data.tokenizer import (
 from jaxformer.errors import UserError
 
 PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
-FORMAT = 2  # of a preparation; raise it when the same settings would give other files
+FORMAT = 2  # of a preparation; increase it when the same settings would give different files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,29 +55,29 @@ class PreparedPairs:
     train: TokenPairs
     val: TokenPairs
     val_texts: tuple[Pair, ...]
-    """The texts of `val`, pair by pair: what translations are compared with."""
+    """The texts of `val`, pair by pair: the references for translations."""
     val_bytes: int
     """UTF-8 bytes of the validation targets: bits per byte = nats per token / ln 2 * tokens /
     bytes, an end token counted with every target."""
     fingerprint: str
-    """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
+    """SHA-256 of texts, split, tokenizer and cleaning; a resumed run must find the same."""
     description: str
     """One line for the log."""
 
     @property
     def specials(self) -> SpecialTokens:
-        """The tokens that are no text."""
+        """Padding, start and end."""
         return special_tokens_of(self.tokenizer)
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
-    """The first three ids that a tokenizer leaves free."""
+    """The first three ids beyond those of the tokenizer."""
     V = tokenizer.vocab_size
     return SpecialTokens(padding=V, start=V + 1, end=V + 2)
 
 
 def read_pairs(data: PairsConfig) -> PairTexts:
-    """The texts that a configuration asks for; UserError as the kind's own module says."""
+    """The texts of a configuration; UserError as described in the module of its kind."""
     match data:
         case TextPairsConfig():
             return read_text_pairs(data)
@@ -88,15 +88,15 @@ def read_pairs(data: PairsConfig) -> PairTexts:
 
 
 def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs:
-    """The tokens of `data`, taken from the cache or made now.
+    """The tokens of `data`, from the cache or built now.
 
-    BPE learns from both sides of the training pairs, before they are cleaned by length; a word
+    BPE is trained on both sides of the training pairs, before they are cleaned by length. A word
     has the same tokens at the beginning of a sentence as within it
-    (`BPETokenizer.train_on_sentences`). The alphabet of a character tokenizer is that of all
-    pairs. Made-up pairs are not cleaned by length.
+    (`BPETokenizer.train_on_sentences`). A character tokenizer takes its alphabet from all pairs.
+    Generated pairs are not cleaned by length.
 
-    Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_pairs`, the
-    tokenizers and `cache.load_or_build` do, and if cleaning leaves nothing to learn from.
+    Equal settings on equal text give an equal `fingerprint`. Raises UserError for the reasons of
+    `read_pairs`, the tokenizers and `cache.load_or_build`, and if cleaning leaves a split empty.
     """
     texts = read_pairs(data)
     sha256 = texts.sha256()
@@ -120,7 +120,7 @@ def _tokenizer_settings(data: PairsConfig) -> str:
 
 
 def _limits(data: PairsConfig) -> tuple[float, float]:
-    """Most tokens of a side, most tokens of a side for each of the other."""
+    """The largest length of a side in tokens, and the largest ratio of the two lengths."""
     if isinstance(data, TextPairsConfig):
         return data.max_tokens, data.max_ratio
     return math.inf, math.inf
@@ -138,7 +138,7 @@ def _make_tokenizer(data: PairsConfig, texts: PairTexts) -> Tokenizer:
 def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     directory.mkdir()
     save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
-    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
+    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run loads it
     train, val = (_encoded(pairs, tokenizer) for pairs in (texts.train, texts.val))
     train, cleaning, _ = _cleaned(train, texts.cleaning, _limits(data))
     val_dropped: list[int] = []
@@ -146,7 +146,7 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
         val, cleaning, val_dropped = _cleaned(val, cleaning, _limits(data))
     if not (len(train) and len(val)):
         raise UserError(
-            f"{texts.name}: {cleaning}, so none is left to learn from or to validate on: raise "
+            f"{texts.name}: {cleaning}, which leaves no pairs to train or to validate on: raise "
             "data.max-tokens or data.max-ratio"
         )
     for side, pairs in (("train", train), ("val", val)):
@@ -167,7 +167,7 @@ def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
 def _cleaned(
     pairs: TokenPairs, cleaning: Cleaning, limits: tuple[float, float]
 ) -> tuple[TokenPairs, Cleaning, list[int]]:
-    """The pairs within the limits, the counts with those that are not, and the numbers of these."""
+    """The pairs within the limits, the updated counts, and the indices of the dropped pairs."""
     too_long, unequal = length_faults(pairs.sources.lengths, pairs.targets.lengths, *limits)
     cleaning = dataclasses.replace(
         cleaning,
@@ -185,7 +185,7 @@ def _has_val_files(data: PairsConfig) -> bool:
 def _open(
     directory: Path, texts: PairTexts, sha256: str, limits: tuple[float, float]
 ) -> PreparedPairs | None:
-    """The preparation in `directory`, if it is there, complete and undamaged."""
+    """The preparation in `directory`, or None if it is missing, incomplete or damaged."""
     try:
         content = manifest.verify(directory)
     except manifest.CorruptionError:
@@ -209,7 +209,7 @@ def _open(
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(
-            f"{texts.name}: {len(train):,} pairs to learn from, {len(val):,} held out; "
+            f"{texts.name}: {len(train):,} training pairs, {len(val):,} held out; "
             f"{cleaning}; {len(train.sources.tokens):,} source and "
             f"{len(train.targets.tokens):,} target tokens, vocabulary {tokenizer.vocab_size:,}, "
             f"texts {sha256[:12]}"

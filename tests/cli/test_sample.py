@@ -1,4 +1,6 @@
-"""`jaxformer sample`: what is printed, what stops it, what is refused."""
+"""`jaxformer sample`: its output, its stop conditions, its refusals."""
+
+import re
 
 import pytest
 
@@ -10,9 +12,9 @@ from tests.runs import save_run
 
 
 def wandering(path, tokenizer, unknown=0):
-    """A run of a random model, its weights large enough that texts wander.
+    """A run of a random model whose weights are large enough for varied texts.
 
-    `unknown` of its tokens are none of the tokenizer's.
+    Its vocabulary has `unknown` tokens beyond those of the tokenizer.
     """
     model = GPTConfig(
         vocab_size=tokenizer.vocab_size + unknown,
@@ -34,7 +36,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def printed(run, capsys):
-    """What the command prints, given its words."""
+    """The output of the command, given its arguments."""
 
     def sample(*words, run=run):
         main(["sample", str(run), "--max-new-tokens", "24", *words])
@@ -44,7 +46,7 @@ def printed(run, capsys):
 
 
 def refused(capsys, *words):
-    """The one line with which the command refuses; nothing else was printed."""
+    """The one line of a refusal; nothing else is printed."""
     with pytest.raises(SystemExit) as stop:
         main(["sample", *map(str, words)])
     out, err = capsys.readouterr()
@@ -78,14 +80,14 @@ def test_equal_seeds_print_equal_texts(printed):
     assert printed("--seed", "3") != printed("--seed", "4")
 
 
-def test_settings_of_the_draw_reach_it(printed):
+def test_sampling_flags_take_effect(printed):
     greedy = printed("--temperature", "0")
     assert greedy == printed("--top-k", "1", "--seed", "9") == printed("--min-p", "1")
     assert greedy == printed("--top-p", "1e-9", "--seed", "5") != printed()
     assert greedy != printed("--temperature", "0", "--repetition-penalty", "3")
 
 
-def test_several_samples_are_the_rows_of_one_batch_under_numbered_lines(printed):
+def test_several_samples_are_rows_of_one_batch_under_numbered_lines(printed):
     out = printed("--prompt", "a", "--prompt", "bcd", "--num-samples", "2")
     assert [line for line in out.splitlines() if line.startswith("-")] == [
         f"{sample.RULE} sample {number} of 4 {sample.RULE}" for number in (1, 2, 3, 4)
@@ -117,7 +119,7 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(printed):
     assert stopped == "a" + new[: new.index(stop)] + "\n"
 
 
-def test_nothing_is_computed_once_every_sample_has_stopped(printed, run, monkeypatch):
+def test_decoding_stops_once_every_sample_has_stopped(printed, run, monkeypatch):
     new = printed("--prompt", "a")[1:-1]
     shown = []
     monkeypatch.setattr("builtins.print", lambda *words, **_: shown.append("".join(words)))
@@ -140,14 +142,14 @@ def test_each_sample_stops_for_itself(printed):
     assert len(set(map(len, stopped))) > 1
 
 
-def test_bytes_that_are_no_text_are_replaced_and_nothing_is_lost(tmp_path, printed):
+def test_bytes_that_are_not_text_are_replaced_and_nothing_is_lost(tmp_path, printed):
     run = wandering(tmp_path / "run", ByteTokenizer())
     text = printed("--prompt", "é", run=run)
     assert text.startswith("é")
     assert "\ufffd" in text
 
 
-def test_tokens_that_only_the_model_knows_are_shown_as_unknown(tmp_path, printed):
+def test_tokens_beyond_the_tokenizer_are_shown_as_unknown(tmp_path, printed):
     run = wandering(tmp_path / "run", CharTokenizer("\nab"), unknown=9)
     text = printed("--temperature", "5", run=run).removesuffix("\n")
     assert len(text) == 24
@@ -155,22 +157,22 @@ def test_tokens_that_only_the_model_knows_are_shown_as_unknown(tmp_path, printed
     assert set(text) <= set("\nab\ufffd")
 
 
-def test_bad_words_are_refused_in_one_line(run, tmp_path, capsys):
-    assert "unknown character 'z'" in refused(capsys, run, "--prompt", "az")
+def test_bad_arguments_are_refused_in_one_line(run, tmp_path, capsys):
+    assert "'z'" in refused(capsys, run, "--prompt", "az")
     too_long = refused(capsys, run, "--prompt", "a", "--prompt", "a" * 17)
-    assert "17 tokens is longer than the model's context of 16" in too_long
-    assert "is not a directory" in refused(capsys, tmp_path / "none")
+    assert re.search(r"\b17 tokens .*\b16\b", too_long)
+    assert str(tmp_path / "none") in refused(capsys, tmp_path / "none")
     assert "config.json is missing" in refused(capsys, tmp_path)
     assert "max-new-tokens 0" in refused(capsys, run, "--max-new-tokens", "0")
     assert "num-samples 0" in refused(capsys, run, "--num-samples", "0")
     assert "top-k 0" in refused(capsys, run, "--top-k", "0")
     assert "temperature -1" in refused(capsys, run, "--temperature", "-1")
     assert "seed -1" in refused(capsys, run, "--seed", "-1")
-    assert "stop string is empty" in refused(capsys, run, "--stop", "")
+    assert "stop string" in refused(capsys, run, "--stop", "")
     assert "--top-q" in refused(capsys, run, "--top-q", "1")
     assert refused(capsys).startswith("jaxformer sample: error: ")
 
 
 def test_a_tokenizer_without_a_newline_needs_a_prompt(tmp_path, capsys):
     run = wandering(tmp_path / "run", CharTokenizer("ab"))
-    assert "give a --prompt" in refused(capsys, run)
+    assert "--prompt" in refused(capsys, run)

@@ -1,7 +1,8 @@
-"""`jaxformer translate`: one line for each, in order; what has no translation is told by number."""
+"""`jaxformer translate`: one output line per input line, in order; failures name the line."""
 
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -32,13 +33,13 @@ CONFIG = CopyTranslationConfig(model=MODEL, checkpoint=CheckpointConfig(every=1)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two checkpoints whose tokens are the letters a to h, the newline and the tab."""
+    """A run with two checkpoints; its tokens are the letters a to h, newline and tab."""
     path = tmp_path_factory.mktemp("runs") / "run"
     return save_run(path, CONFIG, CharTokenizer(LETTERS), (1, 2))
 
 
 class Terminal(io.BytesIO):
-    """What a person types."""
+    """An interactive standard input."""
 
     def isatty(self):
         return True
@@ -46,7 +47,7 @@ class Terminal(io.BytesIO):
 
 @pytest.fixture
 def translated(run, capsys, monkeypatch):
-    """What the command prints for an input, to both streams, and its exit status."""
+    """Standard output, standard error and exit status of the command for an input."""
 
     def translated(text, *words, run=run, isatty=False):
         content = Terminal() if isatty else io.BytesIO()
@@ -65,7 +66,7 @@ def translated(run, capsys, monkeypatch):
 
 
 def by_hand(run_dir, lines, beam, **options):
-    """The hypotheses of each line, translated alone."""
+    """The hypotheses of each line, each translated alone."""
     run = load_run(run_dir, **options)
 
     def found(line):
@@ -85,7 +86,7 @@ SENTENCES = ["abc", "hgfedcba", "a", "bb", "cdefabcdefgh", "fa", "dead", "beef"]
 INPUT = "".join(f"{line}\n" for line in SENTENCES)
 
 
-def test_each_line_is_translated_in_its_place_as_it_is_alone(run, translated):
+def test_each_line_is_translated_in_order_as_if_alone(run, translated):
     loaded, found = by_hand(run, SENTENCES, BeamConfig())
     expected = "".join(f"{on_one_line(loaded, first)}\n" for first, *_ in found)
     assert translated(INPUT) == (expected, "", 0)
@@ -115,7 +116,7 @@ def test_n_best_lines_hold_number_score_and_text(run, translated):
     np.testing.assert_allclose([float(row[1]) for row in rows], scores, rtol=1e-4)
 
 
-def test_flags_of_the_search_reach_it(run, translated):
+def test_beam_flags_take_effect(run, translated):
     loaded, found = by_hand(run, SENTENCES, BeamConfig(beam=1, length_penalty=0, extra_length=2))
     out, _, _ = translated(INPUT, "--beam", "1", "--length-penalty", "0", "--extra-length", "2")
     assert out == "".join(f"{on_one_line(loaded, first)}\n" for first, *_ in found)
@@ -130,21 +131,19 @@ def test_the_mean_of_checkpoints_translates(run, translated):
     assert out != translated(INPUT)[0]
 
 
-def test_lines_without_a_translation_are_told_by_number_and_the_rest_goes_on(translated):
+def test_failed_lines_are_named_by_number_and_the_rest_is_translated(translated):
     good, _, _ = translated("abc\nfa\n")
     first, last = good.splitlines()
     out, err, status = translated(b"abc\nxyz\n" + 13 * b"a" + b"\nab\xff\n\n  \r\nfa")
     assert out.split("\n") == [first, "", "", "", "", "", last, ""]
     unknown, long, encoding = err.splitlines()
-    assert unknown.startswith("line 2: unknown character 'x'")
-    assert long == (
-        "line 3: the source of 13 tokens is longer than the model's context of 12: shorten it"
-    )
-    assert encoding == "line 4: byte 3 is not UTF-8 text: convert the input to UTF-8"
+    assert re.match(r"line 2: .*'x'", unknown)
+    assert re.match(r"line 3: .*\b13 tokens .*\b12\b", long)
+    assert re.match(r"line 4: byte 3 .*UTF-8", encoding)
     assert status == 2
 
 
-def test_with_n_best_a_line_without_a_translation_is_empty_too(translated):
+def test_with_n_best_a_failed_line_is_empty_too(translated):
     out, err, status = translated("abc\nxyz\n\nfa\n", "--n-best", "2")
     numbers = [line.partition("\t")[0] for line in out.split("\n")]
     assert numbers == ["1", "1", "", "", "4", "4", ""]
@@ -152,14 +151,14 @@ def test_with_n_best_a_line_without_a_translation_is_empty_too(translated):
     assert status == 2
 
 
-def test_numbers_of_lines_go_on_beyond_what_is_read_ahead(translated, monkeypatch):
+def test_line_numbers_continue_across_read_ahead_blocks(translated, monkeypatch):
     monkeypatch.setattr(command, "BATCHES_AT_ONCE", 1)
     _, err, status = translated(4 * "abc\n" + "x\n", "--batch", "2")
     assert (err[:8], status) == ("line 5: ", 2)
 
 
 @pytest.mark.parametrize("same", ["abc", "abc\r\n", "  abc \n", "\ufeffabc\n"])
-def test_what_surrounds_a_sentence_is_not_part_of_it(translated, same):
+def test_white_space_around_a_sentence_is_ignored(translated, same):
     assert translated(same) == translated("abc\n")
 
 
@@ -167,7 +166,7 @@ def test_no_input_prints_nothing(translated):
     assert translated("") == ("", "", 0)
 
 
-def test_a_translation_is_one_line_whatever_it_holds(run):
+def test_a_translation_is_one_line_whatever_its_tokens(run):
     loaded = load_run(run)
     tab, newline, a, b = loaded.tokenizer.encode("\t\nab")
     known = np.array([a, newline, b, tab, a, newline])
@@ -212,7 +211,9 @@ command.main([{str(run)!r}, "--batch", "2"])
     ) as process:
         process.stdin.write("abc\nfa\n")
         process.stdin.flush()
-        overdue = threading.Timer(120, process.kill)  # else a line held back would wait for ever
+        overdue = threading.Timer(
+            120, process.kill
+        )  # otherwise a line held back would block the test
         overdue.start()
         early = [process.stdout.readline(), process.stdout.readline()]
         process.stdin.write("dead\n")
@@ -224,7 +225,7 @@ command.main([{str(run)!r}, "--batch", "2"])
     assert process.returncode == 0
 
 
-def test_a_person_at_a_terminal_is_answered_line_by_line(translated, monkeypatch):
+def test_on_a_terminal_each_line_is_answered_at_once(translated, monkeypatch):
     asked = []
     within = command.translations
 
@@ -238,7 +239,7 @@ def test_a_person_at_a_terminal_is_answered_line_by_line(translated, monkeypatch
 
 
 def refused(translated, *words, **options):
-    """The one line with which the command refuses; nothing else was printed."""
+    """The one line of a refusal; nothing else is printed."""
     out, err, status = translated("abc\n", *words, **options)
     assert (out, status) == ("", 2)
     (line,) = err.splitlines()
@@ -256,21 +257,21 @@ def test_a_run_of_a_gpt_is_refused(translated, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("--beam", "0"), "beam 0 is not positive"),
-        (("--n-best", "5"), "n-best 5 is more than the beam 4"),
-        (("--length-penalty", "-1"), "length-penalty -1.0 is out of range"),
-        (("--batch", "0"), "batch 0 is not positive"),
-        (("--average", "0"), "average 0 is not positive"),
-        (("--average", "3"), "has 2 checkpoints to average, not 3"),
-        (("--beem", "3"), "unknown argument"),
+        (("--beam", "0"), "beam 0 "),
+        (("--n-best", "5"), "n-best 5 "),
+        (("--length-penalty", "-1"), "length-penalty -1.0 "),
+        (("--batch", "0"), "batch 0 "),
+        (("--average", "0"), "average 0 "),
+        (("--average", "3"), "not 3"),
+        (("--beem", "3"), "--beem"),
     ],
 )
-def test_bad_words_are_refused(translated, words, part):
+def test_bad_arguments_are_refused(translated, words, part):
     assert part in refused(translated, *words)
 
 
-def test_a_directory_that_is_no_run_is_refused(translated, tmp_path):
-    assert "is not a directory" in refused(translated, run=tmp_path / "none")
+def test_a_directory_that_is_not_a_run_is_refused(translated, tmp_path):
+    assert str(tmp_path / "none") in refused(translated, run=tmp_path / "none")
 
 
 def test_a_closed_standard_input_is_refused(run, capsys, monkeypatch):
@@ -278,4 +279,4 @@ def test_a_closed_standard_input_is_refused(run, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main(["translate", str(run)])
     assert stop.value.code == 2
-    assert "standard input is closed" in capsys.readouterr().err
+    assert "standard input" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A stream of tokens decodes like the whole, each character as soon as its last byte is there."""
+"""A stream decodes like the whole; a character is emitted when its last byte arrives."""
 
 import pytest
 from hypothesis import given, settings
@@ -49,12 +49,12 @@ def test_a_stream_may_begin_and_end_inside_a_character(kind, text, cut, stray):
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-def test_a_stream_emits_a_character_when_its_last_byte_comes():
+def test_a_stream_emits_a_character_when_its_last_byte_arrives():
     assert stream(ByteTokenizer(), "a€b".encode()) == ["a", "", "", "€", "b", ""]
     assert stream(ByteTokenizer(), b"a\xe2\x82") == ["a", "", "", "\ufffd"]
 
 
-def test_a_flushed_decoder_starts_anew():
+def test_flush_resets_the_decoder():
     decoder = StreamDecoder(ByteTokenizer())
     assert decoder.feed(0xE2) + decoder.flush() + decoder.feed(0x61) == "\ufffda"
 

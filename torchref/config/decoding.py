@@ -1,4 +1,4 @@
-"""How text is drawn from a model, and searched for."""
+"""Decoding: sampling and beam search."""
 
 import dataclasses
 

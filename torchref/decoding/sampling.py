@@ -1,10 +1,10 @@
-"""Drawing the next token from its logits: greedy, temperature, top-k, top-p, min-p, repetition.
+"""Sampling the next token from its logits: greedy, temperature, top-k, top-p, min-p, repetition.
 
-Each filter maps logits (B, V) to logits, -inf where a token is ruled out. Where tokens tie:
+Each filter maps logits (B, V) to logits, -inf where a token is excluded. Ties:
 
     top_k    keeps every token as likely as the k-th, so perhaps more than k
-    top_p    rules the lower token ids out first
-    min_p    keeps or rules out equals together
+    top_p    excludes the lower token ids first
+    min_p    keeps or excludes equal tokens together
     argmax   takes the lowest token id
 """
 
@@ -42,7 +42,7 @@ def min_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def filter_logits(logits_BV: Tensor, seen_BV: Tensor, config: SamplingConfig) -> Tensor:
-    """All filters that the config names; at temperature 0 only the penalty matters."""
+    """All filters of the config; at temperature 0 only the repetition penalty applies."""
     if config.repetition_penalty != 1.0:
         logits_BV = repetition_penalty(logits_BV, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
@@ -63,13 +63,13 @@ def greedy(logits_BV: Tensor) -> Tensor:
 
 
 def sample(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
-    """A draw of softmax(logits), given standard Gumbel noise."""
+    """A sample of softmax(logits), given standard Gumbel noise."""
     return (logits_BV + noise_BV).argmax(dim=-1)
 
 
 def next_token(
     logits_BV: Tensor, seen_BV: Tensor, config: SamplingConfig, noise_BV: Tensor
 ) -> Tensor:
-    """The token that the config chooses: greedy at temperature 0, else a draw."""
+    """The next token by the config: greedy at temperature 0, else a sample."""
     filtered_BV = filter_logits(logits_BV, seen_BV, config)
     return greedy(filtered_BV) if config.temperature == 0 else sample(filtered_BV, noise_BV)
