@@ -67,7 +67,7 @@ def test_a_changed_text_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "data" in capsys.readouterr().err
+    assert str(tmp_path / "run") in capsys.readouterr().err
 
 
 def test_a_directory_that_is_not_a_run_is_refused(tmp_path, capsys):
