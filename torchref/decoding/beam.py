@@ -1,9 +1,9 @@
 """Beam search over the targets of an encoder-decoder: one sentence, lists, no cache.
 
 A hypothesis is a sequence of at most `max_length` tokens of which the last, and no other, is the
-end token. At each step all continuations of the live rows by one token are ranked by log p: those
-of the best `beam` that end are finished, the best `beam` that do not end live on. The search stops
-when `beam` hypotheses are finished and no live row can beat the worst of them.
+end token. At each step all continuations of the live rows by one token are ranked by log p: of the
+best `beam`, those that end are finished; the best `beam` that do not end stay alive. The search
+stops when `beam` hypotheses are finished and no live row can beat the worst of them.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torchref.models.transformer import Transformer
 
 
 class Hypothesis(NamedTuple):
-    """A translation that beam search has finished."""
+    """A finished translation."""
 
     tokens: list[int]
     score: float
@@ -58,7 +58,7 @@ def translate(
 
 
 def next_log_probs(model: Transformer, source: list[int], target: list[int]) -> list[float]:
-    """Log-probabilities of what follows the target, read whole."""
+    """Log-probabilities of the token after the target; the whole target is the input."""
     logits_V = model(torch.tensor([source]), torch.tensor([target]))[0, -1]
     return torch.log_softmax(logits_V, dim=-1).tolist()
 

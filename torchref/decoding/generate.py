@@ -1,8 +1,8 @@
 """Text from a GPT, token by token: no cache, no batch, the whole window for every token.
 
-A text's window is what the model sees of it: all of it while it fits into context_length tokens.
-When a token is added to a full window the window slides: it keeps the last
-(context_length + 1) // 2 tokens, the new one among them, and grows again.
+The window is the input of the model: the whole text while it fits into context_length tokens. If a
+token is added to a full window, the window keeps only the last (context_length + 1) // 2 tokens,
+including the new one, and grows again.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torchref.models.gpt import GPT
 
 
 def slide(window: list[int], context_length: int) -> list[int]:
-    """The window itself, or the newest half of one that has outgrown the context."""
+    """The window, or its newest half if it is longer than the context."""
     return window if len(window) <= context_length else window[-((context_length + 1) // 2) :]
 
 
