@@ -68,7 +68,7 @@ def timed(step: Callable[[], object]) -> Seconds:
 
 
 def jax_step(config: LanguageConfig) -> Seconds:
-    """The whole train step of a run, on one device."""
+    """A whole train step as a run takes it, on one device."""
     program = build(language_method(config), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     tokens = random_tokens(config)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], np.ones(tokens[:, 1:].shape, bool))

@@ -52,9 +52,9 @@ def test_it_reproduces_the_loss_of_the_run(run, tmp_path, capsys):
     assert figures["tokens"] == run.evaluation.num_tokens == len(run.data.val) - 1
     assert figures["loss"] == pytest.approx(run.evaluation.loss, rel=1e-6)
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
-    # The tokenizer is bytes: one byte per token.
+    # A token is a byte here.
     assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2))
-    assert f"{figures['loss']:.4f} nats" in capsys.readouterr().out
+    assert f"{figures['loss']:.4f} nats a token" in capsys.readouterr().out
 
 
 def test_it_scores_the_training_split_too(run, tmp_path, capsys):
