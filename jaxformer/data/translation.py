@@ -66,12 +66,12 @@ class PreparedPairs:
 
     @property
     def specials(self) -> SpecialTokens:
-        """Padding, start and end."""
+        """The tokens that are no text."""
         return special_tokens_of(self.tokenizer)
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
-    """The first three ids beyond those of the tokenizer."""
+    """The first three ids that a tokenizer leaves free."""
     V = tokenizer.vocab_size
     return SpecialTokens(padding=V, start=V + 1, end=V + 2)
 
