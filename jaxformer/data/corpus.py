@@ -7,8 +7,8 @@ comparable only where the corpus hashes are equal.
 A preparation is a directory of the cache, keyed by the corpus and the settings of the tokenizer:
 
     train.bin, val.bin   token ids, little-endian uint16 (uint32 from 65,536 tokens on)
-    tokenizer.json       the tokenizer
-    meta.json            hashes and counts of all of them
+    tokenizer.json       what made them
+    meta.json            hashes and counts of all of it
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, 
 from jaxformer.errors import UserError
 
 SEPARATOR = "\n\n"  # between the documents of a split; a blank line in nearly every format
-FORMAT = 1  # of a preparation; increase it when the same settings would give different files
+FORMAT = 1  # of a preparation; raise it when the same settings would give other files
 SIDES = ("train", "val")
 TESTS = {"test", "tests", "idle_test"}
 GENERATED = {"__pycache__", "pydoc_data"}  # pydoc_data: one file of prose, a sixteenth of it
@@ -226,7 +226,7 @@ def _dtype(tokenizer: Tokenizer) -> str:
 def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     directory.mkdir()
     save_tokenizer(tokenizer, directory / "tokenizer.json")
-    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run loads it
+    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
     meta: dict[str, Any] = {
         "corpus": corpus.sha256,
         "tokenizer": tokenizer.fingerprint,
@@ -248,7 +248,7 @@ def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 
 
 def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
-    """The preparation in `directory`, or None if it is missing, incomplete or damaged."""
+    """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
         meta = json.loads((directory / "meta.json").read_bytes())
         tokenizer = load_tokenizer(directory / "tokenizer.json")
@@ -266,7 +266,7 @@ def _open(directory: Path, corpus: Corpus) -> PreparedData | None:
     identity = f"{corpus.sha256} {tokenizer.fingerprint}"
     left_out = ""
     if corpus.num_skipped:
-        left_out = f" ({corpus.num_skipped} files left out: hidden, empty or not UTF-8 text)"
+        left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
     return PreparedData(
         tokenizer=tokenizer,
         train=train,

@@ -12,8 +12,8 @@ A preparation is a directory of the cache, keyed by the texts and the settings:
 
     train.source.npy, train.source.offsets.npy   token ids, and the start of each sequence
     train.target..., val.source..., val.target...
-    tokenizer.json                               the tokenizer
-    manifest.jsonl                               hashes of all of them, counts of dropped pairs
+    tokenizer.json                               what made them
+    manifest.jsonl                               hashes of all of it, counts of what was dropped
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from jaxformer.data.tokenizer import (
 from jaxformer.errors import UserError
 
 PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
-FORMAT = 2  # of a preparation; increase it when the same settings would give different files
+FORMAT = 2  # of a preparation; raise it when the same settings would give other files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _make_tokenizer(data: PairsConfig, texts: PairTexts) -> Tokenizer:
 def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     directory.mkdir()
     save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
-    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run loads it
+    tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
     train, val = (_encoded(pairs, tokenizer) for pairs in (texts.train, texts.val))
     train, cleaning, _ = _cleaned(train, texts.cleaning, _limits(data))
     val_dropped: list[int] = []
@@ -185,7 +185,7 @@ def _has_val_files(data: PairsConfig) -> bool:
 def _open(
     directory: Path, texts: PairTexts, sha256: str, limits: tuple[float, float]
 ) -> PreparedPairs | None:
-    """The preparation in `directory`, or None if it is missing, incomplete or damaged."""
+    """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
         content = manifest.verify(directory)
     except manifest.CorruptionError:
@@ -209,7 +209,7 @@ def _open(
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         description=(
-            f"{texts.name}: {len(train):,} training pairs, {len(val):,} held out; "
+            f"{texts.name}: {len(train):,} pairs to learn from, {len(val):,} held out; "
             f"{cleaning}; {len(train.sources.tokens):,} source and "
             f"{len(train.targets.tokens):,} target tokens, vocabulary {tokenizer.vocab_size:,}, "
             f"texts {sha256[:12]}"
