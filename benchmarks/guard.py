@@ -1,11 +1,12 @@
-"""The cost of the guard against bad updates: seconds per train step with and without it.
+"""What watching over the losses costs: seconds of a train step with the guard and without.
 
     python -m benchmarks.guard
     python -m benchmarks.guard --preset gpu --repetitions 60 --json guard.json
 
-`guarded` is the step of every run, which skips updates that are not finite; `unguarded` the same
-without the guard; `spikes` skips spikes too. The presets are those of `train.gpt_char`. Reports the
-median, fastest and slowest of the repetitions, and the ratio to the unguarded step.
+`guarded` is the step as every run takes it, which leaves out an update that is not finite;
+`unguarded` the same with that choice taken out; `spikes` skips spikes as well. The presets are
+those of `train.gpt_char`. Medians over repetitions, with the fastest and the slowest, and as a
+ratio to the unguarded step.
 """
 
 import dataclasses
@@ -18,11 +19,11 @@ from jaxformer.training import step as guarded_step
 
 
 def sides(config: LanguageConfig) -> dict[str, Seconds]:
-    """The three steps to compare."""
+    """The three steps that are compared."""
     skipping = dataclasses.replace(config, spikes=SpikeConfig(skip=True))
     guarded = {"guarded": jax_step(config), "spikes": jax_step(skipping)}
     tree_where = guarded_step.tree_where
-    guarded_step.tree_where = lambda is_finite, new, old: new
+    guarded_step.tree_where = lambda sound, new, old: new
     try:
         return {"unguarded": jax_step(config), **guarded}
     finally:
