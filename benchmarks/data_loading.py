@@ -1,11 +1,11 @@
-"""How fast training batches load, in tokens a second, beside two common ways to load them.
+"""Tokens per second of loading training batches, next to two common ways to load them.
 
     python -m benchmarks.data_loading
     python -m benchmarks.data_loading --json data_loading.json
 
-Every way reads windows of T + 1 tokens at random places of the same memory-mapped uint16 file, and
-hands over int32 inputs and targets of shape (B, T). Medians over repetitions, with the slowest and
-the fastest.
+Every way reads windows of T + 1 tokens at random positions of the same memory-mapped uint16 file
+and yields int32 inputs and targets of shape (B, T). Reports the median, slowest and fastest of the
+repetitions.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Loading = Generator[object, None, None]
 
 
 class Rate(NamedTuple):
-    """Tokens a second of one way to load."""
+    """Tokens per second of one way to load."""
 
     way: str
     median: float
@@ -55,21 +55,21 @@ class Windows:
 
 
 def whole_batches(tokens: np.ndarray) -> Loading:
-    """Jaxformer: an item is the batch of a step; grain reads ahead with one thread."""
+    """Jaxformer: an item is the batch of a step; one grain thread reads ahead."""
     source = TrainingBatches(tokens, BATCH_SIZE, CONTEXT_LENGTH, seed=0)
     with contextlib.closing(training_iterator(source)) as batches:
         yield from batches
 
 
 def single_records(tokens: np.ndarray) -> Loading:
-    """Grain as its guide shows it: shuffled records, batched, default threads."""
+    """Grain as in its guide: shuffled records, batched, default threads."""
     records = grain.MapDataset.source(Windows(tokens)).seed(0).shuffle().repeat()
     with contextlib.closing(iter(records.to_iter_dataset().batch(BATCH_SIZE))) as batches:
         yield from batches
 
 
 def stacked_slices(tokens: np.ndarray) -> Loading:
-    """A slice a row, stacked, in the training process itself, as small GPT codes do."""
+    """One slice per row, stacked, in the training process, as in small GPT repositories."""
     rng = np.random.default_rng(0)
     while True:
         starts = rng.integers(0, len(tokens) - CONTEXT_LENGTH, BATCH_SIZE)
@@ -79,7 +79,7 @@ def stacked_slices(tokens: np.ndarray) -> Loading:
 
 
 def tokens_per_second(batches: Loading, seconds: float) -> float:
-    """Rate over `seconds`, after one batch that starts threads and fills caches."""
+    """The rate over `seconds`, after one batch to start threads and fill caches."""
     next(batches)
     start, num_batches = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -89,7 +89,7 @@ def tokens_per_second(batches: Loading, seconds: float) -> float:
 
 
 def measure(tokens: np.ndarray, repetitions: int, seconds: float) -> list[Rate]:
-    """One row a way; the ways take turns, so that a slow spell of the machine meets all."""
+    """One row per way, measured in turns, so that a slow phase of the machine affects all ways."""
     ways = (whole_batches, single_records, stacked_slices)
     rates: dict[str, list[float]] = {way.__name__: [] for way in ways}
     for _ in range(repetitions):
@@ -117,7 +117,7 @@ def main() -> None:
         "cpus": os.cpu_count(),
     }
     print(f"B {BATCH_SIZE}, T {CONTEXT_LENGTH}, {NUM_TOKENS:,} tokens;", versions)
-    print(f"{'million tokens a second':26}{'median':>10}{'slowest':>10}{'fastest':>10}")
+    print(f"{'million tokens/s':26}{'median':>10}{'slowest':>10}{'fastest':>10}")
     for way, *rates in rows:
         print(f"{way:26}" + "".join(f"{rate / 1e6:10.1f}" for rate in rates))
     if arguments.json:

@@ -1,11 +1,11 @@
-"""What `--deterministic` costs: seconds of a train step with it and without.
+"""The cost of `--deterministic`: seconds per train step with and without it.
 
     python -m benchmarks.deterministic
     python -m benchmarks.deterministic --preset gpu --repetitions 50 --json deterministic.json
 
-The presets are those of `train.gpt_char`. XLA's flags hold for a whole process, so each side is a
-process of its own that takes a step when asked. Medians over repetitions, with the fastest and the
-slowest, and as a ratio to the step without.
+The presets are those of `train.gpt_char`. XLA's flags apply to a whole process, so each side is a
+separate process that takes a step on request. Reports the median, fastest and slowest of the
+repetitions, and the ratio to the step without the flag.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SIDES = {"default": f"{FLAG}=false", "deterministic": f"{FLAG}=true"}
 
 
 def serve(name: str) -> None:
-    """Print the device, once compiled; then the seconds of a step for every line that is read."""
+    """Compile, print the device, then print the seconds of a step for every line of input."""
     seconds = jax_step(preset(name))
     print(jax.devices()[0].device_kind, flush=True)
     for _ in sys.stdin:
@@ -31,7 +31,7 @@ def serve(name: str) -> None:
 
 
 def start(name: str, flag: str) -> subprocess.Popen[str]:
-    """A process that steps when asked, with this flag of XLA's."""
+    """A process with this XLA flag that takes a step on request."""
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.deterministic", "--preset", name, "--serve"],
         stdin=subprocess.PIPE,
@@ -42,7 +42,7 @@ def start(name: str, flag: str) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str]) -> float:
-    """The seconds of one more step."""
+    """The seconds of the next step."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("\n")

@@ -1,8 +1,8 @@
-"""What the benchmarks of train steps share: presets of `train.gpt_char`, timing in turns, a table.
+"""Shared by the benchmarks of train steps: presets of `train.gpt_char`, timing, a table.
 
-The presets have a vocabulary of 65, tinyshakespeare's; tokens are random. All sides take turns, so
-that a slow spell of the machine meets all, from the first to the last and back; compilation and
-first steps are left out.
+The presets have the vocabulary of tinyshakespeare, 65; tokens are random. The sides take turns, in
+alternating order, so that a slow phase of the machine affects all of them. Compilation and the
+first steps are not timed.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Seconds = Callable[[], float]
 
 
 class Row(NamedTuple):
-    """Seconds of a step of one side."""
+    """Seconds per step of one side."""
 
     side: str
     median: float
@@ -51,20 +51,20 @@ def preset(name: str) -> LanguageConfig:
 
 
 def random_tokens(config: LanguageConfig) -> np.ndarray:
-    """Those of a batch and one more a row, always the same."""
+    """(B, T + 1) random tokens, the same at every call."""
     shape = config.batch_size, config.model.context_length + 1
     return np.random.default_rng(0).integers(0, VOCAB_SIZE, shape, dtype=np.int32)
 
 
 def timed(step: Callable[[], object]) -> Seconds:
-    """A step that was taken three times and will tell how long it takes."""
+    """A function that takes a step and returns its seconds, after three steps to warm up."""
     for _ in range(3):
         step()
 
     def seconds() -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     return seconds
 
@@ -86,7 +86,7 @@ def jax_step(config: LanguageConfig) -> Seconds:
 
 
 def parser(description: str, repetitions: int) -> argparse.ArgumentParser:
-    """The flags that these benchmarks have in common."""
+    """The flags of these benchmarks."""
     flags = argparse.ArgumentParser(description=description.partition("\n")[0])
     flags.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
     flags.add_argument("--repetitions", type=int, default=repetitions, help="steps of each side")
@@ -95,7 +95,7 @@ def parser(description: str, repetitions: int) -> argparse.ArgumentParser:
 
 
 def compare(words: argparse.Namespace, sides: Mapping[str, Seconds], **about: Any) -> None:
-    """Time the sides, print a table and write it to `--json`; the first side is the measure."""
+    """Time the sides, print a table, write it to `--json`; ratios are to the first side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(words.repetitions):
         names = list(sides)
@@ -115,7 +115,7 @@ def compare(words: argparse.Namespace, sides: Mapping[str, Seconds], **about: An
     }
     rows = [Row(name, statistics.median(s), min(s), max(s)) for name, s in seconds.items()]
     print(*(f"{name} {value}" for name, value in about.items()), sep=", ")
-    print(f"{'milliseconds a step':20}{'median':>10}{'fastest':>10}{'slowest':>10}{'ratio':>10}")
+    print(f"{'ms/step':20}{'median':>10}{'fastest':>10}{'slowest':>10}{'ratio':>10}")
     for row in rows:
         numbers = "".join(f"{1000 * number:10.2f}" for number in row[1:])
         print(f"{row.side:20}{numbers}{row.median / rows[0].median:10.3f}")

@@ -1,10 +1,10 @@
-"""Seconds of a whole train step, jaxformer's beside its PyTorch twin's, on the same batch.
+"""Seconds per train step of jaxformer and of its PyTorch twin, on the same batch.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --preset gpu --json train_step.json
 
-The presets are those of `train.gpt_char`. Medians over repetitions, with the fastest and the
-slowest, and as a ratio to jaxformer's. Needs PyTorch.
+The presets are those of `train.gpt_char`. Reports the median, fastest and slowest of the
+repetitions, and the ratio to jaxformer. Needs PyTorch.
 """
 
 import jax
@@ -23,7 +23,7 @@ from torchref.training.step import train_step
 
 
 def torch_step(config: LanguageConfig) -> Seconds:
-    """The step of the twin, on the CPU."""
+    """The train step of the twin, on the CPU."""
     model = GPT(twin_config(config.model))
     settings = twin_config(config.optimizer)
     optimizer = adamw(model, settings)

@@ -1,6 +1,6 @@
-"""The batches that the data room makes and a train step takes, one kind for each objective.
+"""The batches of a train step, one type per objective.
 
-Numpy arrays as the data room makes them, jax arrays once they are placed on a mesh.
+`jaxformer/data/` builds them from numpy arrays; sharded over a mesh they hold jax arrays.
 """
 
 import dataclasses
@@ -21,44 +21,44 @@ class Batch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Pairs of texts for an encoder-decoder; padding fills rows up to the longest of a side."""
+    """Pairs of texts for an encoder-decoder, padded to the longest row of each side."""
 
     source: Int[Any, "B M"]
     """Token ids of the texts to translate, int32."""
     source_valid: Bool[Any, "B M"]
     """True where the source has a token, False where it has padding."""
     inputs: Int[Any, "B L"]
-    """The start token, then the target, int32: what the decoder reads."""
+    """The decoder's input, int32: the start token, then the target."""
     targets: Int[Any, "B L"]
-    """The target, then the end token, int32: the token after each input."""
+    """The token after each input, int32: the target, then the end token."""
     mask: Bool[Any, "B L"]
-    """True where the target counts in the loss, and so where the decoder reads a token."""
+    """True where the target counts in the loss, which is where `inputs` has a token."""
 
 
 class MaskedBatch(NamedTuple):
-    """Texts of which some tokens are hidden, for BERT."""
+    """Texts with some tokens masked, for BERT."""
 
     tokens: Int[Any, "B L"]
-    """Token ids with some replaced, int32."""
+    """Token ids, some of them replaced, int32."""
     segments: Int[Any, "B L"]
-    """The kind of segment of each token, int32."""
+    """The segment id of each token, int32."""
     valid: Bool[Any, "B L"]
-    """True where there is a token, False where there is padding."""
+    """True where the row has a token, False where it has padding."""
     targets: Int[Any, "B L"]
-    """The tokens as they were, int32."""
+    """The original tokens, int32."""
     mask: Bool[Any, "B L"]
-    """True at the replaced tokens, the ones that count in the loss."""
+    """True at the tokens to predict, which count in the loss."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids of a translation model that stand for no text: V, V + 1 and V + 2 of a tokenizer
-    with V tokens, so that the model's vocabulary has V + 3."""
+    """Padding, start and end of a translation model: V, V + 1 and V + 2 for a tokenizer with V
+    tokens, so the vocabulary of the model has V + 3."""
 
     padding: int
-    """Fills a row that is shorter than its batch."""
+    """Fills rows that are shorter than the batch."""
     start: int
-    """What the decoder reads before the first token of the target."""
+    """Precedes the first token of the target in the decoder's input."""
     end: int
     """The last token of a target."""
 

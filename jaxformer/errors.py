@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see: one line that says what is wrong and what to do."""
+"""UserError: bad input, reported in one line that says what is wrong and what to do."""
 
 
 class UserError(ValueError):
@@ -9,5 +9,5 @@ class UserError(ValueError):
 
 
 TRY_AGAIN = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h) of a run that was cut off by no fault of its input: a
-step hung, or another process of the run died. Start it again with `--resume`."""
+"""Exit status (EX_TEMPFAIL of sysexits.h) of a run that failed although its input is fine: a step
+hung, or another process of the run died. Start it again with `--resume`."""

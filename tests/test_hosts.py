@@ -1,4 +1,4 @@
-"""docs/hosts.md: its batch file runs as it stands, its manifest starts what it says it does."""
+"""docs/hosts.md: its SLURM script runs as printed, its JobSet manifest starts a valid recipe."""
 
 import os
 import re
@@ -35,12 +35,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", HOSTS, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_manifest_starts_a_recipe_that_finds_the_others():
+def test_the_manifest_starts_a_recipe_with_distributed_auto():
     *_, jobset = yaml.safe_load_all(*blocks("yaml"))
     (hosts,) = jobset["spec"]["replicatedJobs"]
     job = hosts["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 2
-    assert job["completionMode"] == "Indexed"  # JAX takes a process's number from it
+    assert job["completionMode"] == "Indexed"  # JAX takes the process index from it
     (refused,) = job["podFailurePolicy"]["rules"]
     assert (refused["action"], refused["onExitCodes"]["values"]) == ("FailJob", [2])
     (final,) = jobset["spec"]["failurePolicy"]["rules"]
@@ -57,7 +57,7 @@ def test_the_manifest_starts_a_recipe_that_finds_the_others():
 
 
 @pytest.mark.slow
-def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
+def test_the_slurm_script_trains_resumes_and_requeues_itself(tmp_path):
     for name, script in {"srun": SRUN, "scontrol": '#!/bin/bash\necho "$@" >> requeued\n'}.items():
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
@@ -68,7 +68,7 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
     batch_file = batch_file.replace("--preset gpu", f"{small} $STOP --data.tokenizer characters")
     batch_file = batch_file.replace("--batch-size 128", "").replace("--mesh.fsdp 8", "")
     port = free_port()
-    told = {
+    slurm = {
         "PATH": os.pathsep.join((str(tmp_path), PYTHON, os.environ["PATH"])),
         "PYTHONPATH": str(Path(__file__).parent.parent),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
@@ -80,7 +80,7 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
     }
     for stop, first in (("4", 1), ("9", 5)):
         words = ["bash", "-c", batch_file]
-        environment = {**os.environ, **told, "STOP": stop}
+        environment = {**os.environ, **slurm, "STOP": stop}
         done = subprocess.run(
             words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
@@ -88,7 +88,7 @@ def test_the_batch_file_trains_goes_on_and_queues_itself_again(tmp_path):
         assert ("resumed from step 4" in done.stdout) == (first == 5)
         steps = [row["step"] for row in rows(tmp_path / "run") if row["split"] == "train"]
         assert steps == list(range(1, int(stop) + 1))
-    done = subprocess.run(  # without its flags the run is another one: refused, and not queued
+    done = subprocess.run(  # other settings than the run has: refused, and not requeued
         ["bash", "-c", batch_file.replace("--seed 3", "--seed 4")],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The twin: the same models in plain PyTorch, file beside file."""
+"""The twin: the same models in plain PyTorch, file by file."""

@@ -1,4 +1,4 @@
-"""The batches that a train step takes, one kind for each objective; see jaxformer/batch.py."""
+"""The batches of a train step, one kind per objective; see jaxformer/batch.py."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class PairBatch(NamedTuple):
 
 
 class MaskedBatch(NamedTuple):
-    """Texts of which some tokens are hidden, for BERT: each (B, L)."""
+    """Texts with some tokens masked, for BERT: each (B, L)."""
 
     tokens: Tensor
     segments: Tensor

@@ -1,1 +1,1 @@
-"""Floor 3: from files to tokens to batches."""
+"""Text: corpora, tokenizers, prepared tokens and training batches."""

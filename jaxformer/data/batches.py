@@ -1,11 +1,11 @@
-"""Batches: windows of a token file as (inputs, targets, mask), in training or reading order.
+"""Batches of a language run: windows of the token file as (inputs, targets, mask).
 
-Training draws windows at random without replacement, epoch by epoch. The batch of a step is a pure
-function of (tokens, seed, step): a resumed run needs nothing but its step, and the order does not
-depend on how many processes read. Evaluation reads the text once from its first token to its last.
+Training draws windows without replacement in random order, epoch by epoch. The batch of a step is a
+pure function of (tokens, seed, step): a resumed run needs only its step, and the order does not
+depend on the number of processes. Evaluation reads the text once, from the first token to the last.
 
-A window holds T + 1 tokens, w[0:T] as inputs and w[1:T+1] as targets, and shares its last token
-with the next window, so that every token but the text's first is a target.
+A window holds T + 1 tokens, w[0:T] as inputs and w[1:T+1] as targets. Adjacent windows share one
+token, so every token except the first of the text is a target.
 """
 
 import functools
@@ -23,17 +23,17 @@ from jaxformer.errors import UserError
 
 BatchT = TypeVar("BatchT")
 
-PREFETCHED = 16  # batches read ahead; a few hide the reading, more only hold memory
-NUM_STEPS = 2**40  # length that grain is told; the batches never end
+PREFETCHED = 16  # batches read ahead; a few hide the reading time, more only use memory
+NUM_STEPS = 2**40  # the length reported to grain; the batches never end
 
 
 class TrainingBatches:
     """A grain source whose item i is the whole batch of step i.
 
-    Epoch e lays W windows side by side from a random offset and takes them in random order, both
-    keyed by (seed, e); batch i takes the windows i B to (i + 1) B - 1 of the endless row of epochs.
-    W is the largest number that leaves T offsets or more, so that every phase of the text against
-    the windows occurs (of a text shorter than 2 T + 1 it is 1).
+    Epoch e cuts W adjacent windows from a random offset and takes them in random order; offset and
+    order follow from (seed, e). Batch i takes the windows i B to (i + 1) B - 1 of the endless
+    sequence of epochs. W is the largest number that leaves at least T offsets, so that every
+    alignment of windows and text occurs (W is 1 for a text of fewer than 2 T + 1 tokens).
 
     Raises UserError if the text is shorter than one window.
     """
@@ -66,7 +66,7 @@ class TrainingBatches:
         return Batch(inputs, targets, np.ones(targets.shape, dtype=bool))
 
     def epoch_starts(self, epoch: int) -> Int[np.ndarray, " W"]:
-        """First tokens of an epoch's windows, in the order in which they are taken."""
+        """Positions of the first tokens of an epoch's windows, in training order."""
         philox = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
         offset = philox.random_raw() % self._num_offsets
         return offset + self.context_length * shuffled(philox, self.windows_per_epoch)
@@ -75,9 +75,9 @@ class TrainingBatches:
 def training_iterator(
     source: RandomAccessDataSource[BatchT], start_step: int = 0
 ) -> grain.DatasetIterator[BatchT]:
-    """Batches of the steps from `start_step` on, without end, read ahead by one thread.
+    """An endless iterator over the batches from `start_step` on; one thread reads ahead.
 
-    `close()` it (`contextlib.closing` does) to stop the thread.
+    `close()` stops the thread (use `contextlib.closing`).
     """
     batches = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)
@@ -88,10 +88,10 @@ def training_iterator(
 
 
 def evaluation_batches(tokens: np.ndarray, batch_size: int, context_length: int) -> Iterator[Batch]:
-    """Batches in which every token but the first is a target exactly once, in order.
+    """Batches in which every token except the first is a target exactly once, in order.
 
-    All have the shape (B, T): the last window and the last batch are filled up with zeros, where
-    the mask is False. Raises UserError if there is no target.
+    All batches have the shape (B, T): the last window and the last batch are padded with zeros,
+    where the mask is False. Raises UserError if there is no target.
     """
     if len(tokens) < 2:
         raise UserError(

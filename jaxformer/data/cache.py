@@ -1,7 +1,7 @@
-"""The cache of prepared data: a directory of directories, each whole or not there.
+"""The cache of prepared data: one directory for each preparation, complete or absent.
 
-It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. What is in it
-can be made anew from its sources, so any of it may be removed at any time.
+It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. Everything in
+it can be rebuilt from its sources, so any of it may be removed at any time.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import TypeVar
 from jaxformer.errors import UserError
 
 UNFINISHED = ".unfinished-"
-ABANDONED_AFTER = 24 * 3600.0  # seconds, after which a killed preparation's files are removed
+ABANDONED_AFTER = 24 * 3600.0  # seconds after which the files of a killed preparation are removed
 
 Prepared = TypeVar("Prepared")
 
@@ -30,11 +30,11 @@ def load_or_build(
     write: Callable[[Path], None],
     cache: Path | None = None,
 ) -> Prepared:
-    """What `read` finds in the directory `key` of the cache, else what `write` puts there now.
+    """Load the directory `key` of the cache with `read`, or build it with `write` and load it.
 
-    `read` returns None for a directory that is missing, incomplete or damaged; `write` makes the
-    directory it is given. The directory appears in the cache complete or not at all, whether this
-    process is killed or another one makes the same; one found damaged is made anew.
+    `read` returns None for a directory that is missing, incomplete or damaged; `write` creates the
+    directory it is given. The directory appears in the cache complete or not at all, even if this
+    process is killed or another process builds the same one. A damaged directory is rebuilt.
 
     Raises UserError if the cache cannot be written, and what `write` raises.
     """
@@ -44,7 +44,7 @@ def load_or_build(
     if found is not None:
         return found
     if directory.exists():
-        logger.warning("%s is damaged and is made anew", directory)
+        logger.warning("%s is damaged; rebuilding it", directory)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_abandoned(cache)
@@ -65,19 +65,19 @@ def load_or_build(
 
 
 def default_cache() -> Path:
-    """Where the environment wants the cache; UserError if it says nothing and has no home."""
+    """The cache that the environment names; UserError if it names none and no home directory."""
     if chosen := os.environ.get("JAXFORMER_CACHE"):
         return Path(chosen)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer"
     except RuntimeError as error:
         raise UserError(
-            "there is no home directory for the cache: set JAXFORMER_CACHE to a directory"
+            "the cache has no home directory: set JAXFORMER_CACHE to a directory"
         ) from error
 
 
 def install(made: Path, directory: Path, aside: Path) -> None:
-    """Rename `made` to `directory`. Should another process be faster, its equal one stays."""
+    """Rename `made` to `directory`; if another process was faster, its equal directory stays."""
     with contextlib.suppress(FileNotFoundError):
         os.rename(directory, aside)
     try:
@@ -88,7 +88,7 @@ def install(made: Path, directory: Path, aside: Path) -> None:
 
 
 def remove_abandoned(cache: Path) -> None:
-    """Remove what processes that were killed in the midst of a preparation left behind."""
+    """Remove what processes killed during a preparation left behind."""
     for path in cache.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:

@@ -1,8 +1,8 @@
-"""Cleaning of parallel text: which pairs are not learned from, and a count of each reason.
+"""Cleaning of parallel text: which training pairs are dropped, with a count for each reason.
 
-A pair is dropped for the first reason that holds, in the order of `Cleaning`'s fields. The rules of
-texts come before the tokenizer is trained, those of lengths after it. The last two are those of the
-Moses toolkit's clean-corpus-n (Koehn et al. 2007), with tokens in the place of words.
+A pair is dropped for the first reason that applies, in the order of the fields of `Cleaning`. The
+rules about texts run before the tokenizer is trained, the rules about lengths after it. The latter
+are those of clean-corpus-n in the Moses toolkit (Koehn et al. 2007), with tokens instead of words.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ from jaxformer.data.pairs import Pair
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
-    """Pairs before cleaning, and how many of them were dropped for what."""
+    """The number of pairs before cleaning, and the number dropped for each reason."""
 
     num_pairs: int
     empty: int = 0
     """A side has no text."""
     held_out: int = 0
-    """The very pair is among the validation pairs."""
+    """The same pair is among the validation pairs."""
     repeated: int = 0
-    """The very pair, both sides equal, came before."""
+    """The same pair occurred earlier."""
     too_long: int = 0
     """A side has too many tokens."""
     unequal: int = 0
-    """One side has too many times the tokens of the other."""
+    """The ratio of the lengths is too large."""
 
     @property
     def num_dropped(self) -> int:
@@ -51,7 +51,7 @@ class Cleaning:
 def clean_texts(
     pairs: Iterable[Pair], held_out: Iterable[Pair] = ()
 ) -> tuple[list[Pair], Cleaning]:
-    """The pairs with text on both sides, each once, in order, that are not held out."""
+    """The pairs with text on both sides that are not held out, each once, in order."""
     forbidden = frozenset(held_out)
     kept: dict[Pair, None] = {}
     num_pairs = num_empty = num_repeated = num_held_out = 0
@@ -76,7 +76,7 @@ def length_faults(
     max_tokens: float,
     max_ratio: float,
 ) -> tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
-    """Which pairs of these lengths, in tokens, are too long, and which others too unequal.
+    """Masks of the pairs that are too long, and of the others that are too unequal, in tokens.
 
     Too long: a side has more than `max_tokens`. Too unequal: the longer side has more than
     `max_ratio` times the tokens of the shorter one.

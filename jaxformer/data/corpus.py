@@ -1,10 +1,10 @@
-"""Corpus: the text a run learns from, split in two, and its tokens prepared once on disk.
+"""The corpus of a language run: its text, the split, and the tokens prepared once on disk.
 
-Three sources: a UTF-8 file, a directory of them, or the running Python's standard library, which is
-about 11 MB of source on every machine (it differs between versions, so losses compare only under
-equal corpus hashes).
+Three sources: a UTF-8 file, a directory of UTF-8 files, or the standard library of the running
+Python, about 11 MB of source on every machine. It differs between versions, so losses are
+comparable only where the corpus hashes are equal.
 
-A preparation is a directory of the cache, named for the corpus and the tokenizer's settings:
+A preparation is a directory of the cache, keyed by the corpus and the settings of the tokenizer:
 
     train.bin, val.bin   token ids, little-endian uint16 (uint32 from 65,536 tokens on)
     tokenizer.json       what made them
@@ -32,17 +32,17 @@ from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 
-SEPARATOR = "\n\n"  # between the documents of a side; a blank line in nearly every format
-FORMAT = 2  # of a preparation; raise it when the same settings would give other files
+SEPARATOR = "\n\n"  # between the documents of a split; a blank line in nearly every format
+FORMAT = 1  # of a preparation; raise it when the same settings would give other files
 SIDES = ("train", "val")
 TESTS = {"test", "tests", "idle_test"}
-GENERATED = {"__pycache__", "pydoc_data"}  # the latter is one file of prose, a sixteenth of it all
+GENERATED = {"__pycache__", "pydoc_data"}  # pydoc_data: one file of prose, a sixteenth of it
 NOT_THE_LIBRARY = {"site-packages", "dist-packages"} | TESTS | GENERATED
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents on their two sides, and a hash of exactly these."""
+    """The documents of both splits, and a hash of exactly these."""
 
     name: str
     train: tuple[str, ...]
@@ -52,11 +52,11 @@ class Corpus:
 
     @property
     def num_documents(self) -> int:
-        """Documents of both sides; the halves of one split text count as two."""
+        """Documents of both splits; the halves of one text count as two."""
         return len(self.train) + len(self.val)
 
     def text(self, side: str) -> str:
-        """The documents of `train` or `val`, joined by `SEPARATOR`: what is tokenized."""
+        """The documents of `train` or `val` joined by `SEPARATOR`: the text to tokenize."""
         return SEPARATOR.join(getattr(self, side))
 
     def num_bytes(self, side: str) -> int:
@@ -65,7 +65,7 @@ class Corpus:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of every document and of the side it is on; names and places do not count."""
+        """Hash of every document and its split; file names and directories do not count."""
         digest = hashlib.sha256()
         for side in SIDES:
             documents = [document.encode() for document in getattr(self, side)]
@@ -84,11 +84,11 @@ class PreparedData:
     """Token ids, shape (number of tokens,), uint16 or uint32, read-only."""
     val: np.ndarray
     train_bytes: int
-    """UTF-8 bytes that `train` stands for."""
+    """UTF-8 bytes of the training text."""
     val_bytes: int
-    """The same of `val`: bits per byte = nats per token / ln 2 * tokens / bytes."""
+    """The same of the validation text: bits per byte = nats per token / ln 2 * tokens / bytes."""
     fingerprint: str
-    """SHA-256 of corpus, split and tokenizer: a resumed run must meet the same."""
+    """SHA-256 of corpus, split and tokenizer; a resumed run must find the same."""
     description: str
     """One line for the log."""
 
@@ -101,9 +101,10 @@ class PreparedData:
 def read_corpus(data: DataConfig) -> Corpus:
     """Read and split the text of `data.path`.
 
-    A file splits at `1 - val_fraction` of its characters, as tinyshakespeare's published 90/10
-    does. In a directory each document takes its side by a hash of its relative path, so that a
-    file more moves no other; if one side were left empty, the joined text splits like a file.
+    A file is split at `1 - val_fraction` of its characters, as in the published 90/10 split of
+    tinyshakespeare. In a directory the split of a document follows from a hash of its relative
+    path, so that adding a file moves no other; if a split would be empty, the joined text is split
+    like a file.
 
     Raises UserError for a path that is missing or unreadable, a file that is not UTF-8, and a text
     too short to split.
@@ -116,7 +117,7 @@ def read_corpus(data: DataConfig) -> Corpus:
         name = data.path.resolve().name
         return _split_by_document(name, data.path, _files(data.path), data.val_fraction)
     if not os.path.isfile(data.path):
-        raise UserError(f"data.path {data.path} is no file or directory: check its spelling")
+        raise UserError(f"data.path {data.path} is not a file or directory: check its spelling")
     text = _decoded(_read(data.path))
     if text is None:
         raise UserError(f"data.path {data.path} is not UTF-8 text: convert it or name another file")
@@ -124,7 +125,7 @@ def read_corpus(data: DataConfig) -> Corpus:
 
 
 def _files(root: Path, left_out: Container[str] = ()) -> list[Path]:
-    """Files below `root`, relative to it and sorted; hidden directories are not entered."""
+    """Sorted paths of the files below `root`, relative to it; hidden directories are skipped."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error.filename, error)
@@ -159,7 +160,7 @@ def _split_by_document(name: str, root: Path, files: list[Path], val_fraction: f
 
 
 def _draw(file: Path) -> int:
-    """A number below 2^64 that depends on the relative path alone."""
+    """A number below 2^64 that depends only on the relative path."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file.as_posix())).digest()[:8], "big")
 
 
@@ -195,12 +196,11 @@ def _decoded(content: bytes) -> str | None:
 def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
     """The tokens of `data`, from the cache or built now.
 
-    BPE learns from the training side alone. The alphabet of a character tokenizer is that of the
-    whole text, as in the published character-level settings. The text is read only if one of its
-    files has changed since its tokens were made (jaxformer/data/sources.py).
+    BPE is trained on the training split only. A character tokenizer takes its alphabet from the
+    whole text, as in the published character-level settings.
 
-    Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_corpus`, the
-    tokenizers and `cache.load_or_build` do.
+    Equal settings on equal text give an equal `fingerprint`. Raises UserError for the reasons of
+    `read_corpus`, the tokenizers and `cache.load_or_build`.
     """
     cache = cache or default_cache()
     found = sources.look_at(data, FORMAT, _source_files(data))

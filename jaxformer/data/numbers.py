@@ -1,16 +1,16 @@
 """Numbers and dates in words, from one language into another: translation with a known answer.
 
-Numbers come from num2words, names of months from babel, days and years from num2words. A number is
-what it says in both languages; a date is read out as below, with its day as an ordinal or a
-cardinal and its year as years are said. Numbers and dates are half of the pairs each:
+num2words writes the numbers, days and years, babel the names of months. A number is written out in
+both languages. A date is read out as below, its day as an ordinal or a cardinal number, its year in
+the form that the language uses for years. Half of the pairs are numbers, half are dates:
 
     two hundred and seven                  zweihundertsieben
     the third of May nineteen oh-five      der dritte Mai neunzehnhundertfünf
 
-Every number of digits up to the largest occurs equally often, as far as there are so many: of
-numbers drawn evenly by value nine in ten would have the most digits. Numbers below 100, of whose
-words all others are made, are always learned from. No pair occurs twice, and no number or date that
-is held out is learned from, in whatever language.
+Every number of digits occurs equally often, as far as enough numbers exist: if drawn uniformly,
+nine in ten would have the most digits. Numbers below 100, whose words make up all the
+others, are always training data. No pair occurs twice, and no held-out number or date is training
+data in any language.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class DateWords:
     ordinal: bool = False
     """Whether the day is an ordinal number."""
     first: str | None = None
-    """The first day, where it is no cardinal like the others."""
+    """The word for the first day, where it is not a cardinal number like the others."""
 
 
 LANGUAGES: Mapping[str, DateWords] = {
@@ -59,19 +59,19 @@ LANGUAGES: Mapping[str, DateWords] = {
     "pt": DateWords("{day} de {month} de {year}", first="primeiro"),
     "ro": DateWords("{day} {month} {year}", first="întâi"),
 }
-"""The languages whose words were checked: no two numbers or dates are said alike. (In Turkish,
-which num2words writes without a space, some are.)"""
+"""The languages whose words were checked: no two numbers or dates have the same words. (In Turkish,
+which num2words writes without spaces, some have.)"""
 
 
 def number_pairs(data: NumbersConfig) -> PairTexts:
-    """The pairs that `data` describes, a pure function of it (and of the two libraries).
+    """The pairs that `data` describes: a pure function of `data` and of the two libraries.
 
-    Raises UserError if there are not so many numbers and dates.
+    Raises UserError if `data` asks for more pairs than exist.
     """
     if data.num_pairs + data.num_val_pairs > NUM_DATES:
         raise UserError(
             f"data.num-pairs {data.num_pairs} and data.num-val-pairs {data.num_val_pairs} are more "
-            f"than there are dates: choose at most {NUM_DATES} together"
+            f"than the existing dates: choose at most {NUM_DATES} together"
         )
     train, val = draw_items(data.max_number, data.num_pairs, data.num_val_pairs)
     languages = data.source_language, data.target_language
@@ -88,9 +88,9 @@ def number_pairs(data: NumbersConfig) -> PairTexts:
 
 
 def draw_items(max_number: int, num_train: int, num_val: int) -> tuple[list[Item], list[Item]]:
-    """Numbers and dates to learn from, and others to hold out, each in random order.
+    """Training items and held-out items, numbers and dates in random order.
 
-    Half of either are numbers, fewer where there are not so many; the rest are dates.
+    Half of each are numbers, fewer where not enough numbers exist; the rest are dates.
     """
     ranges = [
         range(low, min(10 * max(low, 1), max_number + 1))
@@ -117,7 +117,7 @@ def draw_items(max_number: int, num_train: int, num_val: int) -> tuple[list[Item
 
 
 def in_words(item: Item, language: str) -> str:
-    """A number or a date as `language` says it."""
+    """A number or a date in the words of `language`."""
     if not isinstance(item, datetime.date):
         return num2words.num2words(item, lang=language)
     month = get_month_names("wide", context="format", locale=language)[item.month]

@@ -1,4 +1,4 @@
-"""Pairs of texts and of token sequences of unequal lengths: what translation learns from."""
+"""Pairs of texts and pairs of token sequences: the training data of translation."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """P token sequences of unequal lengths, laid end to end."""
+    """P token sequences of unequal lengths, concatenated."""
 
     tokens: Int[np.ndarray, " total"]
-    """Token ids, uint16 or uint32; memory-mapped where they come from a file."""
+    """Token ids, uint16 or uint32; memory-mapped if loaded from a file."""
     offsets: Int[np.ndarray, " P+1"]
-    """Where each begins, then where the last one ends; int64."""
+    """The start of each sequence, then the end of the last one; int64."""
 
     @classmethod
     def of(cls, sequences: Iterable[np.ndarray], dtype: str) -> "Sequences":
-        """Lay arrays of ids end to end."""
+        """Concatenate arrays of ids."""
         arrays = [np.empty(0, dtype), *(array.astype(dtype) for array in sequences)]
         offsets = np.cumsum([len(array) for array in arrays])
         return cls(np.concatenate(arrays), offsets)
@@ -44,18 +44,18 @@ class Sequences:
 
     @property
     def lengths(self) -> Int[np.ndarray, " P"]:
-        """Tokens of each."""
+        """The number of tokens of each sequence."""
         return np.diff(self.offsets)
 
     def take(self, rows: Int[np.ndarray, " B"]) -> "Sequences":
-        """Those of the given numbers, copied, in that order."""
+        """A copy of the sequences at these indices, in this order."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         shift = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return Sequences(self.tokens[np.arange(offsets[-1]) + shift], offsets)
 
     def padded(self, shape: tuple[int, int], fill: int) -> Int[np.ndarray, "B L"]:
-        """One a row, int32, `fill` in the places that are left; `shape` has room for all."""
+        """One sequence per row, int32, padded with `fill` to `shape`, which must hold them all."""
         out = np.full(shape, fill, dtype=np.int32)
         out[: len(self)][np.arange(shape[1]) < self.lengths[:, None]] = self.tokens
         return out
@@ -68,7 +68,7 @@ class Sequences:
 
     @classmethod
     def load(cls, path: Path) -> "Sequences":
-        """Map into memory what `save` wrote. OSError or ValueError if it is not that."""
+        """Memory-map what `save` wrote; OSError or ValueError for any other file."""
         return cls(*(_mapped(path.with_name(path.name + s)) for s in (".npy", ".offsets.npy")))
 
 
@@ -88,10 +88,10 @@ class TokenPairs:
 
     @property
     def lengths(self) -> Int[np.ndarray, " P"]:
-        """Places each pair takes in a batch: the longer of the source and the target with its
-        start token."""
+        """The length of each pair in a batch: that of the source, or of the target with its start
+        token if that is longer."""
         return np.maximum(self.sources.lengths, self.targets.lengths + 1)
 
     def take(self, rows: Int[np.ndarray, " B"]) -> "TokenPairs":
-        """The pairs of the given numbers, copied, in that order."""
+        """A copy of the pairs at these indices, in this order."""
         return TokenPairs(self.sources.take(rows), self.targets.take(rows))

@@ -1,8 +1,8 @@
 """Parallel text: two files, line i of one the translation of line i of the other.
 
-A line ends with a newline (a carriage return before it goes too); no other sign ends one, so that
-the two files stay in step whatever stands in them. White space around a sentence is dropped, and a
-byte-order mark; everything else is kept as it is.
+Only a newline ends a line (with the carriage return before it, if any), so that the two files stay
+aligned whatever they contain. A byte-order mark and the white space around a sentence are removed;
+everything else is kept.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclasses.dataclass(frozen=True)
 class PairTexts:
-    """The pairs to learn from and those held out."""
+    """The training pairs and the held-out pairs."""
 
     name: str
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
     cleaning: Cleaning
-    """What was dropped before `train`."""
+    """The pairs that were dropped from `train`, counted."""
 
     def sha256(self) -> str:
-        """Hash of every pair, in order, and of the side it is on; the name does not count."""
+        """Hash of every pair, in order, and of its split; the name does not count."""
         digest = hashlib.sha256()
         for side, pairs in (("train", self.train), ("val", self.val)):
             digest.update(f"{side} {len(pairs)}\n".encode())
@@ -38,14 +38,14 @@ class PairTexts:
 
 
 def read_text_pairs(data: TextPairsConfig) -> PairTexts:
-    """The pairs of the files, cleaned of what needs no tokens to see, and those held out.
+    """The pairs of the files, cleaned by the rules that need no tokens, and the held-out pairs.
 
-    Validation files are taken whole, line for line. Without them a pair is held out if a hash of
-    it falls below `val_fraction`: a pair more moves no other, and a pair that occurs twice is on
-    one side only, once.
+    Validation files are used whole, line for line. Without them a pair is held out if its hash,
+    scaled to [0, 1), is below `val_fraction`: adding a pair moves no other, and a pair that occurs
+    twice is kept once, in one split.
 
     Raises UserError for files that are not given, missing, unreadable, empty, not UTF-8 or of
-    unequal numbers of lines, and where a side is left without a pair.
+    different numbers of lines, and if a split has no pairs.
     """
     pairs = _read_pairs("source", data.source, "target", data.target)
     if data.val_source is not None or data.val_target is not None:
@@ -67,7 +67,7 @@ def read_text_pairs(data: TextPairsConfig) -> PairTexts:
 
 
 def _draw(pair: Pair) -> int:
-    """A number below 2^64 that depends on the pair alone."""
+    """A number below 2^64 that depends only on the pair."""
     text = f"{pair.source}\n{pair.target}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -86,7 +86,7 @@ def _read_pairs(
 
 def _read_lines(flag: str, path: Path | None) -> list[str]:
     if path is None:
-        raise UserError(f"--data.{flag} is missing: name a text file with one sentence a line")
+        raise UserError(f"--data.{flag} is missing: name a text file with one sentence per line")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -100,8 +100,8 @@ def _read_lines(flag: str, path: Path | None) -> list[str]:
         raise UserError(
             f"data.{flag} {path} is not UTF-8 text in line {line}: convert it or name another file"
         ) from error
-    if not lines[-1]:  # what comes after the last newline is a line only if there is something
+    if not lines[-1]:  # text after the last newline is a line only if it is not empty
         del lines[-1]
     if not lines:
-        raise UserError(f"data.{flag} {path} is empty: give a file with one sentence a line")
+        raise UserError(f"data.{flag} {path} is empty: give a file with one sentence per line")
     return [line.strip() for line in lines]

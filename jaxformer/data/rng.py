@@ -1,7 +1,7 @@
-"""Draws that are the same everywhere: orders of data, and which made-up items are held out.
+"""Reproducible random numbers: the order of the data, and which generated items are held out.
 
-Everything comes from the raw words of Philox, which numpy promises never to change, as it does not
-of `permutation` and `integers`.
+Everything derives from the raw output of Philox, which numpy guarantees never to change. It gives
+no such guarantee for `permutation` and `integers`.
 """
 
 from collections.abc import Sequence
@@ -9,24 +9,25 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-SEED = 2017  # of what is made up; not a setting, so that held-out items are the same in all runs
-HELD_OUT = 10  # one item of so many may be held out, so that the few short ones are learned
+SEED = 2017  # of generated data; fixed, so that the held-out items are the same in all runs
+HELD_OUT = 10  # one item in 10 of a length may be held out, so the few short ones are not
 
 
 def philox() -> np.random.Philox:
-    """The words that a set of made-up data is drawn from, from the first."""
+    """A fresh generator for a set of generated data."""
     return np.random.Philox(np.random.SeedSequence(SEED))
 
 
 def shuffled(words: np.random.Philox, size: int) -> Int[np.ndarray, " size"]:
-    """The numbers below `size` in random order."""
+    """A random permutation of the numbers below `size`."""
     return np.argsort(words.random_raw(size), kind="stable")
 
 
 def even_shares(capacities: Sequence[int], total: int) -> list[int]:
-    """Parts of `total`, as equal as the capacities allow; their sum is less only if these are full.
+    """Split `total` as evenly as the capacities allow.
 
-    Each is min(capacity, level) for one common level, up to rounding.
+    Each share is min(capacity, level) for one common level, up to rounding. The shares add up to
+    `total`, or to less if all capacities are used up.
     """
     shares = [0] * len(capacities)
     by_capacity = sorted(range(len(capacities)), key=capacities.__getitem__)

@@ -1,7 +1,7 @@
-"""Random strings to copy or to reverse: what an encoder-decoder learns first if it works.
+"""Random strings to copy or to reverse: the first test of an encoder-decoder.
 
-Lengths from 1 to the longest occur equally often, as far as there are so many strings; no string
-occurs twice, and none that is held out is learned from.
+Lengths from 1 to the longest occur equally often, as far as enough strings exist. No string occurs
+twice, and no held-out string is training data.
 """
 
 import string
@@ -17,9 +17,9 @@ from jaxformer.errors import UserError
 
 
 def string_pairs(data: CopyConfig) -> PairTexts:
-    """The pairs that `data` describes, a pure function of it.
+    """The pairs that `data` describes: a pure function of `data`.
 
-    Raises UserError if there are not so many different strings.
+    Raises UserError if fewer different strings exist.
     """
     sizes = [data.num_symbols**length for length in range(1, data.max_length + 1)]
     val_shares = even_shares([size // HELD_OUT for size in sizes], data.num_val_pairs)
@@ -52,7 +52,7 @@ def string_pairs(data: CopyConfig) -> PairTexts:
 
 
 def _different(words: np.random.Philox, length: int, num_symbols: int, count: int) -> list[str]:
-    """So many different strings of the length, in the order in which they were drawn."""
+    """`count` different strings of this length, in the order of the draws."""
     letters = np.frombuffer(string.ascii_letters.encode(), dtype=np.uint8)
     found: dict[bytes, None] = {}
     while len(found) < count:

@@ -1,14 +1,14 @@
 """Tokenizers: text to integer ids and back.
 
-Three kinds behind one interface:
+Three kinds with one interface:
 
-    ByteTokenizer   an id is a byte of the text's UTF-8; 256 ids, no text is unknown
+    ByteTokenizer   an id is a byte of the UTF-8 text; 256 ids, encodes every text
     CharTokenizer   an id is the rank of a character in the sorted alphabet of a text
-    BPETokenizer    byte-level byte-pair encoding as in GPT-2, trained here, or anything else that a
-                    tokenizer.json of the `tokenizers` library describes
+    BPETokenizer    byte-level byte-pair encoding as in GPT-2, trained here, or any other tokenizer
+                    that a tokenizer.json of the `tokenizers` library describes
 
 Sources: Sennrich et al. 2016, section 3.2 (byte-pair encoding); Radford et al. 2019, section 2.2
-(its byte level).
+(byte level).
 """
 
 import abc
@@ -31,7 +31,7 @@ from jaxformer.config.data import NUM_BYTES
 from jaxformer.errors import UserError
 
 PIECE_LENGTH = 1 << 16  # characters given to one call of the library's byte-pair encoder
-PIECES_AT_ONCE = 64  # the library keeps over 100 bytes a token until a call returns
+PIECES_AT_ONCE = 64  # the library holds over 100 bytes per token until a call returns
 TEXTS_AT_ONCE = 4096
 
 
@@ -39,28 +39,28 @@ class Tokenizer(abc.ABC):
     """A reversible map between text and ids from 0 to V - 1."""
 
     vocab_size: int
-    """V: one more than the highest id."""
+    """V: the highest id plus one."""
     open_ids: frozenset[int] = frozenset()
-    """Ids whose text is settled only by an id outside this set that follows them."""
+    """Ids whose text is final only after a following id outside this set."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 of shape (L,), with no special tokens added.
+        """Ids of `text`, int32 of shape (L,), without special tokens.
 
-        Raises UserError for text that has no ids here: a lone surrogate, an unknown character.
+        Raises UserError for text without ids: a lone surrogate, an unknown character.
         """
 
     def encode_each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """`encode` of each text, in order; faster than one by one where a library takes many."""
+        """`encode` of each text, in order; batched where the library can."""
         return map(self.encode, texts)
 
     @abc.abstractmethod
     def to_json(self) -> str:
-        """The whole tokenizer as JSON: what `save_tokenizer` writes and `fingerprint` hashes."""
+        """The whole tokenizer as JSON; `save_tokenizer` writes it, `fingerprint` hashes it."""
 
     @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str:
-        """Text of ids that are known to be in range."""
+        """Text of ids that are in range."""
 
     def decode(self, ids: ArrayLike) -> str:
         """Text of integer ids of shape (L,); bytes that are not UTF-8 become U+FFFD.
@@ -72,7 +72,7 @@ class Tokenizer(abc.ABC):
         if outside.size:
             raise UserError(
                 f"token {outside[0]} is outside the vocabulary: "
-                f"this tokenizer knows ids from 0 to {self.vocab_size - 1}"
+                f"the ids of this tokenizer are 0 to {self.vocab_size - 1}"
             )
         return self._decode(array)
 
@@ -83,7 +83,7 @@ class Tokenizer(abc.ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """Every byte of the UTF-8 text is a token."""
+    """Each byte of the UTF-8 text is a token."""
 
     vocab_size = NUM_BYTES
 
@@ -98,7 +98,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """Every character is a token; ids follow the sorted alphabet, as in char-rnn and nanoGPT."""
+    """Each character is a token; its id is its rank in the alphabet, as in char-rnn and nanoGPT."""
 
     def __init__(self, characters: str):
         self.characters = characters
@@ -109,12 +109,12 @@ class CharTokenizer(Tokenizer):
                 "the alphabet of a character tokenizer is empty, unsorted or repeats a character: "
                 "take it from a text"
             )
-        self._ids = np.full(0x110000, -1, dtype=np.int32)  # by code point; -1 = unknown
+        self._ids = np.full(0x110000, -1, dtype=np.int32)  # by code point; -1 is unknown
         self._ids[self._code_points] = np.arange(self.vocab_size, dtype=np.int32)
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
-        """The tokenizer of every character in `texts`."""
+        """The tokenizer whose alphabet is every character of `texts`."""
         return cls("".join(sorted(set[str]().union(*texts))))
 
     def encode(self, text: str) -> np.ndarray:
@@ -124,7 +124,7 @@ class CharTokenizer(Tokenizer):
             position = int(unknown.argmax())
             raise UserError(
                 f"unknown character {_named(text[position])} at position {position}: this "
-                f"tokenizer knows the {self.vocab_size} characters of the text it was made from"
+                f"tokenizer has the {self.vocab_size} characters of the text it was made from"
             )
         return ids
 
@@ -136,12 +136,12 @@ class CharTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library; `train` makes a byte-level BPE one.
+    """A tokenizer of the `tokenizers` library; `train` trains a byte-level BPE.
 
-    Special tokens are text like any other here: `encode` adds none and `decode` drops none. Of a
-    tokenizer made elsewhere the rules are its own: how it treats unknown characters, and whether
-    decoding gives back the very text. Truncation and padding are switched off. Ids that such a
-    file leaves unused below its highest one decode to nothing.
+    Special tokens are ordinary text: `encode` adds none and `decode` removes none. A tokenizer from
+    elsewhere follows its own rules: how it treats unknown characters, and whether decoding restores
+    the text exactly. Truncation and padding are disabled. Unused ids below the highest id decode to
+    the empty string.
     """
 
     def __init__(self, library: tokenizers.Tokenizer):
@@ -150,21 +150,21 @@ class BPETokenizer(Tokenizer):
         self._library = library
         vocabulary = library.get_vocab(with_added_tokens=True)
         if not vocabulary:
-            raise UserError("the tokenizer has no tokens: train it on a text first")
+            raise UserError("the tokenizer has no tokens: train it on a text")
         self.vocab_size = max(vocabulary.values()) + 1
         rules = json.loads(library.to_str())
         self._splits_at_newlines = _splits_at_newlines(rules)
-        # Byte fallback turns a whole run of bytes into U+FFFD when its last one is cut off.
+        # Byte fallback decodes a whole run of bytes as U+FFFD if its last byte is missing.
         if '"ByteFallback"' in json.dumps(rules["decoder"]):
             is_byte = re.compile(r"<0x[0-9A-F]{2}>").fullmatch
             self.open_ids = frozenset(i for token, i in vocabulary.items() if is_byte(token))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learn byte-level BPE: 256 bytes and the most frequent merges, at most V = `vocab_size`.
+        """Train byte-level BPE: 256 bytes and the most frequent merges, V at most `vocab_size`.
 
-        A short text may hold fewer merges that occur twice; V is then smaller. The same texts
-        always give the same tokenizer.
+        V is smaller where the text has fewer merges that occur twice. The same texts always give
+        the same tokenizer.
         """
         library = _byte_level()
         pieces = (piece for text in texts for piece in _pieces(text, PIECE_LENGTH))
@@ -173,10 +173,10 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train_on_sentences(cls, sentences: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """The same for texts that begin with a word, so that it has the ids of a word within.
+        """Train BPE on sentences: their first word has the same ids as within a sentence.
 
-        A space goes before every text but the empty one and the first is taken away again by
-        decoding: no text is changed by both. The rules are in tokenizer.json, so that any program
+        Encoding prepends a space to every text except the empty one, decoding strips it: a text
+        that is encoded and decoded is unchanged. The rules are in tokenizer.json, so any program
         that reads it does the same.
         """
         library = _byte_level()
@@ -189,7 +189,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: Path | str) -> "BPETokenizer":
-        """Read any tokenizer.json of the `tokenizers` library; UserError if it is none."""
+        """Read any tokenizer.json of the `tokenizers` library; UserError for any other file."""
         text = _read(path)
         with _refusing(lambda reason: _corrupt(path, reason)):
             return cls(tokenizers.Tokenizer.from_str(text))
@@ -219,7 +219,7 @@ class BPETokenizer(Tokenizer):
 
 
 def make_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The tokenizer that `DataConfig.tokenizer` asks for.
+    """The tokenizer that `DataConfig.tokenizer` names.
 
     `kind` is `bytes`, `characters` (alphabet of `texts`), `bpe` (trained on `texts`, at most
     `vocab_size` tokens) or the path of a tokenizer.json.
@@ -239,16 +239,16 @@ def make_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenize
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
-    """Write `tokenizer` to the file `path`, whole or not at all.
+    """Write `tokenizer` to the file `path`, atomically.
 
     BPE is written in the format of the `tokenizers` library, the other kinds as a JSON object
-    that names its kind.
+    that names the kind.
     """
     try:
         with atomic_write(Path(path)) as file:
             file.write(tokenizer.to_json().encode())
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): make room for it") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): free some space") from error
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
@@ -271,7 +271,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 @contextlib.contextmanager
 def _refusing(refusal: Callable[[str], UserError]) -> Iterator[None]:
-    """Raise the refusal for whatever the library raises: Exceptions, and Rust's panics."""
+    """Turn an exception or a Rust panic of the library into the refusal."""
     try:
         yield
     except BaseException as error:
@@ -302,10 +302,10 @@ def _trainer(vocab_size: int) -> tokenizers.trainers.BpeTrainer:
 
 
 def _pieces(text: str, length: int) -> Iterator[str]:
-    """Cut `text` into pieces of about `length` characters that byte-level BPE encodes alike.
+    """Cut `text` into pieces of about `length` characters that byte-level BPE encodes as the whole.
 
-    A cut goes before a newline that follows a letter, digit or printable ASCII sign: GPT-2's
-    pattern never matches across that place and looks at nothing before it.
+    It cuts before a newline that follows a letter, a digit or a printable ASCII character: GPT-2's
+    pattern never matches across such a place and does not look behind it.
     """
     start = 0
     for newline in re.finditer(r"(?<=[\w!-~])\n", text):
@@ -316,7 +316,7 @@ def _pieces(text: str, length: int) -> Iterator[str]:
 
 
 def _splits_at_newlines(rules: dict[str, Any]) -> bool:
-    """Whether the pieces of `_pieces` have the same ids as the whole text."""
+    """Whether the pieces of `_pieces` encode to the same ids as the whole text."""
     pre_tokenizer = rules["pre_tokenizer"] or {}
     return (
         rules["normalizer"] is None
@@ -335,7 +335,7 @@ def _encoded(text: str, encoding: str) -> bytes:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text holds {_named(text[error.start])} at position {error.start}, which is no "
+            f"the text has {_named(text[error.start])} at position {error.start}, which is not a "
             "character: give valid Unicode text"
         ) from error
 

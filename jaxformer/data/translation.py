@@ -1,16 +1,16 @@
-"""Translation data: pairs of texts, from files or made up, and their tokens prepared once on disk.
+"""Translation data: pairs of texts, read or generated, and their tokens prepared once on disk.
 
-Both languages share one tokenizer of V tokens. Beyond it stand three tokens that are no text:
-padding V, start V + 1 and end V + 2, so that a model's vocabulary has V + 3. They are not in the
-prepared tokens; a batch adds them (`jaxformer/data/pair_batches.py`). The source gets neither start
-nor end: the encoder reads all of it at once and is told its length by a mask.
+Both languages share one tokenizer of V tokens. Three special tokens follow: padding V, start V + 1
+and end V + 2, so the vocabulary of the model has V + 3 tokens. The prepared tokens do not contain
+them; a batch adds them (`jaxformer/data/pair_batches.py`). The source has neither start nor end:
+the encoder reads all of it at once, and a mask gives its length.
 
 Three kinds of data: two text files (`parallel_text.py`), numbers and dates in words (`numbers.py`),
 random strings to copy or reverse (`strings.py`).
 
-A preparation is a directory of the cache, named for the texts and the settings:
+A preparation is a directory of the cache, keyed by the texts and the settings:
 
-    train.source.npy, train.source.offsets.npy   token ids, and where each sequence begins
+    train.source.npy, train.source.offsets.npy   token ids, and the start of each sequence
     train.target..., val.source..., val.target...
     tokenizer.json                               what made them
     val.texts.json                               the texts of the validation pairs
@@ -60,12 +60,12 @@ class PreparedPairs:
     train: TokenPairs
     val: TokenPairs
     val_texts: tuple[Pair, ...]
-    """The texts of `val`, pair by pair: what translations are compared with."""
+    """The texts of `val`, pair by pair: the references for translations."""
     val_bytes: int
     """UTF-8 bytes of the validation targets: bits per byte = nats per token / ln 2 * tokens /
     bytes, an end token counted with every target."""
     fingerprint: str
-    """SHA-256 of texts, split, tokenizer and cleaning: a resumed run must meet the same."""
+    """SHA-256 of texts, split, tokenizer and cleaning; a resumed run must find the same."""
     description: str
     """One line for the log."""
 
@@ -86,7 +86,7 @@ def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
 
 
 def read_pairs(data: PairsConfig) -> PairTexts:
-    """The texts that a configuration asks for; UserError as the kind's own module says."""
+    """The texts of a configuration; UserError as described in the module of its kind."""
     match data:
         case TextPairsConfig():
             return read_text_pairs(data)
@@ -99,14 +99,13 @@ def read_pairs(data: PairsConfig) -> PairTexts:
 def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs:
     """The tokens of `data`, from the cache or built now.
 
-    BPE learns from both sides of the training pairs, before they are cleaned by length; a word
+    BPE is trained on both sides of the training pairs, before they are cleaned by length. A word
     has the same tokens at the beginning of a sentence as within it
-    (`BPETokenizer.train_on_sentences`). The alphabet of a character tokenizer is that of all
-    pairs. Generated pairs are not cleaned by length. Text files are read only if one has changed
-    since its tokens were made (jaxformer/data/sources.py).
+    (`BPETokenizer.train_on_sentences`). A character tokenizer takes its alphabet from all pairs.
+    Generated pairs are not cleaned by length.
 
-    Equal settings on equal text give an equal `fingerprint`. Raises UserError as `read_pairs`, the
-    tokenizers and `cache.load_or_build` do, and if cleaning leaves nothing to learn from.
+    Equal settings on equal text give an equal `fingerprint`. Raises UserError for the reasons of
+    `read_pairs`, the tokenizers and `cache.load_or_build`, and if cleaning leaves a split empty.
     """
     cache = cache or default_cache()
     files = _source_files(data)
@@ -147,7 +146,7 @@ def _tokenizer_settings(data: PairsConfig) -> str:
 
 
 def _limits(data: PairsConfig) -> tuple[float, float]:
-    """Most tokens of a side, most tokens of a side for each of the other."""
+    """The largest length of a side in tokens, and the largest ratio of the two lengths."""
     if isinstance(data, TextPairsConfig):
         return data.max_tokens, data.max_ratio
     return math.inf, math.inf
@@ -173,7 +172,7 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
         val, cleaning, val_dropped = _cleaned(val, cleaning, _limits(data))
     if not (len(train) and len(val)):
         raise UserError(
-            f"{texts.name}: {cleaning}, so none is left to learn from or to validate on: raise "
+            f"{texts.name}: {cleaning}, which leaves no pairs to train or to validate on: raise "
             "data.max-tokens or data.max-ratio"
         )
     for side, pairs in (("train", train), ("val", val)):
@@ -201,7 +200,7 @@ def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
 def _cleaned(
     pairs: TokenPairs, cleaning: Cleaning, limits: tuple[float, float]
 ) -> tuple[TokenPairs, Cleaning, list[int]]:
-    """The pairs within the limits, the counts with those that are not, and the numbers of these."""
+    """The pairs within the limits, the updated counts, and the indices of the dropped pairs."""
     too_long, unequal = length_faults(pairs.sources.lengths, pairs.targets.lengths, *limits)
     cleaning = dataclasses.replace(
         cleaning,

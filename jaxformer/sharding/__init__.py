@@ -1,1 +1,1 @@
-"""Floor 3: the mesh of devices and where each parameter lives on it."""
+"""The device mesh, and the sharding of every parameter and batch on it."""

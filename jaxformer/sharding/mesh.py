@@ -1,11 +1,11 @@
-"""The mesh of devices a run lives on; one device is the mesh of one.
+"""The device mesh of a run; a single device is a mesh of size one.
 
-Axes: `data` holds copies of the model, `fsdp` shares the parameters of a copy, `tensor` shares each
-layer's heads and feed-forward width. A batch is split by rows over `data` and `fsdp` together.
+`data` replicates the model, `fsdp` shards the parameters of one replica, `tensor` shards the heads
+and the feed-forward width of each layer. The rows of a batch are sharded over `data` and `fsdp`.
 
-The compiler divides each step by these axes (`jax.jit` with shardings). Data parallelism written
-out by hand is jaxformer/training/data_parallel.py, by `jax.shard_map`. There is no `jax.pmap`: JAX
-keeps it in maintenance since 0.8, and runs it through `jax.shard_map` itself.
+The compiler partitions each step along these axes (`jax.jit` with shardings).
+jaxformer/training/data_parallel.py writes data parallelism out by hand with `jax.shard_map`.
+`jax.pmap` is not used: it has been in maintenance since JAX 0.8, which runs it as `jax.shard_map`.
 """
 
 import math
@@ -25,10 +25,10 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices, by default all of all processes; -1 on one axis takes all left.
+    """A mesh over `devices`, by default those of all processes; -1 on one axis takes the rest.
 
-    The devices of a process stand side by side, so that `tensor`, then `fsdp`, stay within it where
-    their sizes let them: they exchange more than `data` does, over the faster wires.
+    The devices of a process are adjacent, so `tensor`, then `fsdp`, stay within one process where
+    their sizes allow: they communicate more than `data` and need the faster links.
 
     Raises:
         UserError: when the axes do not multiply to the number of devices.
@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes = [config.data, config.fsdp, config.tensor]
     flags = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"{flags} is no mesh: give each axis 1 or more, at most one of them -1")
+        raise UserError(f"{flags} is not a mesh: set each axis to 1 or more, or one of them to -1")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -51,45 +51,45 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over data and fsdp; each row whole on its devices."""
+    """The sharding of a batch: rows over `data` and `fsdp`, each row whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def shard_batch(tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
-    """Put arrays that every process has in full where they belong; each places its own parts."""
+    """Shard arrays that every process holds in full; each process copies its own shards."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def place_own_parts(leaf: Any) -> jax.Array:
+    def own_shards(leaf: Any) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
 
-    return jax.tree.map(place_own_parts, tree)
+    return jax.tree.map(own_shards, tree)
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of shards that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Refuse a batch whose slices do not split evenly over data and fsdp."""
-    ways = num_batch_shards(mesh)
-    if batch_size % (ways * accumulation):
+    """Refuse a batch whose accumulation slices do not split evenly over `data` and `fsdp`."""
+    shards = num_batch_shards(mesh)
+    if batch_size % (shards * accumulation):
         data, fsdp = (mesh.shape[axis] for axis in BATCH_AXES)
         slices = f" in {accumulation} slices" if accumulation > 1 else ""
         raise UserError(
-            f"batch-size {batch_size}{slices} does not split over {ways} devices, "
+            f"batch-size {batch_size}{slices} does not split over {shards} devices, "
             f"mesh.data {data} x mesh.fsdp {fsdp}: choose --batch-size as a multiple of "
-            f"{ways * accumulation}, or put fewer devices on data and fsdp and more on "
+            f"{shards * accumulation}, or put fewer devices on data and fsdp and more on "
             "--mesh.tensor"
         )
 
 
 def check_heads(num_heads: int, mesh: Mesh) -> None:
-    """Refuse a mesh whose tensor axis would cut through heads.
+    """Refuse a mesh whose `tensor` axis does not divide the number of heads.
 
-    The columns of queries, keys and values would split, (B, L, H, K) would not: the compiler would
-    then move activations between devices in every layer.
+    The columns of the query, key and value kernels would still split, but (B, L, H, K) would not:
+    the compiler would then move activations between devices in every layer.
     """
     if num_heads % mesh.shape["tensor"]:
         raise UserError(

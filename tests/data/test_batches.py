@@ -1,4 +1,4 @@
-"""Batches are a pure function of the step; epochs and evaluations miss nothing."""
+"""A batch is a pure function of its step; epochs and evaluations cover the whole text."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ sizes = {
 
 
 def counted(num_tokens):
-    """Tokens that tell their own place."""
+    """Tokens whose ids are their positions."""
     return np.arange(num_tokens, dtype="<u2")
 
 
@@ -49,7 +49,7 @@ def test_targets_follow_inputs(num_tokens, batch_size, context_length, seed, ste
 
 @given(**sizes, seed=st.integers(0, 99), step=st.integers(0, 50))
 @few
-def test_a_batch_depends_on_seed_and_step_alone(num_tokens, batch_size, context_length, seed, step):
+def test_a_batch_depends_only_on_seed_and_step(num_tokens, batch_size, context_length, seed, step):
     tokens = counted(max(num_tokens, context_length + 1))
     walked = TrainingBatches(tokens, batch_size, context_length, seed)
     for earlier in range(step):
@@ -69,7 +69,7 @@ def test_an_epoch_takes_every_window_once(num_tokens, batch_size, context_length
         offset = starts[0]
         assert 0 <= offset <= len(tokens) - 1 - W * context_length
         np.testing.assert_array_equal(starts, offset + context_length * np.arange(W))
-        # Less than two windows are given up, so that W is the same at every offset.
+        # Fewer than two windows are left out, so that W is the same at every offset.
         assert len(tokens) - 1 - W * context_length < 2 * context_length
 
 
@@ -84,19 +84,19 @@ def test_orders_and_offsets_differ_between_epochs_and_seeds():
 
 
 def test_the_order_never_changes():
-    """Another order would break the resumption of every run, on whatever version of numpy."""
+    """A different order would break the resumption of every run, whatever the version of numpy."""
     source = TrainingBatches(counted(60), 3, 8, seed=7)
     assert source.epoch_starts(0).tolist() == [26, 18, 42, 10, 2, 34]
     assert source.epoch_starts(1).tolist() == [42, 2, 26, 18, 10, 34]
 
 
-def test_every_token_but_the_first_is_learned_in_time():
+def test_every_token_but_the_first_becomes_a_target():
     source = TrainingBatches(counted(50), 4, 8, seed=0)
     targets = np.concatenate([source[step].targets.ravel() for step in range(100)])
     assert set(targets.tolist()) == set(range(1, 50))
 
 
-def test_large_ids_survive():
+def test_ids_above_16_bits_are_kept():
     tokens = np.array([0, 70_000, 65_535], dtype="<u4")
     assert TrainingBatches(tokens, 1, 2, 0)[0].targets.tolist() == [[70_000, 65_535]]
     assert next(evaluation_batches(tokens, 1, 2)).targets.tolist() == [[70_000, 65_535]]
@@ -104,7 +104,7 @@ def test_large_ids_survive():
 
 @given(**sizes, start=st.integers(0, 30))
 @few
-def test_an_iterator_resumed_is_one_uninterrupted(num_tokens, batch_size, context_length, start):
+def test_a_resumed_iterator_equals_a_whole_one(num_tokens, batch_size, context_length, start):
     tokens = counted(max(num_tokens, context_length + 1))
     source = TrainingBatches(tokens, batch_size, context_length, seed=1)
     fresh = TrainingBatches(tokens, batch_size, context_length, seed=1)
@@ -128,7 +128,7 @@ def test_a_closed_iterator_leaves_no_thread():
 
 
 @pytest.mark.parametrize("ending", ["batches.close()", "pass"])
-def test_a_program_ends_quietly_with_or_without_closing(ending):
+def test_a_program_exits_silently_with_or_without_close(ending):
     source = (
         "import numpy as np\n"
         "from jaxformer.data.batches import TrainingBatches, training_iterator\n"
@@ -160,10 +160,10 @@ def test_an_evaluation_takes_every_target_once_in_order(num_tokens, batch_size, 
 
 def test_text_shorter_than_a_window_is_refused():
     assert TrainingBatches(counted(9), 2, 8, 0)[3].inputs.tolist() == [list(range(8))] * 2
-    with pytest.raises(UserError, match=r"8 tokens, too few for model\.context-length 8"):
+    with pytest.raises(UserError, match=r"8 tokens.*model\.context-length 8"):
         TrainingBatches(counted(8), 2, 8, 0)
 
 
 def test_text_without_a_target_is_refused():
-    with pytest.raises(UserError, match="1 tokens, too few to evaluate on"):
+    with pytest.raises(UserError, match="1 tokens"):
         evaluation_batches(counted(1), 2, 8)

@@ -1,4 +1,4 @@
-"""Every pair is kept or counted under one reason."""
+"""Every pair is kept, or counted under exactly one reason."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ few = settings(deadline=None, max_examples=100)
 
 @given(pairs=some_pairs, held_out=some_pairs)
 @few
-def test_a_pair_is_kept_at_its_first_place_or_counted_once(pairs, held_out):
+def test_a_pair_is_kept_at_its_first_occurrence_or_counted_once(pairs, held_out):
     kept, cleaning = clean_texts(pairs, held_out)
     wanted = {pair for pair in pairs if all(pair) and pair not in held_out}
     assert kept == sorted(wanted, key=pairs.index)
@@ -49,7 +49,7 @@ def test_a_side_without_tokens_is_unequal_to_any_other():
     assert (too_long.tolist(), unequal.tolist()) == ([False, False], [True, False])
 
 
-def test_the_line_names_only_what_happened():
+def test_the_line_names_only_the_reasons_that_occurred():
     assert str(Cleaning(1200)) == "0 of 1,200 pairs dropped"
     line = str(Cleaning(1200, empty=1, repeated=2, held_out=3, too_long=4, unequal=5))
     assert line == (

@@ -1,4 +1,4 @@
-"""A corpus splits by its rule, whatever its files are called and wherever they lie."""
+"""A corpus is split by its rule, whatever its files are called and wherever they are."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxformer.errors import UserError
 from tests.data.conftest import TEXT
 
 
-def test_a_file_splits_at_a_fraction_of_its_characters(file):
+def test_a_file_is_split_at_a_fraction_of_its_characters(file):
     corpus = read_corpus(DataConfig(path=file))
     cut = int(len(TEXT) * 0.9)
     assert (corpus.train, corpus.val) == ((TEXT[:cut],), (TEXT[cut:],))
@@ -22,13 +22,13 @@ def test_a_file_splits_at_a_fraction_of_its_characters(file):
     assert corpus.num_bytes("train") + corpus.num_bytes("val") == len(TEXT.encode())
 
 
-def test_line_ends_are_kept(tmp_path):
+def test_line_endings_are_kept(tmp_path):
     (tmp_path / "dos.txt").write_bytes(b"one\r\ntwo\r\n\r\nthree\r")
     corpus = read_corpus(DataConfig(path=tmp_path / "dos.txt", val_fraction=0.5))
     assert corpus.text("train") + corpus.text("val") == "one\r\ntwo\r\n\r\nthree\r"
 
 
-def test_a_directory_splits_by_document(folder):
+def test_a_directory_is_split_by_document(folder):
     corpus = read_corpus(DataConfig(path=folder, val_fraction=0.3))
     assert sorted(corpus.train + corpus.val) == sorted(f"document {i}\n" for i in range(40))
     assert 4 <= len(corpus.val) <= 20
@@ -38,7 +38,7 @@ def test_a_directory_splits_by_document(folder):
     assert outer == sorted(outer, key=lambda text: int(text.split()[1]))
 
 
-def test_one_file_more_moves_no_other(folder):
+def test_adding_a_file_moves_no_other(folder):
     data = DataConfig(path=folder, val_fraction=0.3)
     before = read_corpus(data)
     (folder / "a first one.txt").write_text("new\n")
@@ -48,7 +48,7 @@ def test_one_file_more_moves_no_other(folder):
     assert after.sha256 != before.sha256
 
 
-def test_a_directory_with_one_side_empty_splits_like_a_file(tmp_path):
+def test_a_directory_with_an_empty_split_is_split_like_a_file(tmp_path):
     (tmp_path / "only.txt").write_text("0123456789")
     (tmp_path / ".hidden").write_text("secret")
     corpus = read_corpus(DataConfig(path=tmp_path))
@@ -56,14 +56,14 @@ def test_a_directory_with_one_side_empty_splits_like_a_file(tmp_path):
     assert corpus.num_skipped == 1
 
 
-def test_what_is_no_text_is_skipped_and_counted(folder):
+def test_files_that_are_not_text_are_skipped_and_counted(folder):
     (folder / "binary").write_bytes(b"a\0b")
     (folder / "latin.txt").write_bytes("é".encode("latin-1"))
     (folder / "empty.txt").touch()
     (folder / ".hidden").write_text("secret")
     (folder / ".git").mkdir()
-    (folder / ".git" / "log").write_text("secret")  # not entered, hence not counted
-    (folder / "dangling").symlink_to(folder / "nowhere")  # no file, hence not counted
+    (folder / ".git" / "log").write_text("secret")  # not entered, so not counted
+    (folder / "dangling").symlink_to(folder / "nowhere")  # not a file, so not counted
     corpus = read_corpus(DataConfig(path=folder))
     assert corpus.num_documents == 40
     assert corpus.num_skipped == 4
@@ -84,7 +84,7 @@ def test_the_hash_covers_text_order_and_split(folder, file):
 
 @given(st.lists(st.sampled_from(["", "a", "b", "ab", SEPARATOR]), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=50)
-def test_documents_cut_elsewhere_have_another_hash(documents):
+def test_documents_divided_differently_have_another_hash(documents):
     corpus = module.Corpus("x", tuple(documents), ("v",))
     joined = module.Corpus("x", ("".join(documents),), ("v",))
     crossed = module.Corpus("x", ("v",), tuple(documents))
@@ -125,13 +125,13 @@ def one_letter(root):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (empty_file, "too few to split"),
-        (no_unicode, "is not UTF-8 text"),
-        (no_text, "holds no UTF-8 text files"),
-        (one_letter, "too few to split"),
-        (lambda root: Path(os.devnull), "is no file or directory"),
-        (lambda root: root / "missing", "is no file or directory"),
-        (lambda root: root, "holds no UTF-8 text files"),
+        (empty_file, "x has 0 characters"),
+        (no_unicode, "data.path .*/x .*UTF-8"),
+        (no_text, "data.path .*UTF-8"),
+        (one_letter, r"\b1 characters"),
+        (lambda root: Path(os.devnull), f"data.path {os.devnull} "),
+        (lambda root: root / "missing", "data.path .*/missing "),
+        (lambda root: root, "data.path .*UTF-8"),
     ],
 )
 def test_bad_sources_are_refused_in_one_line(make, message, tmp_path):
@@ -145,7 +145,7 @@ def test_an_unreadable_file_is_refused_not_skipped(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UserError, match=r"00\.txt cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"data\.path.*00\.txt.*Permission denied"):
         read_corpus(DataConfig(path=folder))
 
 
@@ -158,5 +158,5 @@ def test_an_unreadable_directory_is_refused_not_skipped(folder, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(UserError, match=r"inner cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"data\.path.*inner.*Permission denied"):
         read_corpus(DataConfig(path=folder))

@@ -1,4 +1,4 @@
-"""Numbers and dates in words: one meaning each, evenly long, and the held-out ones are new."""
+"""Numbers and dates in words: unambiguous, balanced in length, held out from training."""
 
 import datetime
 import random
@@ -24,7 +24,7 @@ SMALL = {"num_pairs": 60, "num_val_pairs": 20}
 
 
 def dates(*spans):
-    """All the dates from the first to the last of each span."""
+    """All dates from the first to the last of each span."""
     return [
         first + i * DAY
         for first, last in spans
@@ -44,7 +44,7 @@ def sample():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_two_are_said_alike(language):
+def test_no_two_have_the_same_words(language):
     items = sample()
     said = [in_words(item, language) for item in items]
     assert len(set(said)) == len(items)
@@ -55,7 +55,7 @@ def test_no_two_are_said_alike(language):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_two_of_many_are_said_alike(language):
+def test_no_two_of_many_have_the_same_words(language):
     drawn = random.Random(1)
     numbers = {*range(20_000), *(drawn.randrange(LARGEST_NUMBER + 1) for _ in range(80_000))}
     said = {in_words(number, language) for number in numbers}
@@ -90,7 +90,7 @@ def test_dates_are_read_out(language, first, third):
     assert third in (None, in_words(datetime.date(1905, 5, 3), language))
 
 
-def test_what_is_held_out_is_never_learned_from():
+def test_held_out_items_are_not_training_items():
     train, val = draw_items(999_999, 3000, 400)
     assert (len(train), len(val)) == (3000, 400)
     assert len({*train, *val}) == 3400
@@ -99,7 +99,7 @@ def test_what_is_held_out_is_never_learned_from():
         assert not learned & {in_words(item, language) for item in val}
 
 
-def test_lengths_are_even_and_the_words_of_numbers_are_learned():
+def test_lengths_are_balanced_and_numbers_below_100_are_training_items():
     train, val = draw_items(999_999, 6000, 800)
     numbers = [[item for item in side if isinstance(item, int)] for side in (train, val)]
     assert set(range(100)) <= set(numbers[0])
@@ -112,7 +112,7 @@ def test_lengths_are_even_and_the_words_of_numbers_are_learned():
     assert 350 < sum(isinstance(item, int) for item in train[:1000]) < 650  # in random order
 
 
-def test_few_numbers_are_made_up_for_by_dates():
+def test_dates_fill_up_where_numbers_are_few():
     train, val = draw_items(120, 300, 50)
     numbers = [[item for item in side if isinstance(item, int)] for side in (train, val)]
     assert [len(side) for side in numbers] == [119, 2]
@@ -131,7 +131,7 @@ def test_the_items_never_change():
     ]
 
 
-def test_pairs_say_the_same_in_both_languages():
+def test_a_pair_is_one_item_in_two_languages():
     texts = number_pairs(NumbersConfig(target_language="fr", **SMALL))
     train, val = draw_items(NumbersConfig().max_number, 60, 20)
     for pairs, items in ((texts.train, train), (texts.val, val)):
@@ -139,17 +139,17 @@ def test_pairs_say_the_same_in_both_languages():
     assert texts.name == "numbers and dates from en to fr"
 
 
-def test_more_than_there_are_dates_are_refused():
-    with pytest.raises(UserError, match="choose at most 401767 together"):
+def test_more_pairs_than_dates_are_refused():
+    with pytest.raises(UserError, match=r"data\.num-pairs 401767 .*data\.num-val-pairs 1 .*401767"):
         number_pairs(NumbersConfig(num_pairs=401_767, num_val_pairs=1))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source_language": "am"}, r"data\.source-language am is unknown: choose one of da, de"),
-        ({"max_number": 10**7}, r"data\.max-number 10000000 is "),
-        ({"num_pairs": 0}, r"data\.num-pairs 0 is "),
+        ({"source_language": "am"}, r"data\.source-language am .*da, de"),
+        ({"max_number": 10**7}, r"data\.max-number 10000000 "),
+        ({"num_pairs": 0}, r"data\.num-pairs 0 "),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

@@ -1,4 +1,4 @@
-"""Batches of pairs: nothing is lost, nothing comes twice, and the budget and the masks hold."""
+"""Batches of pairs: every pair exactly once, within the token budget, with correct masks."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ few = settings(deadline=None, max_examples=60)
 
 
 def pairs_of(lengths):
-    """Pairs whose every token tells its pair (the hundreds) and its place, the target's doubled."""
+    """Each token is 100 times its pair plus its position, which is doubled in the target."""
     sources = (100 * i + np.arange(m) for i, (m, _) in enumerate(lengths))
     targets = (100 * i + 2 * np.arange(n) for i, (_, n) in enumerate(lengths))
     return TokenPairs(Sequences.of(sources, "<u2"), Sequences.of(targets, "<u2"))
@@ -45,7 +45,7 @@ def epoch_of(batches, epoch=0):
 
 
 def contents(batches):
-    """(source, inputs, targets) of every row that is not empty, without padding."""
+    """(source, inputs, targets) of every row with tokens, without padding."""
     return [
         (
             source[source_valid].tolist(),
@@ -59,7 +59,7 @@ def contents(batches):
 
 
 def expected(lengths):
-    """The same of pairs of these lengths."""
+    """The `contents` of the pairs of these lengths."""
     rows = []
     for i, (m, n) in enumerate(lengths):
         target = [100 * i + 2 * k for k in range(n)]
@@ -75,7 +75,7 @@ def assert_equal(batch, other):
 
 @given(**sizes)
 @few
-def test_an_epoch_takes_every_pair_once_whole(lengths, batch_tokens, row_multiple, seed):
+def test_an_epoch_takes_every_whole_pair_once(lengths, batch_tokens, row_multiple, seed):
     batches = PairBatches(pairs_of(lengths), SPECIALS, batch_tokens, row_multiple, seed)
     for epoch in range(2):
         assert sorted(contents(epoch_of(batches, epoch))) == sorted(expected(lengths))
@@ -133,7 +133,7 @@ def test_shapes_types_masks_and_budget(lengths, batch_tokens, row_multiple, seed
 
 @given(**sizes)
 @few
-def test_the_padding_share_is_what_an_epoch_measures(lengths, batch_tokens, row_multiple, seed):
+def test_the_padding_share_is_that_of_any_epoch(lengths, batch_tokens, row_multiple, seed):
     batches = PairBatches(pairs_of(lengths), SPECIALS, batch_tokens, row_multiple, seed)
     for epoch in range(2):
         valid = [m for b in epoch_of(batches, epoch) for m in (b.source_valid, b.mask)]
@@ -143,7 +143,7 @@ def test_the_padding_share_is_what_an_epoch_measures(lengths, batch_tokens, row_
 
 @given(**sizes, step=st.integers(0, 10**6))
 @few
-def test_a_batch_depends_on_seed_and_step_alone(lengths, batch_tokens, row_multiple, seed, step):
+def test_a_batch_depends_only_on_seed_and_step(lengths, batch_tokens, row_multiple, seed, step):
     pairs = pairs_of(lengths)
     walked = PairBatches(pairs, SPECIALS, batch_tokens, row_multiple, seed)
     for earlier in (0, 1, step + 1, step // 2):
@@ -162,7 +162,7 @@ def test_orders_differ_between_epochs_and_seeds():
 
 
 def test_the_order_never_changes():
-    """Another order would break the resumption of every run, on whatever version of numpy."""
+    """A different order would break the resumption of every run, whatever the version of numpy."""
     batches = PairBatches(pairs_of([(3, 2), (9, 5), (1, 1), (20, 3), (2, 9), (7, 7)]), SPECIALS, 24)
     orders = [
         [[inputs[1] // 100 for _, inputs, _ in contents([batch])] for batch in epoch_of(batches, e)]
@@ -181,7 +181,7 @@ def test_buckets_grow_by_a_third_and_end_at_the_longest():
     assert bucket_lengths(1) == [1]
 
 
-def test_buckets_save_most_of_the_padding():
+def test_buckets_remove_most_of_the_padding():
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 40, 3000)
     pairs = pairs_of(list(zip(lengths, lengths + rng.integers(-2, 3, 3000), strict=True))[:500])
@@ -189,7 +189,7 @@ def test_buckets_save_most_of_the_padding():
     assert PairBatches(pairs, SPECIALS, 512).padding_share < 0.22 < 0.4 < unsorted
 
 
-def test_an_iterator_resumed_is_one_uninterrupted():
+def test_a_resumed_iterator_equals_a_whole_one():
     pairs = pairs_of([(i % 9, i % 13) for i in range(60)])
     source = PairBatches(pairs, SPECIALS, 64, seed=3)
     with (
@@ -202,15 +202,15 @@ def test_an_iterator_resumed_is_one_uninterrupted():
 
 
 def test_no_pairs_are_refused():
-    with pytest.raises(UserError, match="there are no pairs"):
+    with pytest.raises(UserError, match="no pairs"):
         PairBatches(pairs_of([]), SPECIALS, 64)
-    with pytest.raises(UserError, match="there are no pairs"):
+    with pytest.raises(UserError, match="no pairs"):
         evaluation_pair_batches(pairs_of([]), SPECIALS, 64)
 
 
 @given(lengths=lengths, batch_size=st.integers(1, 7), seed=sizes["seed"])
 @few
-def test_a_batch_size_gives_every_batch_so_many_rows(lengths, batch_size, seed):
+def test_a_batch_size_is_the_number_of_rows_of_every_batch(lengths, batch_size, seed):
     pairs = pairs_of(lengths)
     batches = epoch_of(PairBatches(pairs, SPECIALS, 64, seed=seed, batch_size=batch_size))
     assert {batch.mask.shape[0] for batch in batches} == {batch_size}

@@ -1,4 +1,4 @@
-"""Sequences laid end to end come back one by one, in any choice and order, and from disk."""
+"""Concatenated sequences are restored one by one, in any selection and order, and from disk."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_padded_rows_end_with_the_fill(lists, spare):
 
 
 @pytest.mark.parametrize("lists", [[], [[]], [[1, 2], [], [3]]])
-def test_saved_and_loaded_they_are_the_same(lists, tmp_path):
+def test_loaded_sequences_equal_the_saved_ones(lists, tmp_path):
     sequences(lists, "<u4").save(tmp_path / "train.source")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"train.source.npy", "train.source.offsets.npy"}
@@ -51,7 +51,7 @@ def test_saved_and_loaded_they_are_the_same(lists, tmp_path):
     assert not loaded.tokens.flags.writeable
 
 
-def test_pairs_take_places_for_the_start_token_too():
+def test_the_length_of_a_pair_includes_the_start_token():
     pairs = TokenPairs(sequences([[1, 2, 3], [4], []]), sequences([[5], [6, 7, 8], []]))
     assert len(pairs) == 3
     assert pairs.lengths.tolist() == [3, 4, 1]

@@ -1,4 +1,4 @@
-"""A preparation is complete, found again, or rebuilt."""
+"""A preparation is complete; it is loaded from the cache, or rebuilt if damaged."""
 
 import multiprocessing
 import os
@@ -41,14 +41,14 @@ def test_prepared_tokens_decode_to_the_text(kind, folder, cache):
     assert "40 documents, " in prepared.description
 
 
-def test_files_that_are_left_out_are_told(folder, cache):
+def test_the_description_counts_the_files_left_out(folder, cache):
     (folder / "binary").write_bytes(b"a\0b")
     (folder / ".hidden").write_text("secret")
     prepared = prepare(DataConfig(path=folder, tokenizer="bytes"), cache)
-    assert "40 documents (2 files left out: hidden, empty or no UTF-8" in prepared.description
+    assert "40 documents (2 files left out" in prepared.description
 
 
-def test_prepared_again_it_is_read_not_made(file, cache, monkeypatch):
+def test_a_second_preparation_is_loaded_not_built(file, cache, monkeypatch):
     data = DataConfig(path=file, tokenizer="bpe", vocab_size=270)
     first = prepare(data, cache)
     monkeypatch.setattr(module, "make_tokenizer", None)
@@ -61,7 +61,7 @@ def test_prepared_again_it_is_read_not_made(file, cache, monkeypatch):
     np.testing.assert_array_equal(second.val, first.val)
 
 
-def test_the_fingerprint_tells_text_split_and_tokenizer_apart(file, folder, cache):
+def test_the_fingerprint_covers_text_split_and_tokenizer(file, folder, cache):
     configs = [
         DataConfig(path=file, tokenizer="bytes"),
         DataConfig(path=file, tokenizer="characters"),
@@ -74,7 +74,7 @@ def test_the_fingerprint_tells_text_split_and_tokenizer_apart(file, folder, cach
     assert len(list(cache.iterdir())) == len(configs)
 
 
-def test_a_changed_text_or_tokenizer_file_is_prepared_anew(file, tmp_path, cache):
+def test_a_changed_text_or_tokenizer_file_is_prepared_again(file, tmp_path, cache):
     rules = tmp_path / "rules.json"
     data = DataConfig(path=file, tokenizer=str(rules))
     save_tokenizer(BPETokenizer.train([TEXT], 260), rules)
@@ -87,7 +87,7 @@ def test_a_changed_text_or_tokenizer_file_is_prepared_anew(file, tmp_path, cache
     assert len({first.fingerprint, second.fingerprint, third.fingerprint}) == 3
 
 
-def test_bpe_learns_from_the_training_side_characters_from_both(tmp_path, cache):
+def test_bpe_is_trained_on_the_training_split_characters_on_both(tmp_path, cache):
     path = tmp_path / "text.txt"
     path.write_text("a" * 90 + "qz" * 5)
     bpe = prepare(DataConfig(path=path, vocab_size=300), cache).tokenizer
@@ -97,7 +97,7 @@ def test_bpe_learns_from_the_training_side_characters_from_both(tmp_path, cache)
     assert characters.decode(range(3)) == "aqz"
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path, cache):
+def test_large_vocabularies_use_four_bytes_per_token(tmp_path, cache):
     path = tmp_path / "text.txt"
     text = "".join(chr(i) for i in range(0x10000, 0x20001))
     path.write_text(text, encoding="utf-8")
@@ -119,7 +119,7 @@ def truncate(path):
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json", "manifest.jsonl"])
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, lambda path: path.write_text("")])
-def test_damage_is_noticed_and_repaired(name, damage, file, cache, caplog):
+def test_damage_is_detected_and_repaired(name, damage, file, cache, caplog):
     data = DataConfig(path=file, tokenizer="characters")
     before = prepare(data, cache)
     train, val = np.array(before.train), np.array(before.val)
@@ -136,7 +136,7 @@ def test_damage_is_noticed_and_repaired(name, damage, file, cache, caplog):
     assert {path.name for path in directory.iterdir()} == names
 
 
-def test_other_tokens_of_the_right_size_are_damage(file, cache):
+def test_different_tokens_of_the_right_size_are_detected(file, cache):
     data = DataConfig(path=file, tokenizer="bytes")
     prepare(data, cache)
     [directory] = cache.iterdir()
@@ -145,7 +145,7 @@ def test_other_tokens_of_the_right_size_are_damage(file, cache):
     assert np.any(prepare(data, cache).train)
 
 
-def test_an_unfinished_directory_is_not_taken(file, cache):
+def test_an_incomplete_directory_is_not_used(file, cache):
     data = DataConfig(path=file, tokenizer="bytes")
     prepare(data, cache)
     [directory] = cache.iterdir()
@@ -178,7 +178,7 @@ corpus.prepare(DataConfig(path=Path(sys.argv[1]), tokenizer="bytes"), Path(sys.a
 """
 
 
-def test_a_killed_preparation_is_never_taken_for_a_whole_one(file, cache):
+def test_a_killed_preparation_is_never_used(file, cache):
     arguments = [sys.executable, "-c", STOPS_HALFWAY, str(file), str(cache)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -188,7 +188,7 @@ def test_a_killed_preparation_is_never_taken_for_a_whole_one(file, cache):
     assert left.name.startswith(store.UNFINISHED)
     prepared = prepare(DataConfig(path=file, tokenizer="bytes"), cache)
     assert prepared.tokenizer.decode(prepared.val) == TEXT[int(len(TEXT) * 0.9) :]
-    assert left.exists()  # it might have been another process still at work
+    assert left.exists()  # it could belong to a process that is still running
     long_ago = time.time() - store.ABANDONED_AFTER - 1
     os.utime(left, (long_ago, long_ago))
     prepare(DataConfig(path=file, tokenizer="characters"), cache)
@@ -200,7 +200,7 @@ def _prepare(arguments):
     return prepare(*arguments).fingerprint
 
 
-def test_processes_may_prepare_the_same_at_once(file, cache):
+def test_processes_may_prepare_the_same_data_at_once(file, cache):
     data = DataConfig(path=file, tokenizer="bytes")
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         fingerprints = pool.map(_prepare, [(data, cache)] * 6, chunksize=1)
@@ -208,7 +208,7 @@ def test_processes_may_prepare_the_same_at_once(file, cache):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_who_comes_second_leaves_the_first_in_place(file, cache, monkeypatch):
+def test_a_slower_process_leaves_the_faster_ones_directory_in_place(file, cache, monkeypatch):
     data = DataConfig(path=file, tokenizer="bytes")
     install = store.install
 
@@ -234,7 +234,7 @@ def test_tokens_outlive_the_cache(file, cache):
 
 def test_a_cache_that_cannot_be_written_is_named(file, tmp_path):
     (tmp_path / "occupied").touch()
-    with pytest.raises(UserError, match=r"occupied cannot be written .*JAXFORMER_CACHE"):
+    with pytest.raises(UserError, match=r"occupied .*JAXFORMER_CACHE"):
         prepare(DataConfig(path=file, tokenizer="bytes"), tmp_path / "occupied")
 
 
@@ -259,6 +259,6 @@ def test_a_text_without_tokens_is_refused(tmp_path, cache):
     rules = BPETokenizer.train(["b"], 256)
     rules._library.normalizer = tokenizers.normalizers.Replace("a", "")
     save_tokenizer(rules, tmp_path / "rules.json")
-    with pytest.raises(UserError, match="has no tokens"):
+    with pytest.raises(UserError, match="no tokens"):
         prepare(DataConfig(path=path, tokenizer=str(tmp_path / "rules.json")), cache)
     assert list(cache.iterdir()) == []

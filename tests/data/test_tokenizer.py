@@ -1,6 +1,7 @@
-"""Tokenizers lose nothing, refuse what they cannot say, and decode a stream like the whole."""
+"""Tokenizers round-trip every text they can encode, and refuse the rest in one line."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -39,7 +40,7 @@ few = settings(deadline=None, max_examples=60)
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 @given(text=any_text)
 @few
-def test_any_text_comes_back(kind, text):
+def test_any_text_round_trips(kind, text):
     ids = KINDS[kind].encode(text)
     assert ids.dtype == np.int32
     assert ids.ndim == 1
@@ -48,7 +49,7 @@ def test_any_text_comes_back(kind, text):
 
 @given(text=st.text(alphabet=ALPHABET))
 @few
-def test_text_of_known_characters_comes_back(text):
+def test_text_of_known_characters_round_trips(text):
     ids = KINDS["characters"].encode(text)
     assert ids.dtype == np.int32
     assert ids.tolist() == [sorted(set(ALPHABET)).index(character) for character in text]
@@ -60,14 +61,14 @@ def test_bytes_are_utf8():
     assert ByteTokenizer().decode([0x61, 0xC3]) == "a\ufffd"
 
 
-def test_an_unknown_character_is_named_with_its_place():
+def test_an_unknown_character_is_named_with_its_position():
     with pytest.raises(UserError, match=r"'\\xe9' \(LATIN SMALL LETTER E WITH ACUTE\).* 2\b"):
         CharTokenizer.from_texts(["abc"]).encode("abé")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lone_surrogate_is_refused(kind):
-    with pytest.raises(UserError, match=r"'\\ud800' \(U\+D800\) at position 1"):
+    with pytest.raises(UserError, match=r"'\\ud800' \(U\+D800\).* 1\b"):
         KINDS[kind].encode("a\ud800")
 
 
@@ -76,17 +77,17 @@ def test_a_lone_surrogate_is_refused(kind):
 def test_ids_outside_the_vocabulary_are_refused(kind, offset):
     tokenizer = KINDS[kind]
     outside = -1 if offset else tokenizer.vocab_size
-    with pytest.raises(UserError, match=f"token {outside} is outside"):
+    with pytest.raises(UserError, match=f"token {outside} "):
         tokenizer.decode([0, outside])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_encoded_and_decoded_as_nothing(kind):
+def test_the_empty_text_round_trips(kind):
     assert KINDS[kind].encode("").size == 0
     assert KINDS[kind].decode([]) == ""
 
 
-def test_bpe_learns_frequent_pairs_only():
+def test_bpe_merges_only_frequent_pairs():
     assert 256 < BPE.vocab_size <= 300
     assert len(BPE.encode("the cat")) < len("the cat")
     assert BPETokenizer.train(["xyz"], 300).vocab_size == 256  # nothing occurs twice
@@ -98,11 +99,11 @@ def test_bpe_learns_frequent_pairs_only():
 @example(text=" a")
 @example(text="  ")
 @few
-def test_any_sentence_comes_back(text):
+def test_any_sentence_round_trips(text):
     assert SENTENCES.decode(SENTENCES.encode(text)) == text
 
 
-def test_a_sentence_begins_like_a_word_within():
+def test_the_first_word_of_a_sentence_has_the_ids_of_a_later_word():
     whole = SENTENCES.encode("the cat").tolist()
     assert whole[-len(SENTENCES.encode("cat")) :] == SENTENCES.encode("cat").tolist()
     assert len(whole) < len("the cat")
@@ -112,12 +113,12 @@ def test_a_sentence_begins_like_a_word_within():
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_each_of_many_texts_is_encoded_as_alone(kind, monkeypatch):
+def test_texts_are_encoded_together_as_alone(kind, monkeypatch):
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
     texts = ["a", "", "ab a", "b"]
     each = list(ALL_KINDS[kind].encode_each(texts))
     assert [ids.tolist() for ids in each] == [ALL_KINDS[kind].encode(t).tolist() for t in texts]
-    with pytest.raises(UserError, match=r"ud800.* at position 1"):
+    with pytest.raises(UserError, match=r"ud800.* 1\b"):
         list(ALL_KINDS[kind].encode_each(["a", "a\ud800"]))
 
 
@@ -133,7 +134,7 @@ def test_bpe_training_is_the_same_in_every_process():
 @given(text=st.text(alphabet="ab1 \n'.é\x1c\u2028漢", max_size=80), length=st.integers(0, 9))
 @example(text="a\n b", length=0)
 @few
-def test_pieces_are_encoded_like_the_whole(text, length):
+def test_pieces_encode_like_the_whole(text, length):
     pieces = list(module._pieces(text, length))
     assert "".join(pieces) == text
     ids = [i for piece in pieces for i in SPACES._library.encode(piece).ids]
@@ -149,15 +150,15 @@ def test_a_long_text_is_cut_into_pieces(monkeypatch):
     np.testing.assert_array_equal(BPE.encode(text), whole)
 
 
-def test_rules_made_elsewhere_are_not_cut(monkeypatch):
-    text = "a a\na a\n" * 20  # this tokenizer puts a word sign before every text it is given
+def test_a_text_is_not_cut_for_tokenizers_from_elsewhere(monkeypatch):
+    text = "a a\na a\n" * 20  # this tokenizer prepends a word sign to every text
     tokenizer = fallback_tokenizer()
     whole = tokenizer._library.encode(text).ids
     monkeypatch.setattr(module, "PIECE_LENGTH", 10)
     assert tokenizer.encode(text).tolist() == whole
 
 
-def test_a_special_token_stays_text_and_none_is_added(tmp_path):
+def test_special_tokens_are_text_and_none_is_added(tmp_path):
     library = tokenizers.Tokenizer.from_str(BPE.to_json())
     library.add_special_tokens(["<end>"])
     library.post_processor = tokenizers.processors.TemplateProcessing(
@@ -174,7 +175,7 @@ def test_a_special_token_stays_text_and_none_is_added(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
+def test_a_loaded_tokenizer_equals_the_saved_one(kind, tmp_path):
     path = tmp_path / "tokenizer.json"
     save_tokenizer(KINDS[kind], path)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
@@ -191,7 +192,7 @@ def test_other_programs_read_a_saved_bpe(tmp_path):
     assert library.encode("the café").ids == BPE.encode("the café").tolist()
 
 
-def test_fingerprints_tell_tokenizers_apart():
+def test_different_tokenizers_have_different_fingerprints():
     different = [*KINDS.values(), CharTokenizer("ab"), BPETokenizer.train(TEXTS * 3, 260)]
     assert len({tokenizer.fingerprint for tokenizer in different}) == 5
 
@@ -230,28 +231,28 @@ CORRUPT = {
 def test_a_corrupt_file_is_refused_in_one_line(damage, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(CORRUPT[damage])
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer") as caught:
+    with pytest.raises(UserError, match=r"tokenizer\.json ") as caught:
         load_tokenizer(path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])
 def test_an_unreadable_file_is_refused(name, tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
         load_tokenizer(tmp_path / name)
 
 
-def test_the_kinds_a_config_may_ask_for(tmp_path):
+def test_the_kinds_a_config_may_name(tmp_path):
     save_tokenizer(BPE, tmp_path / "tokenizer.json")
     assert isinstance(make_tokenizer("bytes", (), 0), ByteTokenizer)
     assert make_tokenizer("characters", ["ba"], 0).decode([0, 1]) == "ab"
     assert make_tokenizer("bpe", TEXTS * 3, 300).fingerprint == BPE.fingerprint
     path = str(tmp_path / "tokenizer.json")
     assert make_tokenizer(path, (), 0).fingerprint == BPE.fingerprint
-    with pytest.raises(UserError, match="choose bytes, characters, bpe or the path"):
+    with pytest.raises(UserError, match=r"data\.tokenizer byte .*bytes, characters, bpe"):
         make_tokenizer("byte", (), 0)
 
 
-def test_bytes_and_characters_are_json_objects_that_name_their_kind():
+def test_bytes_and_characters_are_json_objects_that_name_the_kind():
     assert json.loads(ByteTokenizer().to_json()) == {"kind": "bytes"}
     assert json.loads(CharTokenizer("aé").to_json()) == {"kind": "characters", "characters": "aé"}

@@ -1,4 +1,4 @@
-"""Prepared pairs decode to their texts, are found again whole, and say what was dropped."""
+"""Prepared pairs decode to their texts, are loaded again complete, and count dropped pairs."""
 
 import dataclasses
 import json
@@ -59,16 +59,16 @@ def test_prepared_tokens_decode_to_the_texts(kind, tmp_path, cache):
     assert "\n" not in prepared.description
 
 
-def test_bpe_has_the_same_tokens_for_a_word_wherever_it_stands(tmp_path, cache):
+def test_bpe_has_the_same_tokens_for_a_word_at_any_position(tmp_path, cache):
     prepared = prepare_pairs(text_pairs(tmp_path), cache)
     encode = prepared.tokenizer.encode
     first, later = encode("cat saw"), encode("the cat saw")
     assert later[-len(first) :].tolist() == first.tolist()
     assert len(first) == 2
-    assert len(encode("Katze")) < 5  # both sides are learned from
+    assert len(encode("Katze")) < 5  # BPE is trained on both sides
 
 
-def test_bpe_and_no_alphabet_learns_from_the_training_side_alone(tmp_path, cache):
+def test_bpe_is_trained_on_the_training_split_characters_on_both(tmp_path, cache):
     (tmp_path / "val.txt").write_text("qzqzqz\n" * 9)
     val = {"val_source": tmp_path / "val.txt", "val_target": tmp_path / "val.txt"}
     bpe = prepare_pairs(text_pairs(tmp_path, **val), cache).tokenizer
@@ -77,7 +77,7 @@ def test_bpe_and_no_alphabet_learns_from_the_training_side_alone(tmp_path, cache
     assert len(characters.encode("qz")) == 2
 
 
-def test_prepared_again_they_are_read_not_made(tmp_path, cache, monkeypatch):
+def test_a_second_preparation_is_loaded_not_built(tmp_path, cache, monkeypatch):
     data = text_pairs(tmp_path)
     first = prepare_pairs(data, cache)
     monkeypatch.setattr(module, "_make_tokenizer", None)
@@ -87,7 +87,7 @@ def test_prepared_again_they_are_read_not_made(tmp_path, cache, monkeypatch):
     assert decoded(second, "train") == decoded(first, "train")
 
 
-def test_the_fingerprint_tells_texts_split_tokenizer_and_cleaning_apart(tmp_path, cache):
+def test_the_fingerprint_covers_texts_split_tokenizer_and_cleaning(tmp_path, cache):
     configs = [
         text_pairs(tmp_path),
         text_pairs(tmp_path, val_fraction=0.3),
@@ -107,7 +107,7 @@ def test_the_fingerprint_tells_texts_split_tokenizer_and_cleaning_apart(tmp_path
     assert prepare_pairs(configs[0], cache).fingerprint not in prepared
 
 
-def test_a_tokenizer_file_is_used_as_it_is(tmp_path, cache):
+def test_a_tokenizer_file_is_used_unchanged(tmp_path, cache):
     rules = tmp_path / "rules.json"
     save_tokenizer(BPETokenizer.train_on_sentences(["the cat"] * 3, 260), rules)
     data = text_pairs(tmp_path, tokenizer=str(rules))
@@ -119,7 +119,7 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path, cache):
     assert first.fingerprint != second.fingerprint
 
 
-def test_only_training_pairs_are_dropped_and_it_is_said(tmp_path, cache):
+def test_only_training_pairs_are_dropped_and_they_are_counted(tmp_path, cache):
     long, unequal = Pair("a" * 50, "b" * 50), Pair("a", "b" * 9)
     train = [Pair("a" * 9, "b" * 9), long, unequal, unequal, Pair("", "b"), PAIRS[0]]
     val = [long, unequal, PAIRS[0], Pair("", "")]
@@ -135,10 +135,8 @@ def test_only_training_pairs_are_dropped_and_it_is_said(tmp_path, cache):
     assert str(dropped) in prepared.description
 
 
-def test_nothing_left_to_learn_from_is_refused(tmp_path, cache):
-    with pytest.raises(
-        UserError, match=r"none is left to learn from or to validate on: raise data\.max-tokens"
-    ) as caught:
+def test_cleaning_that_leaves_no_pairs_is_refused(tmp_path, cache):
+    with pytest.raises(UserError, match=r"120 too long.*data\.max-tokens") as caught:
         prepare_pairs(text_pairs(tmp_path, max_tokens=1), cache)
     assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
@@ -158,7 +156,7 @@ NAMES = ["train.source.npy", "val.target.offsets.npy", "tokenizer.json", "manife
     "damage",
     [flip, lambda path: os.truncate(path, 9), Path.unlink, lambda path: path.write_text("")],
 )
-def test_damage_is_noticed_and_repaired(name, damage, tmp_path, cache, caplog):
+def test_damage_is_detected_and_repaired(name, damage, tmp_path, cache, caplog):
     data = text_pairs(tmp_path, tokenizer="characters")
     before = prepare_pairs(data, cache)
     pairs = decoded(before, "train")
@@ -181,7 +179,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, cache, monkeypatch)
     assert list(cache.iterdir()) == []
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path, cache):
+def test_large_vocabularies_use_four_bytes_per_token(tmp_path, cache):
     letters = "".join(chr(i) for i in range(0x10000, 0x20010))
     pairs = [Pair(letters[i : i + 200], letters[:9]) for i in range(0, len(letters), 200)]
     data = text_pairs(tmp_path, pairs, tokenizer="characters", max_tokens=300, max_ratio=100.0)
@@ -190,14 +188,14 @@ def test_large_vocabularies_take_four_bytes(tmp_path, cache):
     assert decoded(prepared, "train") == read_pairs(data).train
 
 
-def test_the_manifest_holds_what_was_dropped(tmp_path, cache):
+def test_the_manifest_counts_the_dropped_pairs(tmp_path, cache):
     prepare_pairs(text_pairs(tmp_path, PAIRS * 2), cache)
     [directory] = cache.iterdir()
     line = (directory / "manifest.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["cleaning"]["repeated"] == len(PAIRS)
 
 
-def test_pairs_set_aside_are_cleaned_by_length_and_given_ones_are_not(tmp_path, cache):
+def test_only_held_out_pairs_without_a_file_are_cleaned_by_length(tmp_path, cache):
     data = text_pairs(tmp_path, val_fraction=0.3)
     longest = max(prepare_pairs(data, cache).val.lengths)
     shorter = prepare_pairs(dataclasses.replace(data, max_tokens=int(longest) - 2), cache)

@@ -1,4 +1,4 @@
-"""Twenty steps of AdamW on any mesh of eight devices are those of one device."""
+"""Twenty steps of AdamW on any mesh of eight devices equal those on one device."""
 
 import jax
 import numpy as np
@@ -25,26 +25,26 @@ def in_float64() -> Ran:
 
 
 @EACH_MESH
-def test_in_float32_a_mesh_gives_the_losses_of_one_device(in_float32, mesh):
+def test_float32_losses_on_a_mesh_equal_those_of_one_device(in_float32, mesh):
     losses = run(toy_run(), mesh).losses
     np.testing.assert_allclose(losses, in_float32.losses, rtol=0, atol=FLOAT32_LOSSES)
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-def test_in_float64_a_mesh_gives_all_that_one_device_gives(in_float64, mesh):
+def test_float64_state_on_a_mesh_equals_that_of_one_device(in_float64, mesh):
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)
     assert relative_error(found.losses, in_float64.losses) <= BOUND
     assert relative_error(found.grad_norms, in_float64.grad_norms) <= BOUND
     assert found.state.keys() == in_float64.state.keys()
     for path, leaf in found.state.items():
-        # The gradient of a key bias is truly zero; what stands there is compared absolutely.
+        # The gradient of a key bias is exactly zero; its rounding noise is compared absolutely.
         error = relative_error(leaf, in_float64.state[path], path.endswith(ZERO_GRADIENT))
         assert error <= BOUND, path
 
 
-def test_what_is_compared_moves(in_float64):
-    """Were every update 0, any mesh would be like any other."""
+def test_the_compared_values_change_during_training(in_float64):
+    """If every update were 0, all meshes would agree trivially."""
     with arithmetic("float64"):
         first = run(toy_run("float64", steps=1), MeshConfig(), jax.devices()[:1])
     for path, leaf in in_float64.state.items():
@@ -55,7 +55,7 @@ def test_what_is_compared_moves(in_float64):
     assert len([path for path in in_float64.state if "/nu/" in path]) == 20
 
 
-def test_accumulated_slices_give_the_same_on_a_mesh():
+def test_accumulated_slices_on_a_mesh_equal_those_on_one_device():
     config = toy_run(accumulation=2)
     alone = run(config, MeshConfig(), jax.devices()[:1])
     spread = run(config, MeshConfig(data=4, fsdp=2))

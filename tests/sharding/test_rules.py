@@ -1,4 +1,4 @@
-"""Placement: every leaf by its path, moments beside their parameter."""
+"""Sharding rules: every leaf by its path, optimizer moments like their parameter."""
 
 import dataclasses
 
@@ -29,16 +29,16 @@ MODELS = (
 )
 
 
-def test_moments_lie_beside_their_parameter():
+def test_moments_are_sharded_like_their_parameter():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     program = build(language_spec(toy_run()), mesh)
     batch = jax.device_put(toy_batches(1)[0], program.rows)
     state, _ = program.train_step(program.fresh_state(), batch)
-    places = {path: leaf.sharding.spec for path, leaf in flat_params(state).items()}
-    params = {p.removeprefix("params/"): s for p, s in places.items() if p.startswith("params/")}
+    specs = {path: leaf.sharding.spec for path, leaf in flat_params(state).items()}
+    params = {p.removeprefix("params/"): s for p, s in specs.items() if p.startswith("params/")}
     assert params["blocks/0/mlp/up/kernel"] == P("fsdp", "tensor")
     for path, spec in params.items():
-        moments = [s for p, s in places.items() if p.startswith("opt") and p.endswith(f"/{path}")]
+        moments = [s for p, s in specs.items() if p.startswith("opt") and p.endswith(f"/{path}")]
         assert moments == [spec, spec], path
 
 
@@ -51,8 +51,8 @@ def test_fsdp_divides_the_memory_of_every_matrix():
 
 
 @pytest.fixture
-def compile_anew():
-    """A program from the cache says nothing; jax asks once whether there is one, so it is reset."""
+def no_compilation_cache():
+    """A cached program prints no warning; jax checks for a cache only once, so it is reset."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
@@ -66,13 +66,13 @@ def compile_step(mesh: MeshConfig) -> None:
     program.train_step.lower(program.state, batch).compile()
 
 
-@pytest.mark.usefixtures("compile_anew")
-def test_no_mesh_makes_the_compiler_replicate_activations(capfd, monkeypatch):
-    # XLA says so on standard error where it can only replicate what it should split.
+@pytest.mark.usefixtures("no_compilation_cache")
+def test_on_no_mesh_does_the_compiler_replicate_activations(capfd, monkeypatch):
+    # XLA warns on standard error when it has to replicate what it should split.
     for mesh in MESHES.values():
         compile_step(mesh)
     assert "rematerialization" not in capfd.readouterr().err
-    # Planted: it has to, where the columns of the token embedding are split by fsdp.
+    # Planted bug: it has to if the columns of the token embedding are sharded over fsdp.
     planted = ((RULES[0][0], P("tensor", "fsdp")), *RULES[1:])
     monkeypatch.setattr(rules, "RULES", planted)
     compile_step(MESHES[MIXED])
@@ -96,7 +96,7 @@ def test_every_matrix_of_the_model_has_a_rule():
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[pattern for pattern, _ in RULES])
-def test_every_rule_has_a_leaf(rule, monkeypatch):
+def test_every_rule_matches_a_leaf(rule, monkeypatch):
     monkeypatch.setattr(rules, "RULES", (rule,))
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     placed = {
@@ -107,7 +107,7 @@ def test_every_rule_has_a_leaf(rule, monkeypatch):
     assert rule[1] in placed
 
 
-def test_every_matrix_of_bert_has_a_rule_but_the_small_tables():
+def test_every_matrix_of_bert_except_the_small_tables_has_a_rule():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     for path, leaf in flat_params(abstract_model(Bert, BERT_PRESETS["toy"])[1]).items():
         whole = spec_for(path, leaf.shape, mesh) == P()
@@ -116,7 +116,7 @@ def test_every_matrix_of_bert_has_a_rule_but_the_small_tables():
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-def test_bert_and_its_gradients_are_the_same_on_any_mesh(mesh):
+def test_bert_and_its_gradients_on_a_mesh_equal_those_on_one_device(mesh):
     graphdef, _ = abstract_model(Bert, BERT_PRESETS["toy"])
     params = init_params(Bert, BERT_PRESETS["toy"], jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 64, (8, 16), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Placement of the encoder-decoder: every matrix divided, its result that of one device."""
+"""Sharding of the encoder-decoder: every matrix has a rule, the result equals one device."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_every_matrix_has_a_rule(config):
         assert leaf.ndim == 1 or specs(config)[path] != P(), path
 
 
-def test_attentions_of_the_decoder_are_split_like_the_encoders():
+def test_decoder_attention_is_sharded_like_encoder_attention():
     found = specs(CONFIGS["separate"])
     for attention in ("encoder/blocks/0/attention", "decoder/blocks/0/self_attention"):
         assert found[f"{attention}/query/kernel"] == P("fsdp", "tensor")
@@ -43,7 +43,7 @@ def test_attentions_of_the_decoder_are_split_like_the_encoders():
     assert found[f"{cross}/out/bias"] == P()
 
 
-def test_each_embedding_and_the_output_are_split():
+def test_each_embedding_and_the_output_are_sharded():
     found = specs(CONFIGS["separate"])
     assert found["source_embed/embedding"] == P(("tensor", "fsdp"), None)
     assert found["target_embed/embedding"] == P(("tensor", "fsdp"), None)
@@ -52,7 +52,7 @@ def test_each_embedding_and_the_output_are_split():
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_divided_it_says_what_it_says_whole(config):
+def test_logits_of_sharded_parameters_equal_those_of_replicated_ones(config):
     graphdef, shapes = abstract_model(Transformer, config)
     params = init_params(Transformer, config, jax.random.key(0))
     source, target = np.random.default_rng(0).integers(0, 64, (2, 8, 6))
@@ -63,5 +63,5 @@ def test_divided_it_says_what_it_says_whole(config):
         return merge(graphdef, params)(jnp.asarray(source), jnp.asarray(target), jnp.asarray(valid))
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    divided = jax.device_put(params, state_shardings(shapes, mesh))
-    np.testing.assert_allclose(logits(divided), logits(params), rtol=0, atol=1e-5)
+    sharded = jax.device_put(params, state_shardings(shapes, mesh))
+    np.testing.assert_allclose(logits(sharded), logits(params), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a training step sends on each mesh, counted in its compiled program."""
+"""The collectives of a train step on each mesh, counted in the compiled program."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ DATA, FSDP, TENSOR, MIXED = (
 
 @functools.cache
 def compiled(mesh: MeshConfig, accumulation: int = 1) -> tuple[Program, list[Collective]]:
-    """24 rows of 16 tokens: no activation has the shape of a matrix, whatever the mesh."""
+    """24 rows of 16 tokens: on no mesh does an activation have the shape of a matrix."""
     config = toy_run(num_layers=LAYERS, batch_size=ROWS, accumulation=accumulation)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout_rate=0.0))
     program = build(language_spec(config), make_mesh(mesh))
@@ -37,18 +37,18 @@ def compiled(mesh: MeshConfig, accumulation: int = 1) -> tuple[Program, list[Col
 
 
 def elements(array: str) -> int:
-    """Of an array such as `f32[3,16,32]`."""
+    """The number of elements of an array such as `f32[3,16,32]`."""
     return math.prod(int(size) for size in re.findall(r"\d+", array.partition("[")[2]))
 
 
 def own_bytes(program: Program) -> int:
-    """Bytes of a device's part of the parameters."""
+    """Bytes of one device's shards of the parameters."""
     leaves = jax.tree.leaves(program.state.params)
     return sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
 def matrices(program: Program) -> dict[str, int]:
-    """Elements of each matrix that the mesh may divide, on all devices together."""
+    """The number of elements of each matrix that can be sharded, over all devices."""
     leaves = flat_params(program.state.params)
     return {
         path: leaf.size
@@ -57,19 +57,19 @@ def matrices(program: Program) -> dict[str, int]:
     }
 
 
-def test_copies_exchange_their_gradients_once_and_nothing_else():
+def test_replicas_all_reduce_their_gradients_once_and_nothing_else():
     program, found = compiled(DATA)
     assert {one.kind for one in found} == {"all-reduce"}
     assert {one.devices for one in found} == {8}
     assert sum(one.times for one in found) <= 4, "fused into a few"
-    # Each gradient, that of looking tokens up beside that of scoring them, and loss and tokens.
+    # Each gradient (lookup and logits give the embedding one each), the loss and the token count.
     whole = own_bytes(program)
     lookup = 4 * matrices(program)["embed/embedding"]
     assert whole <= sum(one.bytes for one in found) <= whole + lookup + 8
 
 
-def test_slices_of_a_batch_exchange_their_gradients_each():
-    """The compiler sums over the devices within the loop over slices."""
+def test_each_accumulation_slice_all_reduces_its_gradients():
+    """The compiler leaves the all-reduce inside the loop over slices."""
     once = sum(one.bytes * one.times for one in compiled(DATA)[1])
     _, found = compiled(DATA, accumulation=3)
     assert sum(one.bytes * one.times for one in found) == 3 * once
@@ -77,7 +77,7 @@ def test_slices_of_a_batch_exchange_their_gradients_each():
     assert not any(one.at_least for one in found)
 
 
-def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
+def test_fsdp_gathers_each_matrix_and_reduces_each_gradient():
     program, found = compiled(FSDP)
     assert {one.kind for one in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
     sizes = sorted(matrices(program).values())
@@ -86,10 +86,10 @@ def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
     ]
     assert set(gathered) == set(sizes), "nothing but matrices is gathered"
     for size in set(sizes):
-        # Once for the way forward, at most once more for the way back.
+        # Once for the forward pass, at most once more for the backward pass.
         assert sizes.count(size) <= gathered.count(size) <= 2 * sizes.count(size)
-    # Reduce-scatter would be enough; its result is an eighth of what it sums. XLA's GPU compiler
-    # makes it of an all-reduce of which each device keeps its part; the CPU's leaves it at that.
+    # A reduce-scatter would be enough; its result is an eighth of what it sums. XLA's GPU compiler
+    # turns an all-reduce of which each device keeps a shard into one; the CPU compiler does not.
     summed = sum(
         one.bytes * (8 if one.kind == "reduce-scatter" else 1)
         for one in found
@@ -97,12 +97,12 @@ def test_fsdp_gathers_each_matrix_and_sums_each_gradient():
     )
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
     lookup = 4 * matrices(program)["embed/embedding"]
-    norms = 4 * 2 * len(jax.tree.leaves(program.state.params))  # of clipping and of the report
+    norms = 4 * 2 * len(jax.tree.leaves(program.state.params))  # of clipping and of the metrics
     assert whole <= summed <= whole + lookup + 8 + norms
 
 
-def test_slices_gather_once_for_all():
-    """The CPU's compiler gathers before the loop; a GPU's, and that of a plan, does in the loop."""
+def test_accumulation_gathers_once_before_the_loop():
+    """XLA's CPU compiler gathers before the loop; its GPU compiler and a plan, inside it."""
     _, found = compiled(FSDP, accumulation=3)
     assert {one.times for one in found if one.kind == "all-gather"} == {1}
 
@@ -110,7 +110,7 @@ def test_slices_gather_once_for_all():
 @pytest.mark.parametrize(
     "mesh", [TENSOR, MIXED], ids=["tensor 2 x data 4", "tensor 2 x fsdp 2 x data 2"]
 )
-def test_tensor_sums_activations_twice_a_block_each_way(mesh):
+def test_tensor_all_reduces_activations_twice_per_block_and_pass(mesh):
     _, found = compiled(mesh)
     rows = ROWS // (mesh.data * mesh.fsdp)
     activation = rows * 16 * 32
@@ -125,29 +125,29 @@ def test_tensor_sums_activations_twice_a_block_each_way(mesh):
             and any(elements(array) == activation for array in one.arrays)
         )
 
-    # One more: of looking up in a divided table, and of the output's input.
+    # One more: the lookup in the sharded embedding, and the input of the output layer.
     assert sums(backward=False) == 2 * LAYERS + 1
     assert sums(backward=True) == 2 * LAYERS + 1
 
 
-def test_tensor_never_makes_a_divided_weight_whole():
+def test_tensor_never_gathers_a_sharded_weight():
     program, found = compiled(TENSOR)
     assert {one.kind for one in found} == {"all-reduce"}
     across = [array for one in found if one.devices == 2 for array in one.arrays]
     assert not {elements(array) for array in across} & set(matrices(program).values())
-    # Gradients are summed over the copies, a device's own part of them.
-    over_copies = sum(one.bytes for one in found if one.devices == 4)
+    # Gradients are summed over the replicas, each device's own shards.
+    over_replicas = sum(one.bytes for one in found if one.devices == 4)
     lookup = 4 * matrices(program)["embed/embedding"] // 2
-    assert own_bytes(program) <= over_copies <= own_bytes(program) + lookup + 64
+    assert own_bytes(program) <= over_replicas <= own_bytes(program) + lookup + 64
 
 
 def test_a_mixed_mesh_gathers_no_activation():
     program, found = compiled(MIXED)
     gathers = [one for one in found if one.kind == "all-gather"]
-    parts = {size // 2 for size in matrices(program).values()}
+    shards = {size // 2 for size in matrices(program).values()}
     whole = matrices(program)["embed/embedding"]
     for array in (array for one in gathers for array in one.arrays):
-        # The output reads the token embedding whole: XLA gathers over both axes at once.
-        assert elements(array) in parts | {whole}, array
+        # The output layer reads the whole embedding: XLA gathers over both axes at once.
+        assert elements(array) in shards | {whole}, array
     gathered = sum(one.times * sum(map(array_bytes, one.arrays)) for one in gathers)
     assert gathered <= 2 * 4 * sum(matrices(program).values()) // 2 + 4 * whole

@@ -1,4 +1,4 @@
-"""Every config that a model, an optimizer or a decoder needs, field for field jaxformer/config's.
+"""The configs of models, optimizers and decoding, with the same fields as in jaxformer/config.
 
 The dimension key:  B batch  L query length  M key length  D model width  H query heads
 K head width  F feed-forward width  N layers  V vocabulary

@@ -6,7 +6,7 @@ import math
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What a Transformer block needs to know."""
+    """The settings of a Transformer block."""
 
     width: int
     num_heads: int
@@ -62,5 +62,5 @@ class BertConfig(BlockConfig):
 
     @property
     def residual_init_std(self) -> float:
-        """Projections into the residual stream start like all others."""
+        """Projections into the residual stream are initialised like all others."""
         return self.init_std
