@@ -44,7 +44,7 @@ _LIBC_SIGNAL = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _last_words: Callable[[], tuple[str, int]] | None = None
 _aborting = threading.Lock()  # several threads of Gloo may find the same process lost
 _stderr = 2
-_roll: "Roll | None" = None
+_roll: "HeartbeatMonitor | None" = None
 
 
 def join(config: DistributedConfig) -> None:

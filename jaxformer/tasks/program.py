@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
