@@ -10,12 +10,20 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from jaxformer import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.run.forked", "jaxformer.run.loop", "train.gpt_char"])
+
+
+PATIENCE = 600.0
+"""Seconds after which a process that shows nothing is taken to hang."""
 
 
 def start(words: list[str], log: Path, **environment: str) -> ForkServerProcess:
@@ -36,6 +44,24 @@ def training(words: list[str], log: Path, **environment: str) -> Iterator[ForkSe
             process.kill()
         process.join()
         process.close()
+
+
+def newest(run_dir: Path) -> int:
+    """The last step that is listed, 0 without any."""
+    return max(checkpoint.steps(run_dir / "checkpoints"), default=0)
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess, log: Path) -> None:
+    """Return when the condition holds.
+
+    Raises:
+        AssertionError: the process ended before, or shows nothing for long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline, f"hangs: {log.read_text()}"
+        time.sleep(0.001)
 
 
 def _main(words: list[str], log: Path, environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jaxformer.runtime import signals
 from jaxformer.runtime.signals import PreemptionGuard
 
 PLEADING = """
@@ -25,6 +26,7 @@ def test_signals_that_come_together_are_one(
     second: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "_exit", lambda status: pytest.fail(f"ended with {status}"))
+    monkeypatch.setattr(signals, "TOGETHER", 600.0)
     with PreemptionGuard() as interrupt:
         assert not interrupt.reached()
         signal.raise_signal(signal.SIGTERM)
