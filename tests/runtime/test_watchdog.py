@@ -93,7 +93,7 @@ watchdog.COMPILING = 0.0
 process, address = int(sys.argv[1]), sys.argv[2]
 distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
 distributed.agree("ready")
-with watchdog.Watchdog(1.0 + process / 2, Path(sys.argv[3])):  # the first's end ends the other at once
+with watchdog.Watchdog(1.0 + process / 2, Path(sys.argv[3])):  # process 0 ends the other
     time.sleep(60)
 """
     address = f"127.0.0.1:{free_port()}"
