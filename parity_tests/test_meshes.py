@@ -11,7 +11,7 @@ from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.steps import begin, compare_steps
 from jaxformer.parity.proofs import training, translation_training
 from jaxformer.parity.proofs.transformer import transformer_case
-from tests.meshes import EACH_MESH, MESHES
+from tests.meshes import EACH_MESH, EVERY_MESH
 
 SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)
 CASE = Case(SMALL, "float64", batch=8).dropping()
@@ -19,7 +19,7 @@ CASE = Case(SMALL, "float64", batch=8).dropping()
 STEPS = 20
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@EVERY_MESH
 def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
     course = training.GPT_COURSE
     found = compare_steps(CASE, course, "mesh", STEPS, "state", mesh=mesh)

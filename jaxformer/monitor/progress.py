@@ -64,7 +64,7 @@ class Progress:
             parts.append(f"{_duration(left)} left")
             if not self._estimated and timed >= TIMED_SECONDS:
                 self._estimated = True
-                if left >= 60:
+                if left >= 90:
                     self.print(f"about {left / 60:.0f} minutes at the pace of this machine")
         parts.append(f"{_duration(now - self._began)} elapsed")
         self._show(step, " · ".join(parts), now)

@@ -7,7 +7,7 @@ import pytest
 from jaxformer.config import MeshConfig
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
-from tests.meshes import EACH_MESH, MESHES, Ran, run, toy_run
+from tests.meshes import EACH_MESH, Ran, run, toy_run
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_in_float32_a_mesh_gives_the_losses_of_one_device(in_float32, mesh):
     np.testing.assert_allclose(losses, in_float32.losses, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@EACH_MESH  # parity_tests/test_meshes.py compares every mesh with the twin
 def test_in_float64_a_mesh_gives_all_that_one_device_gives(in_float64, mesh):
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)
