@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import pytest
-
 from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
 from jaxformer.parity.engine.cases import TINY, Case

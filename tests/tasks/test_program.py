@@ -5,7 +5,6 @@ import re
 
 import jax
 import numpy as np
-import pytest
 
 from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
