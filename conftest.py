@@ -3,8 +3,10 @@
 import ctypes
 import gc
 import os
+import platform
 import signal
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +75,13 @@ def pytest_runtest_teardown() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests start many processes that compile the same small functions.
+    # Tests start many processes that compile the same small functions, and so does the next run of
+    # the tests. What was compiled for another processor may not run on this one.
     assert config.cache is not None
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    name = f"jax-{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir(name))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
