@@ -14,10 +14,10 @@ demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
 	$(BIN)/jaxformer sample $(RUN) --prompt "def " --num-samples 3 --max-new-tokens 120 --temperature 0.8 --top-k 50
 
 test: lint  ## every check and every test but the long ones
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: $(VENV)/.test  ## the full counts
-	$(BIN)/python -m pytest --numprocesses auto -m slow
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow
 
 lint: $(VENV)/.test  ## style, types, and which room imports which
 	$(BIN)/ruff check .

@@ -1,7 +1,14 @@
 """Settings every test shares; they have to stand before jax starts."""
 
+import ctypes
+import gc
 import os
+import platform
 import signal
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
@@ -10,6 +17,12 @@ from jaxtyping import install_import_hook
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight simulated devices, so that every mesh can be tried on any machine.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most functions are compiled for one small run, which never earns back what optimizing costs.
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ[UNOPTIMIZED] = "1"
+OPTIMIZED = {"planning", "sharding", "test_plan", "test_program", "test_data_parallel", "test_loop"}
+"""Directories and modules whose functions are compiled as a user's are: they ask what the compiler
+makes of a program, or run a whole training."""
 
 # Every call of these rooms' functions has its shapes and types checked. `generate` is left out: it
 # refuses bad input by itself, in words.
@@ -38,9 +51,45 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests run in the backgr
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MEMORY = 1.2e9
+"""Bytes of a worker after which it forgets what it has compiled."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The settings of the compiler for a module, and for the processes that it starts."""
+    if not OPTIMIZED & {request.path.parent.name, request.path.stem}:
+        yield
+        return
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(UNOPTIMIZED, "0")
+        jax.config.update(UNOPTIMIZED.lower(), False)
+        jax.clear_caches()
+        yield
+    jax.config.update(UNOPTIMIZED.lower(), True)
+    jax.clear_caches()
+
+
+def pytest_runtest_teardown() -> None:
+    statm = Path("/proc/self/statm")
+    if "jax" in sys.modules and statm.exists():
+        pages = int(statm.read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+            sys.modules["jax"].clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests start many processes that compile the same small functions.
+    # Tests start many processes that compile the same small functions, and so does the next run of
+    # the tests. What was compiled for another processor may not run on this one.
     assert config.cache is not None
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    name = f"jax-{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir(name))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import pytest
-
 from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
 from jaxformer.parity.bounds import SMALL_MODEL_STATE
@@ -12,7 +10,7 @@ from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.training_pair import begin, compare_steps
 from jaxformer.parity.proofs.training import GPT_TRAINING, TRANSFORMER_TRAINING_KL
 from jaxformer.parity.proofs.transformer import transformer_case
-from tests.meshes import EACH_MESH, MESHES
+from tests.meshes import EACH_MESH, EVERY_MESH
 
 SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)
 CASE = Case(SMALL, "float64", batch=8).dropping()
@@ -20,7 +18,7 @@ CASE = Case(SMALL, "float64", batch=8).dropping()
 STEPS = 20
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@EVERY_MESH
 def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
     found = compare_steps(CASE, GPT_TRAINING, "mesh", STEPS, "state", mesh=mesh)
     assert found.ok, [row for row in found.rows if not row.ok]

@@ -77,8 +77,13 @@ def gradients(module: nnx.Module, function, *inputs):
     """function(module, *inputs), the gradients of its parameters by path, and of its inputs."""
     graphdef, state = nnx.split(module, nnx.Param)
     params = nnx.to_pure_dict(state)
-    output, pullback = jax.vjp(lambda p, *x: function(merge(graphdef, p), *x), params, *inputs)
-    param_grads, *input_grads = pullback(weights_like(output))
+
+    @jax.jit
+    def run(*args):
+        output, pullback = jax.vjp(lambda p, *x: function(merge(graphdef, p), *x), *args)
+        return output, pullback(weights_like(output))
+
+    output, (param_grads, *input_grads) = run(params, *inputs)
     return output, flat_params(param_grads), input_grads
 
 

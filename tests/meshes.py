@@ -23,6 +23,7 @@ MESHES = {
     MIXED: MeshConfig(data=2, fsdp=2, tensor=2),
 }
 
+EVERY_MESH = pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 EACH_MESH = pytest.mark.parametrize(
     "mesh",
     [

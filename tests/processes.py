@@ -64,7 +64,7 @@ def free_port() -> int:
 def meeting(process: int, port: int, processes: int = 2) -> list[str]:
     """The flags by which a process finds the others."""
     return [
-        *("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.timeout", "60"),
+        *("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.timeout", "600"),
         *("--distributed.processes", str(processes), "--distributed.process", str(process)),
     ]
 

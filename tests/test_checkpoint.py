@@ -374,13 +374,13 @@ def test_save_returns_before_the_step_exists_and_leaves_no_thread(
 
     def held_back(*arguments: Any) -> None:
         reached.set()
-        assert release.wait(20)
+        assert release.wait(600)
         write(*arguments)
 
     monkeypatch.setattr(manifest, "write", held_back)
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(1, small_state(1), {})
-        assert reached.wait(20)
+        assert reached.wait(600)
         assert steps(tmp_path) == []
         assert not (tmp_path / "1").exists()
         release.set()

@@ -82,7 +82,7 @@ def test_the_slurm_script_trains_resumes_and_requeues_itself(tmp_path):
         words = ["bash", "-c", batch_file]
         environment = {**os.environ, **slurm, "STOP": stop}
         done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
         assert ("resumed from step 4" in done.stdout) == (first == 5)
@@ -90,7 +90,7 @@ def test_the_slurm_script_trains_resumes_and_requeues_itself(tmp_path):
         assert steps == list(range(1, int(stop) + 1))
     done = subprocess.run(  # other settings than the run has: refused, and not requeued
         ["bash", "-c", batch_file.replace("--seed 3", "--seed 4")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "requeued").exists()

@@ -1,6 +1,5 @@
 """The README's commands and code run as they stand, on a run small enough to make here."""
 
-import os
 import re
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from jaxformer.data.translation import prepare_pairs
 from jaxformer.models.functional import init_params
 from jaxformer.models.transformer import Transformer
 from jaxformer.run.directory import save_params
+from tests.run import forked
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +35,8 @@ def commands(block: str) -> list[str]:
 
 COMMANDS = [commands(block) for block in blocks("sh")]
 DEMO = "python -m train.gpt_stdlib --run-dir runs/demo"
+AS_TYPED = (DEMO, "jaxformer evaluate runs/demo", "jaxformer plan")
+"""Commands that start Python; the others start from one that has imported it all."""
 
 
 def small(command: str) -> list[str]:
@@ -51,8 +53,7 @@ def small(command: str) -> list[str]:
         words += [word for pair in pairs if pair[0] not in given for word in pair]
         if "--data.path" not in words and not of_pairs:
             words += ["--data.path", "my_texts/"]
-    executables = {"python": [sys.executable], "jaxformer": [sys.executable, "-m", "jaxformer"]}
-    return executables[words[0]] + words[1:]
+    return ["-m", "jaxformer", *words[1:]] if words[0] == "jaxformer" else words[1:]
 
 
 def write_texts(directory: Path) -> None:
@@ -64,19 +65,17 @@ def write_texts(directory: Path) -> None:
 
 def run(command: str, directory: Path) -> None:
     echoed, _, command = command.rpartition(" | ")
-    done = subprocess.run(
-        small(command),
-        cwd=directory,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "",
-            "JAXFORMER_CACHE": str(directory / "cache"),
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        input=" ".join(shlex.split(echoed)[1:]) + "\n",
-    )
+    words, said = small(command), " ".join(shlex.split(echoed)[1:]) + "\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
+        patch.setenv("JAXFORMER_CACHE", str(directory / "cache"))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        if command.startswith(AS_TYPED):
+            done = subprocess.run(
+                [sys.executable, *words], cwd=directory, capture_output=True, text=True, input=said
+            )
+        else:
+            done = forked.run(words[1], words[2:], directory, said)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert done.stderr == "", command
     assert done.stdout, command

@@ -2,8 +2,10 @@
 
     python -m train.gpt_stdlib --run-dir runs/demo
 
-Byte-level BPE of 4,096 tokens, about five minutes on two cores. At the end it prints its validation
-loss in bits per byte beside those of a bigram model of bytes and of xz on the same text.
+Byte-level BPE of 4,096 tokens. It trains on 4.6 million tokens: about five minutes on two cores
+that process 19,000 tokens per second; a line after the first steps estimates the time of this
+machine. At the end it prints its validation loss in bits per byte beside those of a bigram model of
+bytes and of xz on the same text.
 """
 
 import sys

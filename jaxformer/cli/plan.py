@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     from jaxformer.planning.plan import Plan
     from jaxformer.planning.roofline import Prediction
     from jaxformer.planning.suggest import Suggestion
+    from jaxformer.planning.verify import Measured
 
 PROG = "jaxformer plan"
 HOME = Path(__file__).parents[2] / "train"

@@ -125,7 +125,7 @@ def next_logits(
     model: Any,
     tokens_B: Int[Array, " B"],
     positions_B: Int[Array, " B"],
-    caches: Sequence[Any],
+    caches: list[Any],
     **inputs: Any,
 ) -> tuple[Float[Array, "B V"], list[Any]]:
     """Logits of the token after each given one, and the caches with the given ones added.

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     import rich.progress
 
 PLAIN_SECONDS = 10.0
-"""Time between two lines where the output is no terminal."""
+"""Time between two lines where the output is not a terminal."""
+TIMED_SECONDS = 3.0
+"""Time after the first step's end until the whole duration is estimated."""
 
 
 class Progress:
@@ -34,6 +36,7 @@ class Progress:
         self._clock = clock
         self._began = clock()
         self._paced_from: tuple[int, float] | None = None
+        self._estimated = False
         self._printed_at = -float("inf")
         moves = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._live = _live_line(self._stream, total_steps, start_step) if moves else None
@@ -56,8 +59,13 @@ class Progress:
         if self._paced_from is None:
             self._paced_from = (step, now)  # the first step is not representative: it compiles
         elif step > self._paced_from[0]:
-            pace = (now - self._paced_from[1]) / (step - self._paced_from[0])
-            parts.append(f"{_duration(pace * (self.total_steps - step))} left")
+            timed = now - self._paced_from[1]
+            left = timed / (step - self._paced_from[0]) * (self.total_steps - step)
+            parts.append(f"{_duration(left)} left")
+            if not self._estimated and timed >= TIMED_SECONDS:
+                self._estimated = True
+                if left >= 90:
+                    self.print(f"about {left / 60:.0f} minutes at the pace of this machine")
         parts.append(f"{_duration(now - self._began)} elapsed")
         self._show(step, " · ".join(parts), now)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.config import RunConfig
 from jaxformer.planning.plan import analysed_total
 from jaxformer.planning.shapes import abstract_spec, largest_batch
 from jaxformer.runtime.memory import peak_bytes

@@ -29,7 +29,7 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -94,7 +94,7 @@ def test_a_command_receives_the_arguments_after_its_name(monkeypatch):
 
 def test_python_dash_m_is_the_same_command():
     ran = subprocess.run(
-        [sys.executable, "-m", "jaxformer", "plto"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "jaxformer", "plto"], capture_output=True, text=True, timeout=600
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("jaxformer: error: ")
@@ -119,7 +119,7 @@ def test_a_closed_pipe_is_not_an_error(argv):
         stdout=writer,
         stderr=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        timeout=60,
+        timeout=600,
     )
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (141, b"")

@@ -194,7 +194,7 @@ def test_a_fresh_process_plans_without_data_or_devices(tmp_path):
         text=True,
         env={**environment, "PYTHONPATH": os.getcwd(), "JAXFORMER_CACHE": str(tmp_path)},
         cwd=tmp_path,
-        timeout=300,
+        timeout=600,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "3 simulated devices" in ran.stdout
@@ -209,7 +209,7 @@ def test_a_users_file_with_the_name_of_the_recipes_is_not_run(tmp_path):
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         cwd=tmp_path,
-        timeout=300,
+        timeout=600,
     )
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
     assert str(tmp_path / "train.py") in ran.stderr

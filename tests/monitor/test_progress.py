@@ -31,8 +31,16 @@ def plain_lines(total: int, seconds_a_step: float, start: int = 0) -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_after_some_timed_steps_the_duration_is_estimated_once():
+    lines = plain_lines(total=200, seconds_a_step=2.0)
+    assert [line for line in lines if "minutes" in line] == [lines[1]]
+    assert lines[1] == "about 7 minutes at the pace of this machine"  # 197 steps of 2 s
+    assert not any("minutes" in line for line in plain_lines(total=30, seconds_a_step=2.0))
+
+
 def test_a_line_every_ten_seconds_the_first_and_the_last():
     lines = plain_lines(total=100, seconds_a_step=2.5)
+    assert lines.pop(1) == "about 4 minutes at the pace of this machine"
     assert [int(re.match(r"step (\d+)/100", line)[1]) for line in lines] == [*range(1, 98, 4), 100]
 
 
@@ -40,7 +48,8 @@ def test_a_line_says_all_of_it():
     shown = "loss 2.3456 · lr 6.00e-04 · 45.1 k tokens/s"
     lines = plain_lines(total=2000, seconds_a_step=10.0)
     assert lines[0] == f"step 1/2000 · {shown} · 0:10 elapsed"
-    assert lines[399] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed"
+    assert lines[1] == "about 333 minutes at the pace of this machine"
+    assert lines[400] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed"
     assert lines[-1] == f"step 2000/2000 · {shown} · 0:00 left · 5:33:20 elapsed"
 
 

@@ -1,4 +1,4 @@
-"""Training processes that begin within a second: forked from a server that has imported it all.
+"""Commands and training processes that begin at once: forked from a server that imported it all.
 
 A process begun so is a process of its own with a jax of its own, like one begun by a shell: the
 server imports jax but never starts it.
@@ -8,14 +8,33 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import jax
+
+from jaxformer import checkpoint
+
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.run.forked", "jaxformer.run.loop", "train.gpt_char"])
+COMMANDS = ("attention", "evaluate", "plot", "sample", "translate")
+FORKS.set_forkserver_preload(
+    [
+        *("tests.run.forked", "jaxformer.run.loop", "jaxformer.monitor.plots", "train.gpt_char"),
+        *(f"jaxformer.cli.{name}" for name in COMMANDS),
+    ]
+)
+
+
+PATIENCE = 600.0
+"""Seconds after which a process that shows nothing is taken to hang."""
 
 
 def start(words: list[str], log: Path, **environment: str) -> ForkServerProcess:
@@ -38,11 +57,69 @@ def training(words: list[str], log: Path, **environment: str) -> Iterator[ForkSe
         process.close()
 
 
+def run(
+    module: str, words: Sequence[str], directory: Path | None = None, said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """`echo SAID | python -m MODULE WORDS` on one device, to its end."""
+    with tempfile.TemporaryDirectory() as place:
+        streams = [Path(place) / name for name in ("input", "output", "errors")]
+        for stream in streams:
+            stream.write_text(said if stream.name == "input" else "")
+        process = FORKS.Process(
+            target=_run, args=(module, words, streams, directory or Path.cwd(), dict(os.environ))
+        )
+        process.start()
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+        output, errors = (stream.read_text() for stream in streams[1:])
+        assert process.exitcode is not None, f"hangs: {output}{errors}"
+        return subprocess.CompletedProcess([module, *words], process.exitcode, output, errors)
+
+
+def newest(run_dir: Path) -> int:
+    """The last step that is listed, 0 without any."""
+    return max(checkpoint.steps(run_dir / "checkpoints"), default=0)
+
+
+def wait_for(condition: Callable[[], bool], process: BaseProcess, log: Path) -> None:
+    """Return when the condition holds.
+
+    Raises:
+        AssertionError: the process ended before, or shows nothing for long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline, f"hangs: {log.read_text()}"
+        time.sleep(0.001)
+
+
+def _run(
+    module: str, words: list[str], streams: list[Path], directory: Path, environment: dict[str, str]
+) -> None:
+    for number, stream in enumerate(streams):
+        os.dup2(os.open(stream, os.O_RDWR | os.O_APPEND), number)
+    sys.stdin = os.fdopen(0)  # multiprocessing has given it another file
+    _settle(environment)
+    os.chdir(directory)
+    sys.argv = [module, *words]
+    sys.modules.pop(module, None)  # else runpy warns of what the server has imported
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _settle(environment: dict[str, str]) -> None:
+    """Settings that the server has read at its start, or that a process of its own has."""
+    os.environ.update(environment, XLA_FLAGS="")
+    unoptimized = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    jax.config.update(unoptimized.lower(), os.environ[unoptimized] == "1")
+
+
 def _main(words: list[str], log: Path, environment: dict[str, str]) -> None:
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    os.environ.update(environment, XLA_FLAGS="")
+    _settle(environment)
     if sys.platform == "linux":  # nobody trains on when the tests are killed: prctl(2), DEATHSIG
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     from jaxformer.cli.arguments import run_command

@@ -13,8 +13,7 @@ from jaxformer.config import LanguageConfig, RunOptions
 from jaxformer.errors import UserError
 from jaxformer.run import directory, loop
 from jaxformer.run.load import load_run
-from tests.run.forked import training
-from tests.run.test_kills import PATIENCE, newest, wait_for
+from tests.run.forked import PATIENCE, newest, training, wait_for
 from tests.run.tiny import TEXT, flags, one_device, tiny_config, train_losses
 
 
@@ -189,7 +188,7 @@ def test_a_directory_that_vanishes_is_one_line(
     with training(words, log, JAXFORMER_CACHE=str(tmp_path / "cache")) as process:
         wait_for(lambda: newest(tmp_path / "run") > 2, process, log)
         os.rename(tmp_path / name, tmp_path / "gone")
-        process.join(PATIENCE / 4)
+        process.join(PATIENCE)
         assert process.exitcode is not None, "goes on without a directory"
         line = the_error(process.exitcode, log.read_text())
     assert "checkpoints has vanished: put it back and resume" in line or (

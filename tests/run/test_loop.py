@@ -31,7 +31,7 @@ from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
-from tests.run import tiny
+from tests.run import forked, tiny
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
 
@@ -102,8 +102,7 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(config, tmp_path, 
         [*flags(config, halves, steps), "--stop-after", str(half)],
         [*flags(config, halves, steps)[:5], "--resume"],  # the run knows its own flags
     ):
-        one_device = {**os.environ, "XLA_FLAGS": ""}
-        subprocess.run(words, check=True, capture_output=True, env=one_device)
+        forked.run(words[2], words[3:]).check_returncode()
     assert losses(halves) == losses(whole)
     assert [row[0] for row in losses(whole) if row[1] == "train"] == list(range(1, steps + 1))
     states = [checkpoint.read_metadata(run / "checkpoints") for run in (whole, halves)]

@@ -1,8 +1,6 @@
 """A translation run: resumed = uninterrupted, to the bit; its batches are known by its log."""
 
 import dataclasses
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.program import build
 from jaxformer.tasks.translation import translation_task
+from tests.run import forked
 
 MODEL = TransformerConfig(
     vocab_size=0,
@@ -101,8 +100,7 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(tmp_path, half):
         [*flags(halves, 2 * half), "--stop-after", str(half)],
         [*flags(halves, 2 * half)[:5], "--resume"],  # the run knows its own flags
     ):
-        one_device = {**os.environ, "XLA_FLAGS": ""}
-        subprocess.run(words, check=True, capture_output=True, env=one_device)
+        forked.run(words[2], words[3:]).check_returncode()
     assert losses(halves) == losses(whole)
     numbers = [row[0] for row in losses(whole) if row[1] == "train"]
     assert numbers == list(range(1, 2 * half + 1))

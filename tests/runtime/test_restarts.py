@@ -18,6 +18,7 @@ from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import build
 from tests.processes import child_of, command, ends, rows, start
+from tests.run.forked import newest
 from tests.run.tiny import one_device
 
 ONE_SAVE_A_STEP = ("--checkpoint.every", "1", "--eval-every", "1000")
@@ -41,11 +42,12 @@ def kill_while_it_runs(directory: Path, steps: int, kills: int) -> None:
     run_dir = directory / "run"
     supervisor = start([*command(directory, *words), "--restarts", str(kills)], devices=1)
     child = None
-    for kill in range(kills):
+    for _ in range(kills):
         child = child_of(supervisor, child)
-        while len(rows(run_dir)) < (kill + 1) * steps // (kills + 1):
+        begun = newest(run_dir)
+        while newest(run_dir) == begun:  # far from the end, however late it is seen here
             assert supervisor.poll() is None, supervisor.communicate()
-            time.sleep(0.02)
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
     ((status, output, complaint),) = ends([supervisor])
     assert status == 0, complaint

@@ -47,22 +47,21 @@ def test_every_sign_of_progress_restarts_the_clock(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from jaxformer.runtime import watchdog
-watchdog.COMPILING = 9.0
-with watchdog.Watchdog(1.0, Path(sys.argv[2])) as dog:
+watchdog.COMPILING = 60.0
+with watchdog.Watchdog(3.0, Path(sys.argv[2])) as dog:
     for step in range(3):
         dog.expect("step", step)
-        time.sleep(0.6)
+        time.sleep(1.2)
     print(list(dog.over(sys.argv[1], "letter", 7)), flush=True)
-    time.sleep(2.5)
+    time.sleep(6.0)
 print("reached")
 """
-    for letters, status in (("a", 0), ("ab", TRY_AGAIN)):  # the first of its kind may take longer
-        words = [sys.executable, "-c", script, letters, str(tmp_path / "stacks.txt")]
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-        assert f"{list(letters)}\n" in done.stdout
-        assert ("reached" in done.stdout) == (status == 0)
-    assert "no progress for 1 s (--watchdog) in letter 7" in done.stderr
+    words = [sys.executable, "-c", script]
+    pair = [start([*words, letters, str(tmp_path / letters)]) for letters in ("a", "ab")]
+    (first, said, _), (second, said_twice, complaint) = ends(pair)
+    assert (first, said) == (0, "['a']\nreached\n"), "the first of its kind may take longer"
+    assert (second, said_twice) == (TRY_AGAIN, "['a', 'b']\n")
+    assert "no progress for 3 s (--watchdog) in letter 7" in complaint
 
 
 def test_a_run_that_hangs_ends_even_if_nothing_can_be_written(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ with watchdog.Watchdog(0.2, Path("missing/stacks.txt")):
     for close in ([], ["close"]):
         with open("/dev/full", "w") as full:
             words = [sys.executable, "-c", script, *close]
-            done = subprocess.run(words, cwd=tmp_path, stderr=full, timeout=30)
+            done = subprocess.run(words, cwd=tmp_path, stderr=full, timeout=600)
         assert done.returncode == TRY_AGAIN
 
 
@@ -90,11 +89,11 @@ from pathlib import Path
 from jaxformer.config import DistributedConfig
 from jaxformer.runtime import watchdog
 from jaxformer.runtime import distributed
-watchdog.COMPILING, distributed.GRACE = 0.0, 3.0
+watchdog.COMPILING = 0.0
 process, address = int(sys.argv[1]), sys.argv[2]
 distributed.join(DistributedConfig(coordinator=address, processes=2, process=process))
 distributed.assert_same_on_all_processes("ready")
-with watchdog.Watchdog(1.0 + process, Path(sys.argv[3])):  # the first's end ends the other at once
+with watchdog.Watchdog(1.0 + process / 2, Path(sys.argv[3])):  # process 0 ends the other
     time.sleep(60)
 """
     address = f"127.0.0.1:{free_port()}"

@@ -10,7 +10,7 @@ from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS, MeshConfig, NoamConfig
 from jaxformer.models.functional import abstract_model, flat_params, init_params
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.bounds import BOUNDS, FLOAT32_LOSSES
+from jaxformer.parity.bounds import BOUNDS
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
 from jaxformer.sharding.mesh import batch_sharding, make_mesh

@@ -19,7 +19,7 @@ from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
-from tests.meshes import MESHES, MIXED, toy_batches, toy_run
+from tests.meshes import EVERY_MESH, MESHES, MIXED, toy_batches, toy_run
 
 MODELS = (
     (GPT, GPT_PRESETS["toy"]),
@@ -115,7 +115,7 @@ def test_every_matrix_of_bert_except_the_small_tables_has_a_rule():
     assert spec_for("head/dense/kernel", (32, 32), mesh) == P("fsdp", "tensor")
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@EVERY_MESH
 def test_bert_and_its_gradients_on_a_mesh_equal_those_on_one_device(mesh):
     graphdef, _ = abstract_model(Bert, BERT_PRESETS["toy"])
     params = init_params(Bert, BERT_PRESETS["toy"], jax.random.key(0))

@@ -5,7 +5,6 @@ import re
 
 import jax
 import numpy as np
-import pytest
 
 from jaxformer.config import MeshConfig
 from jaxformer.models.functional import flat_params
@@ -13,16 +12,14 @@ from jaxformer.planning.hlo import collectives
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import Program, build
-from tests.meshes import MESHES, toy_run
-
-EACH_MESH = pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+from tests.meshes import EVERY_MESH, toy_run
 
 
 def program_on(mesh: MeshConfig, devices=None) -> Program:
     return build(language_spec(toy_run()), make_mesh(mesh, devices))
 
 
-@EACH_MESH
+@EVERY_MESH
 def test_a_fresh_state_is_that_of_one_device(mesh):
     """To 4 units in the last place: jax 0.12 fuses a divided draw otherwise than a whole one."""
     alone = flat_params(program_on(MeshConfig(), jax.devices()[:1]).fresh_state())
@@ -39,7 +36,7 @@ def test_a_fresh_state_is_that_of_one_device(mesh):
     )
 
 
-@EACH_MESH
+@EVERY_MESH
 def test_no_device_draws_more_than_its_part(mesh):
     """No array of the drawing program is larger than a device's part of the largest parameter."""
     program = program_on(mesh)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from jaxformer.cli.arguments import run_command
 from jaxformer.run import loop
 from jaxformer.sharding.mesh import make_mesh
+from tests.run import forked
 from tests.run.tiny import one_device
 from train import gpt_char, transformer_base, transformer_copy
 
@@ -40,10 +40,8 @@ OWN_FLAGS = {
 """What each recipe's own kind of data needs; a name here is a recipe."""
 
 
-def run(module: str, *words: str) -> subprocess.CompletedProcess:
-    one_device = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", f"train.{module}", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=one_device)
+def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return forked.run(f"train.{module}", words)
 
 
 def test_char_presets_are_the_published_settings():

@@ -15,7 +15,7 @@ from torchref.decoding.sampling import next_token
 from torchref.models.gpt import GPT
 
 
-def slide(window: list[int], context_length: int) -> list[int]:
+def truncate_context(window: list[int], context_length: int) -> list[int]:
     """The window, or its newest half if it is longer than the context."""
     return window if len(window) <= context_length else window[-((context_length + 1) // 2) :]
 
