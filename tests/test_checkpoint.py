@@ -134,7 +134,7 @@ def test_metadata_is_the_one_at_saving_and_needs_no_arrays(
         writer.save(4, small_state(4), metadata, val_loss=0.1)
         metadata["config"]["width"] = 4
         writer.save(6, small_state(6), metadata, val_loss=math.nan)
-    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", None)
+    monkeypatch.setattr(checkpoint.reader.ocp, "load_checkpointables", None)
     newest, older = checkpoint.read_metadata(tmp_path), checkpoint.read_metadata(tmp_path, 4)
     assert (newest.step, newest.metadata["config"], newest.val_loss) == (6, {"width": 4}, None)
     assert (older.step, older.metadata["config"], older.val_loss) == (4, {"width": 3}, 0.1)

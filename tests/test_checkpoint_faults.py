@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
     save_all(tmp_path, [1])
     with CheckpointWriter(tmp_path, keep=1) as writer:
         if stage == "orbax":
-            monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", full)
+            monkeypatch.setattr(checkpoint.writer.ocp, "save_checkpointables_async", full)
         elif stage == "commit":
             monkeypatch.setattr(os, "rename", full)
         elif stage == "manifest":

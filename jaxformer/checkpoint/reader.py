@@ -1,0 +1,183 @@
+"""Reading checkpoints: metadata, verification, restored arrays; nothing on disk changes."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from jaxformer.checkpoint.layout import (
+    OPTIMIZER,
+    PARAMS,
+    all_steps,
+    brief,
+    leaves_of,
+    verify,
+)
+from jaxformer.errors import UserError
+from jaxformer.manifest import CorruptionError
+
+_SHOWN_MISMATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint that verifies holds beside its arrays."""
+
+    step: int
+    """Optimizer steps done when it was saved."""
+    metadata: Mapping[str, Any]
+    """The JSON object given to `save`."""
+    val_loss: float | None
+    """Validation loss; None if there was none or it was not finite."""
+    items: Mapping[str, Mapping[str, str]]
+    """Item -> path of each of its leaves -> dtype and shape, such as `int8[2, 3]`."""
+    skipped: tuple[str, ...]
+    """One line for each newer checkpoint that does not verify, naming step, file and fault."""
+
+
+def split(state: Any) -> dict[str, PyTree]:
+    """The items of a train state: `params`, and as `optimizer` the state with None in its place."""
+    return {PARAMS: state.params, OPTIMIZER: state._replace(params=None)}
+
+
+def join(items: Mapping[str, PyTree]) -> Any:
+    """The train state whose items these are: the inverse of `split`."""
+    return items[OPTIMIZER]._replace(params=items[PARAMS])
+
+
+def read_metadata(
+    directory: Path, step: int | None = None, items: Collection[str] | None = None
+) -> Checkpoint:
+    """What the given step, or else the newest that verifies, holds beside its arrays.
+
+    No array is loaded. The manifest, the files of `items` and those that belong to no item are read
+    and hashed; files of other items are not opened, and may be damaged or missing. By default all
+    are read.
+
+    Raises:
+        UserError: there is no such checkpoint, none verifies (each is named with the faulty file),
+            one of `items` is not in it, or an earlier version of this library wrote it.
+    """
+    skipped: list[str] = []
+    for candidate in reversed(all_steps(directory)) if step is None else [step]:
+        try:
+            content = verify(directory, candidate, items)
+        except CorruptionError as fault:
+            skipped.append(str(fault))
+        else:
+            _require_items(candidate, content["items"], items or ())
+            known = {key: content[key] for key in ("step", "metadata", "val_loss", "items")}
+            skipped = [f"{fault}; step {candidate} is used instead" for fault in skipped]
+            return Checkpoint(**known, skipped=tuple(skipped))
+    if not skipped:
+        raise UserError(
+            f"there is no checkpoint in {directory}: train first or name another directory"
+        )
+    raise UserError(
+        f"no usable checkpoint in {directory}: {'; '.join(skipped)}: name another step or directory"
+    )
+
+
+def restore(
+    directory: Path, abstract_items: Mapping[str, PyTree], step: int | None = None
+) -> tuple[dict[str, PyTree[jax.Array]], Checkpoint]:
+    """Load items of the given step, or else of the newest in which they verify.
+
+    `read_metadata` of these items, then `load`.
+    """
+    found = read_metadata(directory, step, abstract_items.keys())
+    return load(directory, found, abstract_items), found
+
+
+def load(
+    directory: Path, found: Checkpoint, abstract_items: Mapping[str, PyTree]
+) -> dict[str, PyTree[jax.Array]]:
+    """Load items that `read_metadata` verified; the other items of the checkpoint are not read.
+
+    Restored = saved, to the bit, on whatever mesh.
+
+    Args:
+        directory: where it was found.
+        found: what `read_metadata` gave.
+        abstract_items: for each item to load a tree of `jax.ShapeDtypeStruct` with the structure,
+            shapes and dtypes of the saved one. Shardings may differ; a leaf without one goes to the
+            first local device.
+
+    Raises:
+        UserError: it holds other leaves, shapes or dtypes, or cannot be read.
+    """
+    expected = leaves_of(abstract_items)
+    _require_equal_leaves(found, expected)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device),
+        dict(abstract_items),
+    )
+    try:
+        with _context_of_readers(target):
+            items = ocp.load_checkpointables(directory.absolute() / str(found.step), target)
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {found.step} is intact but cannot be loaded: {brief(error)}"
+        ) from error
+    if leaves_of(items) != expected:  # Orbax's threads do not see `with jax.enable_x64(True)`
+        raise UserError(
+            f"checkpoint {found.step} holds 64-bit numbers: set JAX_ENABLE_X64=1 and start again"
+        )
+    return items
+
+
+def state_hash(state: PyTree[jax.Array]) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every leaf, in the tree's order.
+
+    Equal only for states that are equal to the bit; shardings do not count. Every leaf must be
+    addressable by this process.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _context_of_readers(target: PyTree) -> ocp.Context:
+    """Orbax's options for a load by all processes, or by this one alone onto devices of its own."""
+    if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(target)):
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        return ocp.Context(multiprocessing_options=alone)
+    return ocp.Context()
+
+
+def _require_items(step: int, held: Collection[str], wanted: Collection[str]) -> None:
+    if missing := [item for item in wanted if item not in held]:
+        raise UserError(
+            f"checkpoint {step} holds {' and '.join(held)}, no {' and no '.join(missing)}: sample, "
+            "translate or evaluate it; to train, start a new run in another --run-dir"
+        )
+
+
+def _require_equal_leaves(found: Checkpoint, wanted: Mapping[str, Mapping[str, str]]) -> None:
+    mismatches = []
+    for item, leaves in wanted.items():
+        saved = found.items[item]
+        mismatches += [
+            f"{item}{path} saved {saved.get(path, 'nothing')}, "
+            f"expected {leaves.get(path, 'nothing')}"
+            for path in sorted(saved.keys() | leaves.keys())
+            if saved.get(path) != leaves.get(path)
+        ]
+    if mismatches:
+        more = len(mismatches) - _SHOWN_MISMATCHES
+        shown = mismatches[:_SHOWN_MISMATCHES] + ([f"{more} more"] if more > 0 else [])
+        raise UserError(
+            f"checkpoint {found.step} holds another state: {'; '.join(shown)}: "
+            "use the configuration it was saved with"
+        )
