@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxformer import checkpoint, manifest
 from jaxformer.checkpoint import CheckpointWriter, restore, state_hash, steps
 from jaxformer.errors import UserError
+from jaxformer.training.spikes import LossStats
 from jaxformer.training.step import TrainState
 from tests.states import abstract, assert_same_bits, bits, save_all, small_state, snapshot
 
@@ -281,10 +282,12 @@ def test_a_checkpoint_without_an_optimizer_is_valid_and_not_resumed(tmp_path: Pa
 
 
 def test_a_train_state_is_split_into_params_and_all_the_rest() -> None:
-    state = TrainState(jnp.int32(2), {"w": jnp.ones(3)}, ({"w": jnp.zeros(3)}, jnp.int32(1)))
+    stats = LossStats(*map(jnp.float32, (3, 2, 1)))
+    moments = {"w": jnp.zeros(3)}, jnp.int32(1)
+    state = TrainState(jnp.int32(2), {"w": jnp.ones(3)}, moments, stats)
     items = checkpoint.split(state)
     assert items.keys() == {"params", "optimizer"}
-    assert len(jax.tree.leaves(items["optimizer"])) == 3
+    assert len(jax.tree.leaves(items["optimizer"])) == 6
     assert_same_bits(checkpoint.join(items), state)
 
 
