@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxformer import checkpoint
+from jaxformer.checkpoint import OPTIMIZER
 from jaxformer.parity.engine.mutation import SMALL, Bug, patched
 from jaxformer.parity.proofs.losses import prove_cross_entropy
 from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
@@ -91,8 +92,9 @@ def rate_of_the_next_step(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def step_lost(function: Callable[..., Any]) -> Callable[..., Any]:
     def restore(*args: Any) -> Any:
-        state, found = function(*args)
-        return state._replace(step=jnp.zeros_like(state.step)), found
+        items, found = function(*args)
+        state = items[OPTIMIZER]
+        return items | {OPTIMIZER: state._replace(step=jnp.zeros_like(state.step))}, found
 
     return restore
 
