@@ -1,4 +1,4 @@
-"""Checkpoints: save, verify, restore, retain. The only door to Orbax (its v1 interface).
+"""Checkpoints: save, verify, restore, retain; Orbax (its v1 interface) is used only here.
 
 A checkpoint is a directory named after its step. It is built under another name and renamed once,
 when Orbax has committed the arrays and a manifest with every file's SHA-256 lies beside them:

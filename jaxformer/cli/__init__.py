@@ -1,1 +1,1 @@
-"""Floor 6: the command `jaxformer`, one file a subcommand."""
+"""The command `jaxformer`, one file per subcommand."""

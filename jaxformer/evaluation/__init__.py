@@ -1,1 +1,1 @@
-"""Floor 6: how good a trained run is: loss, BLEU, baselines, attention maps."""
+"""How good a trained run is: loss, BLEU, baselines, attention maps."""

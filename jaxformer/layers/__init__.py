@@ -1,1 +1,1 @@
-"""Floor 1: layers. Modules hold parameters, everything else is a function."""
+"""Layers. Modules hold parameters, everything else is a function."""

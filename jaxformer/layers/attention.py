@@ -74,7 +74,8 @@ class MultiHeadAttention(nnx.Module):
         q_BLHK = self.split_heads(self.query(x_BLD))
         memory = x_BLD if memory is None else memory
         kv = memory if isinstance(memory, KVCache) else self.project_kv(memory)
-        if cache is not None and positions is not None:
+        if cache is not None:
+            assert positions is not None, "a cache needs the positions of the new tokens"
             kv = cache = write_cache(cache, kv, positions)
         return self.attend_to(q_BLHK, kv, mask, dropout_key)[0], cache
 

@@ -102,7 +102,8 @@ class DecoderBlock(Block):
         With a cache, the encoder's output is read from there, and `memory_BMD` is not used.
         """
         key = functools.partial(fold_path, dropout_key)
-        own, memory = cache or (None, memory_BMD)
+        own, memory = (None, memory_BMD) if cache is None else cache
+        assert memory is not None, "a decoder block needs the encoder's output or a cache"
         x_BLD, own = self.residual(
             x_BLD,
             self.self_attention_norm,
@@ -118,4 +119,4 @@ class DecoderBlock(Block):
         x_BLD, _ = self.residual(
             x_BLD, self.mlp_norm, key("mlp_dropout"), lambda h: (self.mlp(h), None)
         )
-        return x_BLD, cache and DecoderCache(own, cache.memory)
+        return x_BLD, None if cache is None else DecoderCache(own, cache.memory)

@@ -16,13 +16,13 @@ def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
 def position_mask(
     query_positions: Int[Array, "B L"], key_positions: Int[Array, "#B M"]
 ) -> Bool[Array, "B 1 L M"]:
-    """Query at position p sees keys at positions <= p: the causal mask of cached decoding."""
+    """A query at position p sees keys at positions <= p: the causal mask, also over a cache."""
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
 
 
-def padding_mask(valid_BM: Bool[Array, "B M"]) -> Bool[Array, "B 1 1 M"]:
-    """No query sees a key that is padding; `valid` is True at real tokens."""
-    return valid_BM[:, None, None, :]
+def padding_mask(valid_BM: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
+    """No query sees a key that is padding; `valid` is True at tokens, None without padding."""
+    return None if valid_BM is None else valid_BM[:, None, None, :]
 
 
 def segment_mask(

@@ -6,6 +6,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxformer.config import BlockConfig
+from jaxformer.errors import UserError
+
+
+def require_context(length: int, context_length: int) -> None:
+    """Refuse a text longer than the context, whose positions a model does not have."""
+    if length > context_length:
+        raise UserError(
+            f"{length} tokens are more than the context of {context_length}: give a shorter text"
+        )
 
 
 class LearnedPositions(nnx.Module):

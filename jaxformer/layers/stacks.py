@@ -29,8 +29,8 @@ def apply_blocks(
     positions: Int[Array, "#B L"] | None = None,
 ) -> tuple[Float[Array, "B L D"], list[Any]]:
     """Apply one block after the other; returns the output, and the cache of each block or None."""
-    written = []
-    for i, (block, cache) in enumerate(zip(blocks, caches or [None] * len(blocks), strict=True)):
+    caches, written = [None] * len(blocks) if caches is None else caches, []
+    for i, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
         key = fold_path(dropout_key, "blocks", i)
         x_BLD, cache = maybe_remat(block, remat)(x_BLD, *inputs, key, cache, positions)
         written.append(cache)

@@ -1,1 +1,1 @@
-"""Floor 2: whole models, and how one becomes a graph and a pytree of parameters."""
+"""Whole models, and how one becomes a graph and a pytree of parameters."""

@@ -13,14 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import BertConfig
-from jaxformer.errors import UserError
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import padding_mask
 from jaxformer.layers.mlp import ACTIVATIONS
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.positions import LearnedPositions
+from jaxformer.layers.positions import LearnedPositions, require_context
 from jaxformer.layers.stacks import Encoder
 
 
@@ -73,7 +72,7 @@ class Bert(nnx.Module):
         """
         x_BLD = self.embeddings(tokens_BL, segments_BL)
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
-        mask = None if valid_BL is None else padding_mask(valid_BL)
+        mask = padding_mask(valid_BL)
         x_BLD = self.encoder(x_BLD, mask, fold_path(dropout_key, "encoder"))
         return self.logits(self.head(x_BLD))
 
@@ -81,9 +80,8 @@ class Bert(nnx.Module):
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None
     ) -> Float[Array, "B L D"]:
         """LayerNorm(W[token] + P[position] + S[segment])."""
-        L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
-        if L > T:
-            raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
+        L = tokens_BL.shape[1]
+        require_context(L, self.positions.embedding.shape[0])
         if segments_BL is None:
             segments_BL = jnp.zeros_like(tokens_BL)
         x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L)) + self.segments(segments_BL)

@@ -1,8 +1,9 @@
 """GPT: a causal decoder-only Transformer, as GPT-2 (Radford et al. 2019, section 2.3).
 
-Token plus learned position embeddings, N pre-norm blocks, a final norm, and logits by the token
-embedding itself. Weights start as N(0, 0.02²); projections into the residual stream are scaled by a
-further 1 / sqrt(2N). Dropout follows the embeddings, the attention weights and each sub-layer.
+Token plus learned position embeddings, N blocks (pre-norm by default), a final norm, and logits by
+the token embedding itself. Weights start as N(0, init_std²), 0.02 in GPT-2; projections into the
+residual stream are scaled by a further 1 / sqrt(2N). Dropout follows the embeddings, the attention
+weights and each sub-layer.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import GPTConfig
-from jaxformer.errors import UserError
 from jaxformer.layers.blocks import EncoderBlock
 from jaxformer.layers.cache import KVCache, cache_slots
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.masks import combine_masks, position_mask
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.positions import LearnedPositions
+from jaxformer.layers.positions import LearnedPositions, require_context
 from jaxformer.layers.stacks import apply_blocks
 
 
@@ -69,9 +69,8 @@ class GPT(nnx.Module):
             caches: one per block, see `init_cache`; None without.
             positions: of the tokens in the text, and so their slots; from 0 by default.
         """
-        L, T = tokens_BL.shape[1], self.positions.embedding.shape[0]
-        if L > T:
-            raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
+        L = tokens_BL.shape[1]
+        require_context(L, self.positions.embedding.shape[0])
         positions = jnp.arange(L)[None] if positions is None else positions
         slots = positions if caches is None else cache_slots(caches[0])
         mask = combine_masks(position_mask(positions, slots), mask)

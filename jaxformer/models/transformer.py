@@ -14,13 +14,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxformer.config import TransformerConfig
-from jaxformer.errors import UserError
 from jaxformer.layers.cache import DecoderCache, cache_slots, init_cache
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import combine_masks, padding_mask, position_mask
-from jaxformer.layers.positions import sinusoidal_positions
+from jaxformer.layers.positions import require_context, sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 
 
@@ -65,15 +64,11 @@ class Transformer(nnx.Module):
         source_valid_BM: Bool[Array, "B M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B M D"]:
-        """The encoder's output, the memory that the decoder attends to.
-
-        Raises:
-            UserError: for a source longer than the context.
-        """
+        """The encoder's output, the memory that the decoder attends to."""
         embed = self.embed if self.config.share_embeddings else self.source_embed
         key = fold_path(dropout_key, "source_embedding_dropout")
         x_BMD = self.embed_tokens(embed, source_BM, jnp.arange(source_BM.shape[1]), key)
-        return self.encoder(x_BMD, padding(source_valid_BM), fold_path(dropout_key, "encoder"))
+        return self.encoder(x_BMD, padding_mask(source_valid_BM), fold_path(dropout_key, "encoder"))
 
     def hidden(
         self,
@@ -100,11 +95,11 @@ class Transformer(nnx.Module):
         """
         positions = jnp.arange(target_BL.shape[1])[None] if positions is None else positions
         slots = positions if caches is None else cache_slots(caches[0].own)
-        mask = combine_masks(position_mask(positions, slots), padding(target_valid_BS))
+        mask = combine_masks(position_mask(positions, slots), padding_mask(target_valid_BS))
         embed = self.embed if self.config.share_embeddings else self.target_embed
         key = fold_path(dropout_key, "target_embedding_dropout")
         x_BLD = self.embed_tokens(embed, target_BL, positions, key)
-        key, memory_mask = fold_path(dropout_key, "decoder"), padding(source_valid_BM)
+        key, memory_mask = fold_path(dropout_key, "decoder"), padding_mask(source_valid_BM)
         return self.decoder(x_BLD, memory_BMD, mask, memory_mask, key, caches, positions)
 
     def init_cache(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:
@@ -124,9 +119,8 @@ class Transformer(nnx.Module):
         Raises:
             UserError: for a text longer than the context.
         """
-        L, T, D = tokens_BL.shape[1], self.config.context_length, self.config.width
-        if L > T:
-            raise UserError(f"{L} tokens are more than the context of {T}: give a shorter text")
+        T, D = self.config.context_length, self.config.width
+        require_context(tokens_BL.shape[1], T)
         table = jnp.asarray(sinusoidal_positions(T, D), self.config.dtype)
         x_BLD = math.sqrt(D) * embed(tokens_BL) + table[positions]
         return dropout(x_BLD, self.config.dropout_rate, dropout_key)
@@ -136,8 +130,3 @@ class Transformer(nnx.Module):
         if self.config.share_embeddings:
             return self.embed.attend(hidden_BLD)
         return self.output(hidden_BLD)
-
-
-def padding(valid_BM: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
-    """`padding_mask`; None without padding."""
-    return None if valid_BM is None else padding_mask(valid_BM)

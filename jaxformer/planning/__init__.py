@@ -1,1 +1,1 @@
-"""Floor 5: a run planned before there is a device: memory, FLOPs, traffic, predicted step time."""
+"""A run planned before there is a device: memory, FLOPs, traffic, predicted step time."""

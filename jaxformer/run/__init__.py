@@ -1,1 +1,1 @@
-"""Floor 5: what a training run is made of."""
+"""What a training run is made of."""

@@ -69,7 +69,7 @@ class Run:
         return special_tokens_of(self.tokenizer)
 
     def sample(self, *prompts: str, **options: Any) -> list[str]:
-        """The continuation of each prompt by a GPT, without the prompt; options as of `stream`.
+        """The continuation of each prompt by a GPT, without the prompt; options: see `stream`.
 
         The same seed gives the same texts.
         """
@@ -244,18 +244,24 @@ def _read_average(
     skipped = list(newest.skipped)
     made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
-    steps: list[int] = []
+    verified: list[Checkpoint] = []
     for candidate in directory.checkpoints_to_average(until, made_with):
+        if len(verified) == count:
+            break
         try:
-            if len(steps) < count:
-                steps.append(checkpoint.read_metadata(checkpoints, candidate, [PARAMS]).step)
+            verified.append(
+                newest
+                if candidate == newest.step
+                else checkpoint.read_metadata(checkpoints, candidate, [PARAMS])
+            )
         except UserError as fault:
             skipped.append(str(fault))
-    if len(steps) < count:
+    if len(verified) < count:
         faults = f" ({'; '.join(skipped)})" if skipped else ""
         raise UserError(
-            f"{checkpoints} has {len(steps)} checkpoints to average, not {count}{faults}: average "
-            f"at most {len(steps)}, or train with --checkpoint.keep {count}"
+            f"{checkpoints} has {len(verified)} checkpoints to average, not {count}{faults}: "
+            f"average at most {len(verified)}, or train with --checkpoint.keep {count}"
         )
-    params = average_of(_read_one(checkpoints, expected, each)[0] for each in steps)
+    items = (checkpoint.load(checkpoints, found, {PARAMS: expected}) for found in verified)
+    params = average_of(item[PARAMS] for item in items)
     return params, dataclasses.replace(newest, skipped=tuple(skipped))

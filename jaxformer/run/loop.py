@@ -1,10 +1,10 @@
 """A training run, chapter by chapter: build, restore, step, log, evaluate, save.
 
-The train step is one jitted function of a state that lives on a mesh and is donated to it. Dropout,
-the order of the data and the initial weights follow from the seed and the step alone, so a run that
-is stopped and resumed is the same run to the last bit. What differs between the kinds of runs is in
-their `Task`. Of several processes each computes and saves its part; the first alone writes the
-other files and prints.
+The train step is one jitted function of a state that is sharded over a mesh and donated to it.
+Dropout, the order of the data and the initial weights follow from the seed and the step alone, so a
+run that is stopped and resumed equals an uninterrupted one to the last bit (on GPUs with
+`--deterministic`). What differs between the kinds of runs is in their `Task`. Of several processes
+each computes and saves its part; the first alone writes the other files and prints.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Outcome:
     step: int
     """Optimizer steps done."""
     evaluation: Evaluation | None
-    """The validation of the last step, if it was one to validate at."""
+    """The validation of the last step, if the config validates there."""
     data: Any
     """The prepared data of the run."""
 
@@ -66,8 +66,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     """Train a model into `options.run_dir`, or continue the run that is there.
 
     Raises:
-        UserError: when configuration, data, mesh and directory do not go together; nothing has been
-            written then.
+        UserError: when configuration, data, mesh and directory do not go together, before anything
+            is written; later, when a save fails or too many updates in a row are skipped.
         SystemExit: with the exit status, in every process of a run but the first: what comes after
             the training is for that one alone.
     """

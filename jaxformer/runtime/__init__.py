@@ -1,1 +1,1 @@
-"""Floor 3: the process a run lives in: peers, signals, restarts, watchdog, XLA's settings."""
+"""The process a run lives in: peers, signals, restarts, watchdog, XLA's settings."""

@@ -1,1 +1,1 @@
-"""Floor 4: the kinds of runs: what each learns, from which data, by which objective."""
+"""The kinds of runs: what each learns, from which data, by which objective."""

@@ -1,1 +1,1 @@
-"""Floor 3: loss, schedule, optimizer and step, all pure functions."""
+"""Loss, schedule, optimizer and step, all pure functions."""

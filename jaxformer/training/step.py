@@ -3,12 +3,12 @@
 What is learned is an objective (jaxformer/training/objectives.py) and its kind of batch, whose
 arrays all have their rows on the first axis. A batch may be cut into accumulation slices that are
 scanned one after the other. Losses and gradients are summed over all tokens that count and divided
-once, so each slice weighs by its tokens and the result is that of the whole batch at once.
+once, so the result equals that of the whole batch at once, however it is cut.
 
-The learning rate follows from `state.step` alone, and is computed here and nowhere else. A step
-whose loss or gradient is not finite changes no parameter and no moment, nor does a spike where
-spikes are skipped; the choice is made on the device, without a host synchronisation. Such a step
-still counts: the next one takes the next batch, the next dropout key and the next learning rate.
+The schedule is evaluated here, at `state.step`, and nowhere else. A step whose loss or gradient is
+not finite leaves parameters and moments as they are, and so does a spike if the config skips
+spikes; the choice is made on the device, without a host synchronisation. Such a step still counts:
+the next one takes the next batch, the next dropout key and the next learning rate.
 Adam's own count, which corrects the bias of moments, does not move. The twin leaves out
 `optimizer.step()`.
 """
@@ -87,7 +87,7 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics) of a model and what it is to learn.
 
     `dropout` is the key of the run's dropout; None turns it off. Slice a of step s takes every
-    `accumulation`-th row from row a on, and drops by the key slice_key(step_key(dropout, s), a).
+    `accumulation`-th row from row a on; its dropout key is slice_key(step_key(dropout, s), a).
     A loss more than `spikes.deviations` standard deviations above the mean of those before it is
     reported as a spike, and skipped if `spikes.skip` is set.
     """

@@ -1,1 +1,1 @@
-"""Floor 3: parameters to and from PyTorch's names and axes, by tables of rows."""
+"""Parameters to and from PyTorch's names and axes, by tables of rows."""

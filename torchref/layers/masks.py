@@ -15,9 +15,9 @@ def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
 
 
-def padding_mask(valid_BM: Tensor) -> Tensor:
-    """No query sees a key that is padding: (B, 1, 1, M)."""
-    return valid_BM[:, None, None, :]
+def padding_mask(valid_BM: Tensor | None) -> Tensor | None:
+    """No query sees a key that is padding: (B, 1, 1, M); None without padding."""
+    return None if valid_BM is None else valid_BM[:, None, None, :]
 
 
 def segment_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:

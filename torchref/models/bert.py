@@ -60,7 +60,7 @@ class Bert(nn.Module):
         """Logits of a whole text; by default all of the first segment, and no padding."""
         x_BLD = self.embeddings(tokens_BL, segments_BL)
         x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(keep, "embedding_dropout"))
-        mask = None if valid_BL is None else padding_mask(valid_BL)
+        mask = padding_mask(valid_BL)
         x_BLD = self.encoder(x_BLD, mask, fold_path(keep, "encoder"))
         return self.logits(self.head(x_BLD))
 

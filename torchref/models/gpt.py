@@ -1,8 +1,9 @@
 """GPT: a causal decoder-only Transformer, as GPT-2 (Radford et al. 2019, section 2.3).
 
-Token plus learned position embeddings, N pre-norm blocks, a final norm, and logits by the token
-embedding itself. Weights start as N(0, 0.02²); projections into the residual stream are scaled by a
-further 1 / sqrt(2N). Dropout follows the embeddings, the attention weights and each sub-layer.
+Token plus learned position embeddings, N blocks (pre-norm by default), a final norm, and logits by
+the token embedding itself. Weights start as N(0, init_std²), 0.02 in GPT-2; projections into the
+residual stream are scaled by a further 1 / sqrt(2N). Dropout follows the embeddings, the attention
+weights and each sub-layer.
 """
 
 import torch

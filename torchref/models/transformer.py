@@ -7,12 +7,13 @@ output, or each has its own. Dropout follows the embeddings and each sub-layer (
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from torchref.config import TransformerConfig
 from torchref.layers.dropout import Keep, dropout, fold_path
 from torchref.layers.linear import init_linears
-from torchref.layers.masks import causal_mask, combine_masks, padding_mask
+from torchref.layers.masks import combine_masks, padding_mask, position_mask
 from torchref.layers.positions import sinusoidal_positions
 from torchref.layers.stacks import Decoder, Encoder
 
@@ -56,9 +57,10 @@ class Transformer(nn.Module):
         memory_BMD = self.encode(source_BM, source_valid_BM, keep)
         embed = self.embed if self.config.share_embeddings else self.target_embed
         x_BLD = self.embed_tokens(embed, target_BL, fold_path(keep, "target_embedding_dropout"))
-        mask = combine_masks(causal_mask(target_BL.shape[1]), padding(target_valid_BL))
+        positions = torch.arange(target_BL.shape[1])[None]
+        mask = combine_masks(position_mask(positions, positions), padding_mask(target_valid_BL))
         x_BLD = self.decoder(
-            x_BLD, memory_BMD, mask, padding(source_valid_BM), fold_path(keep, "decoder")
+            x_BLD, memory_BMD, mask, padding_mask(source_valid_BM), fold_path(keep, "decoder")
         )
         return self.logits(x_BLD)
 
@@ -71,7 +73,7 @@ class Transformer(nn.Module):
         """The encoder's output (B, M, D), the memory that the decoder attends to."""
         embed = self.embed if self.config.share_embeddings else self.source_embed
         x_BMD = self.embed_tokens(embed, source_BM, fold_path(keep, "source_embedding_dropout"))
-        return self.encoder(x_BMD, padding(source_valid_BM), fold_path(keep, "encoder"))
+        return self.encoder(x_BMD, padding_mask(source_valid_BM), fold_path(keep, "encoder"))
 
     def embed_tokens(
         self, embed: nn.Embedding, tokens_BL: Tensor, keep: Keep | None = None
@@ -86,8 +88,3 @@ class Transformer(nn.Module):
         if self.config.share_embeddings:
             return hidden_BLD @ self.embed.weight.T
         return self.output(hidden_BLD)
-
-
-def padding(valid_BM: Tensor | None) -> Tensor | None:
-    """`padding_mask`, where there is something to mask."""
-    return None if valid_BM is None else padding_mask(valid_BM)
