@@ -18,9 +18,6 @@ from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.mlp import MLP
 from jaxformer.layers.norms import LayerNorm
 
-Sublayer = Callable[[Array], tuple[Array, Any]]
-"""From its input to its output, and its cache if it keeps one."""
-
 
 class Block(nnx.Module):
     """What the blocks share: how a sub-layer is added to the residual stream."""
@@ -34,7 +31,7 @@ class Block(nnx.Module):
         x_BLD: Float[Array, "B L D"],
         norm: LayerNorm,
         dropout_key: Key[Array, ""] | None,
-        sublayer: Sublayer,
+        sublayer: Callable[[Array], tuple[Array, Any]],
     ) -> tuple[Float[Array, "B L D"], Any]:
         """x + dropout(sublayer(norm(x))) or norm(x + dropout(sublayer(x))), and the cache."""
         pre = self.norm_placement == "pre"

@@ -152,8 +152,8 @@ def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, t
     valid = np.arange(keys) < rng.integers(1, keys + 1, (B, 1))
     segments = np.sort(rng.integers(0, 3, (B, keys)), axis=1)
     nothing = np.repeat(np.arange(B) < B - 1, keys).reshape(B, keys)
-    ours: list[jax.Array] = []
-    theirs: list[torch.Tensor] = []
+    ours: list[jax.Array | None] = []
+    theirs: list[torch.Tensor | None] = []
     for kind in case.masks:
         if kind == "causal" and queries == keys:
             ours.append(masks.causal_mask(keys))
