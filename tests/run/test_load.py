@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import checkpoint
+from jaxformer.checkpoint import PARAMS
 from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig, RunOptions
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
 from jaxformer.errors import UserError
@@ -50,7 +51,7 @@ def test_the_parameters_of_the_step_come_back(run_dir, wanted, step):
 
 
 def cut_short(run_dir, step):
-    files = (run_dir / directory.CHECKPOINTS / str(step)).rglob("*")
+    files = (run_dir / directory.CHECKPOINTS / str(step) / PARAMS).rglob("*")
     victim = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1])
 

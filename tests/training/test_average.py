@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxformer.errors import UserError
 from jaxformer.parity.bounds import UNITS_IN_LAST_PLACE
-from jaxformer.training.average import _moved, average
+from jaxformer.training.average import _add_to_mean, average
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -71,7 +71,7 @@ def test_two_sets_are_held_at_most():
 
 def test_the_mean_is_updated_in_place():
     mean = {"w": jnp.zeros(3)}
-    _moved(mean, {"w": jnp.ones(3)}, jnp.asarray(2))
+    _add_to_mean(mean, {"w": jnp.ones(3)}, jnp.asarray(2))
     assert mean["w"].is_deleted()
 
 
