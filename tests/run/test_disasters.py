@@ -1,4 +1,4 @@
-"""What befalls a run from outside: each is one clear line, and earlier checkpoints stay intact."""
+"""Faults from outside: each ends in one clear line, and earlier checkpoints stay intact."""
 
 import json
 import os
@@ -189,10 +189,10 @@ def test_a_directory_that_vanishes_is_one_line(
         wait_for(lambda: newest(tmp_path / "run") > 2, process, log)
         os.rename(tmp_path / name, tmp_path / "gone")
         process.join(PATIENCE)
-        assert process.exitcode is not None, "goes on without a directory"
+        assert process.exitcode is not None, "continues without a directory"
         line = the_error(process.exitcode, log.read_text())
     assert "checkpoints has vanished: put it back and resume" in line or (
-        "saving checkpoint" in line and "No such file" in line  # it vanished amid a save
+        "saving checkpoint" in line and "No such file" in line  # it vanished during a save
     )
     kept = tmp_path / "gone" if name == "run/checkpoints" else tmp_path / "gone" / "checkpoints"
     assert len(checkpoint.steps(kept)) >= 2

@@ -37,10 +37,10 @@ def kill_and_resume(config: LanguageConfig, directory: Path, kills: int, in_save
     run_dir, log = directory / "run", directory / "log"
     environment = {"JAXFORMER_CACHE": str(directory / "cache")}
     words = [*flags(config, run_dir), "--resume"]
-    rng, number, amid, reached = random.Random(0), 0, 0, 0
-    while number < kills or amid < in_saves:
+    rng, number, during_saves, reached = random.Random(0), 0, 0, 0
+    while number < kills or during_saves < in_saves:
         with training(words if number else words[:-1], log, **environment) as process:
-            if number % 8 == 3:  # before its first step, amid reading and hashing
+            if number % 8 == 3:  # before its first step, while it reads and hashes
                 time.sleep(rng.uniform(0, 2))
             else:
                 wait_for(lambda: newest(run_dir) > reached, process, log)  # noqa: B023
@@ -51,7 +51,7 @@ def kill_and_resume(config: LanguageConfig, directory: Path, kills: int, in_save
             process.kill()
             process.join()
         number += 1
-        amid += under_way(run_dir)
+        during_saves += under_way(run_dir)
         reached = nothing_is_lost(run_dir, seen, reached)
 
     def run(words: list[str]) -> None:
@@ -70,6 +70,7 @@ def nothing_is_lost(run_dir: Path, seen: int, reached: int) -> int:
     assert listed[-1] >= seen >= reached, "a completed step is lost"
     for step in listed:
         assert load_run(run_dir, step=step).step == step
+        checkpoint.read_metadata(run_dir / "checkpoints", step)  # the optimizer's files verify too
     return listed[-1]
 
 
