@@ -51,7 +51,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests run in the backgr
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-MEMORY = 1.6e9
+MEMORY = 1.2e9
 """Bytes of a worker after which it forgets what it has compiled."""
 
 
