@@ -1,6 +1,5 @@
 """The twins start as jaxformer's models do: each parameter from the same distribution."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,8 +9,7 @@ import torch
 
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.models.functional import flat_params, init_params
-from jaxformer.parity.engine.cases import Case
-from jaxformer.parity.engine.model_pair import twin_config
+from jaxformer.parity.engine.model_pair import in_jax_names, twin_config
 from jaxformer.parity.proofs.bert import BERT_PAIR
 from jaxformer.parity.proofs.gpt import GPT_PAIR
 from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR
@@ -39,11 +37,12 @@ MODELS = [
 
 @pytest.mark.parametrize(("pair", "config"), MODELS)
 def test_every_parameter_starts_from_the_same_distribution(pair, config):
-    ours = flat_params(init_params(pair.build, config, jax.random.key(0)))
+    params = init_params(pair.build, config, jax.random.key(0))
+    ours = flat_params(params)
     torch.manual_seed(0)
     twin = pair.build_twin(twin_config(config))
     tensors = {name: parameter.detach() for name, parameter in twin.named_parameters()}
-    theirs = pair.in_jax_names(Case(dataclasses.replace(config), "float32"), tensors)
+    theirs = in_jax_names(params, tensors)
     assert set(ours) == set(theirs)
     for path, expected in theirs.items():
         found = np.asarray(ours[path], np.float64)

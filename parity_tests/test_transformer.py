@@ -74,10 +74,10 @@ def test_every_parameter_has_a_gradient_that_was_compared(share, placement):
     found = transformer.prove_transformer(case)
     assert found.ok, [row for row in found.rows if not row.ok]
     compared = {row.path for row in found.rows if row.quantity == "param_grad"}
-    model = transformer.TRANSFORMER_PAIR.model(dataclasses.replace(case, dtype="float32"))
+    _, params = transformer.TRANSFORMER_PAIR.draw(dataclasses.replace(case, dtype="float32"))
     blocks = TINY.num_layers * (16 + 26)
     outside = (1 if share else 3) + (4 if placement == "pre" else 0)
-    assert len(compared) == len(jax.tree.leaves(model)) == blocks + outside
+    assert len(compared) == len(jax.tree.leaves(params)) == blocks + outside
     inputs = {row.path for row in found.rows if row.quantity == "input_grad"}
     embeddings = {"embed output", "embed#2 output"}
     if not share:

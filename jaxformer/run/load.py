@@ -165,14 +165,14 @@ class Run:
             return evaluate.language_figures(self, split)
         return evaluate.translation_figures(self, split, search or BeamConfig())
 
-    def _config_of(self, kind: type) -> Any:
-        require_kind(self.config, kind, self.directory)
+    def _config_of(self, config_type: type) -> Any:
+        require_kind(self.config, config_type, self.directory)
         return self.config
 
 
-def require_kind(config: RunConfig, kind: type, run_dir: Path) -> None:
-    """Refuse a run of another kind than `kind`, the type of its configuration."""
-    if not isinstance(config, kind):
+def require_kind(config: RunConfig, config_type: type, run_dir: Path) -> None:
+    """Refuse a run whose configuration is of another type."""
+    if not isinstance(config, config_type):
         raise UserError(
             f"{run_dir} holds a {config.kind} run, which this command does not read: use "
             f"jaxformer {kind_of(config).command}"
@@ -181,7 +181,7 @@ def require_kind(config: RunConfig, kind: type, run_dir: Path) -> None:
 
 def load_run(
     run_dir: Path | str,
-    kind: type[RunConfig] | None = None,
+    config_type: type[RunConfig] | None = None,
     *,
     step: int | None = None,
     average: int = 1,
@@ -190,7 +190,7 @@ def load_run(
 
     Args:
         run_dir: the run's directory.
-        kind: what the caller works on, if it works on one only.
+        config_type: of the runs that the caller works on, if it works on one kind only.
         step: of the checkpoint.
         average: how many checkpoints to average, that one and those before it that verify
             (Vaswani et al. 2017, section 6.1).
@@ -207,8 +207,8 @@ def load_run(
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
-    if kind is not None:
-        require_kind(config, kind, run_dir)
+    if config_type is not None:
+        require_kind(config, config_type, run_dir)
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:

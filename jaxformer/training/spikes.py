@@ -5,7 +5,8 @@
     mean <- mean + a d
 
 are the mean and variance of all losses so far; a loss of 100 steps ago weighs 1/e of the newest.
-The arithmetic is that of Python numbers and of jax scalars alike.
+The arithmetic is that of Python numbers and of jax scalars alike. What a step does about a spike,
+and about a loss or gradient that is not finite, is in `step.py`.
 Source: Finch 2009, "Incremental calculation of weighted mean and variance", section 9.
 """
 

@@ -1,7 +1,8 @@
 """A module and its twin, run side by side: the engine of the proofs of layers and models."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,29 +34,24 @@ class ModelPair(NamedTuple):
     name: str = "layers"
     """The model's name in the report."""
 
-    def model(self, case: Case) -> Any:
-        """The module in the type of the case, with parameters drawn for it."""
+    def draw(self, case: Case) -> tuple[nnx.GraphDef, PyTree[Array]]:
+        """The module in the type of the case, as graph definition and drawn parameters."""
         graphdef, shapes = abstract_model(self.build, case.model_config)
-        return merge(graphdef, draw_params(case, shapes))
+        return graphdef, draw_params(case, shapes)
 
-    def twin(self, case: Case) -> torch.nn.Module:
-        """The twin in the type of the case, with the same parameters."""
-        _, shapes = abstract_model(self.build, case.model_config)
-        return self.twin_with(case, draw_params(case, shapes))
-
-    def twin_with(self, case: Case, params: PyTree[Array]) -> torch.nn.Module:
+    def twin(self, case: Case, params: PyTree[Array]) -> torch.nn.Module:
         """The twin in the type of the case, with these parameters."""
         tensors = to_torch(params, TWIN)
         twin = self.build_twin(twin_config(case.model_config)).to(case.torch_dtype)
         twin.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         return twin
 
-    def in_jax_names(self, case: Case, grads: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """PyTorch's gradients with the paths and axes of JAX's parameters."""
-        _, shapes = abstract_model(self.build, case.model_config)
-        like = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
-        arrays = {name: as_numpy(grad) for name, grad in grads.items()}
-        return flat_params(from_torch(arrays, TWIN, like))
+
+def in_jax_names(params: PyTree[Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """PyTorch's tensors, such as gradients, with the paths and axes of JAX's parameters."""
+    like = jax.tree.map(lambda x: np.zeros(x.shape), params)
+    arrays = {name: as_numpy(tensor) for name, tensor in tensors.items()}
+    return flat_params(from_torch(arrays, TWIN, like))
 
 
 def twin_config(config: Any) -> Any:
@@ -92,9 +88,8 @@ def compare_pair(
         return _named(_with_params(values(trace, other), trace.param_grads), layer, quantity)
 
     with arithmetic(case.dtype):
-        ours = trace_jax(
-            pair.model(case), inputs(case)[0], case.number_type, case.seed, jit=case.jit
-        )
+        model = merge(*pair.draw(case))
+        ours = trace_jax(model, inputs(case)[0], case.number_type, case.seed, jit=case.jit)
     theirs = _trace_twin(case, pair, inputs)
     both = named(ours, theirs), named(theirs, ours)
     if case.dtype == "bfloat16":
@@ -133,10 +128,13 @@ def compare_functions(
     return compare_pair(case, pair, inputs, "layer", layer)
 
 
+@functools.lru_cache(maxsize=4)  # all bugs of a proof are compared with the same trace
 def _trace_twin(case: Case, pair: ModelPair, inputs: Inputs) -> Trace:
     with arithmetic(case.dtype):
-        trace = trace_torch(pair.twin(case), inputs(case)[1], case.number_type, case.seed)
-        return trace._replace(param_grads=pair.in_jax_names(case, trace.param_grads))
+        _, params = pair.draw(case)
+        twin = pair.twin(case, params)
+        trace = trace_torch(twin, inputs(case)[1], case.number_type, case.seed)
+        return trace._replace(param_grads=in_jax_names(params, trace.param_grads))
 
 
 def _with_params(values: dict[Key, Any], grads: dict[str, Any]) -> dict[Key, Any]:

@@ -11,11 +11,11 @@ import torch
 
 from jaxformer.config import MeshConfig
 from jaxformer.layers.dropout import step_key
-from jaxformer.models.functional import abstract_model, flat_params, merge
+from jaxformer.models.functional import flat_params, merge
 from jaxformer.parity.bounds import Scope
-from jaxformer.parity.engine.cases import Case, draw_params, dropout_key, keep_for
+from jaxformer.parity.engine.cases import Case, dropout_key, keep_for
 from jaxformer.parity.engine.comparison import Comparison, compare_values
-from jaxformer.parity.engine.model_pair import ModelPair
+from jaxformer.parity.engine.model_pair import ModelPair, in_jax_names
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, Key
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
@@ -87,19 +87,19 @@ def compare_objective(case: Case, pair: TrainingPair) -> Comparison:
         return sums | {Key(layer, "param_grad", path): grad for path, grad in grads.items()}
 
     with arithmetic(case.dtype):
-        graphdef, shapes = abstract_model(pair.models.build, case.model_config)
+        graphdef, drawn = pair.models.draw(case)
         objective, arrays = pair.objective(case), jax.tree.map(jnp.asarray, batch)
 
         def loss(params: Any) -> Any:
             return objective(merge(graphdef, params), arrays, None)
 
-        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(draw_params(case, shapes))
+        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(drawn)
         ours = as_values(total, count, flat_params(grads))
 
-        twin = pair.models.twin(case)
+        twin = pair.models.twin(case, drawn)
         total, count = pair.twin_objective(case)(twin, in_torch(batch), None)
         total.backward()
-        theirs = as_values(total, count, pair.models.in_jax_names(case, _grads(twin)))
+        theirs = as_values(total, count, in_jax_names(drawn, _grads(twin)))
     return compare_values(ours, theirs, case, "model", pair.models.name)
 
 
@@ -168,11 +168,11 @@ def begin(
     case: Case, pair: TrainingPair, steps: int, accumulation: int, mesh: MeshConfig = ONE_DEVICE
 ) -> tuple[Any, step.TrainState]:
     """jaxformer's jitted train step and the initial state, divided over the mesh."""
-    graphdef, shapes = abstract_model(pair.models.build, case.model_config)
+    graphdef, params = pair.models.draw(case)
     optimizer = pair.optimizers.optimizer(case, steps)
     key = dropout_key(case) if case.config.dropout_rate else None
     train_step = step.make_train_step(graphdef, pair.objective(case), optimizer, key, accumulation)
-    state = step.init_state(draw_params(case, shapes), optimizer)
+    state = step.init_state(params, optimizer)
     devices = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
     places, rows = state_shardings(state, devices), batch_sharding(devices)
     jitted = jax.jit(train_step, in_shardings=(places, rows), out_shardings=(places, None))
@@ -184,7 +184,8 @@ def take_twin_steps(
 ) -> dict[Key, Any]:
     """The twin's state and metrics after some steps, by the paths of jaxformer's parameters."""
     with arithmetic(case.dtype):
-        twin = pair.models.twin(case)
+        _, drawn = pair.models.draw(case)
+        twin = pair.models.twin(case, drawn)
         optimizers, objective = pair.optimizers, pair.twin_objective(case)
         rule, rate = optimizers.twin_optimizer(twin), optimizers.rate(case, steps)
         reports = []
@@ -206,7 +207,7 @@ def take_twin_steps(
             )
         values = _metrics_values(layer, [(m.loss, m.grad_norm) for m in reports])
         for label, tensors in _torch_state(twin, rule).items():
-            for path, array in pair.models.in_jax_names(case, tensors).items():
+            for path, array in in_jax_names(drawn, tensors).items():
                 if not path.endswith(ZERO_GRADIENT):
                     values[Key(layer, "update", f"{label}/{path}")] = array
         return values

@@ -18,9 +18,9 @@ from jaxtyping import Array, PyTree
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig
 from jaxformer.decoding import beam, reference
-from jaxformer.models.functional import abstract_model, leaf_path
+from jaxformer.models.functional import leaf_path
 from jaxformer.parity.bounds import BOUNDS
-from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Comparison, Proof
 from jaxformer.parity.engine.model_pair import twin_config
 from jaxformer.parity.engine.settings import arithmetic
@@ -52,9 +52,9 @@ class Model(NamedTuple):
 
 def draw_model(case: Case) -> Model:
     """Both sides in the type of the case; the last three tokens are the special ones."""
-    graphdef, shapes = abstract_model(TRANSFORMER_PAIR.build, case.model_config)
-    params = jax.tree_util.tree_map_with_path(_branching, draw_params(case, shapes))
-    return Model(graphdef, params, TRANSFORMER_PAIR.twin_with(case, params), case.specials)
+    graphdef, drawn = TRANSFORMER_PAIR.draw(case)
+    params = jax.tree_util.tree_map_with_path(_branching, drawn)
+    return Model(graphdef, params, TRANSFORMER_PAIR.twin(case, params), case.specials)
 
 
 def _branching(path: tuple, leaf: jax.Array) -> jax.Array:

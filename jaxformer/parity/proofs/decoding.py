@@ -16,8 +16,8 @@ from flax import nnx
 from jaxformer.config import SamplingConfig
 from jaxformer.decoding import generate, reference, sampling, state
 from jaxformer.layers.cache import init_cache
-from jaxformer.models.functional import abstract_model
-from jaxformer.parity.engine.cases import Case, draw_params
+from jaxformer.models.functional import merge
+from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Comparison, Proof, compare_values
 from jaxformer.parity.engine.model_pair import twin_config
 from jaxformer.parity.engine.settings import arithmetic
@@ -72,7 +72,8 @@ def prove_cache(case: Case) -> Comparison:
     B, T = case.batch, case.config.context_length
     tokens = case.tokens("tokens", B, T)
     with arithmetic(case.dtype):
-        model = GPT_PAIR.model(case)
+        graphdef, params = GPT_PAIR.draw(case)
+        model = merge(graphdef, params)
         caches = init_cache(case.model_config, B, T)
         logits = []
         cuts = [0, 1, 2, *range(T - 2, T + 1)]
@@ -82,7 +83,7 @@ def prove_cache(case: Case) -> Comparison:
             hidden, caches = model.hidden(piece, caches=caches, positions=positions)
             logits.append(model.logits(hidden))
         with torch.no_grad():
-            expected = GPT_PAIR.twin(case)(torch.tensor(tokens))
+            expected = GPT_PAIR.twin(case, params)(torch.tensor(tokens))
     key = Key("cache", "output", "logits")
     return compare_values(
         {key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model", "gpt"
@@ -97,10 +98,10 @@ def prove_generate(case: Case) -> Comparison:
     ours: dict[Key, Any] = {}
     theirs: dict[Key, Any] = {}
     with arithmetic(case.dtype):
-        graphdef, shapes = abstract_model(GPT_PAIR.build, case.model_config)
-        params = draw_params(case, shapes)
+        graphdef, params = GPT_PAIR.draw(case)
+        twin = GPT_PAIR.twin(case, params)
         for name in ("greedy", "all"):
-            expected = _twin_texts(case, prompts, SAMPLINGS[name])
+            expected = _twin_texts(twin, case, prompts, SAMPLINGS[name])
             for kind, function in (
                 ("cached", generate.generate),
                 ("uncached", reference.generate_uncached),
@@ -131,8 +132,9 @@ def _texts(
     return np.stack([np.asarray(tokens, np.int64) for tokens in steps], axis=1)
 
 
-def _twin_texts(case: Case, prompts: list[np.ndarray], config: SamplingConfig) -> np.ndarray:
-    twin: Any = GPT_PAIR.twin(case)
+def _twin_texts(
+    twin: Any, case: Case, prompts: list[np.ndarray], config: SamplingConfig
+) -> np.ndarray:
     keys = state.row_keys(case.seed, len(prompts))
     like = jnp.zeros((len(prompts), case.config.vocab_size), case.dtype)
     noise = [np.array(sampling.gumbel_noise(keys, t, like)) for t in range(NEW_TOKENS)]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import torch
 
 from jaxformer.config import TransformerConfig
+from jaxformer.models.functional import merge
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
 from jaxformer.parity.engine.comparison import Comparison, Proof, compare_values
@@ -47,7 +48,8 @@ def prove_transformer_cache(case: Case) -> Comparison:
     (source, target, valid, _, _), twin_inputs = _inputs(case)
     cuts = sorted({0, 1, L // 2, L - 1, L})
     with arithmetic(case.dtype):
-        model = TRANSFORMER_PAIR.model(case)
+        graphdef, params = TRANSFORMER_PAIR.draw(case)
+        model = merge(graphdef, params)
         caches = model.init_cache(model.encode(source, valid), L)
         logits = []
         for start, end in itertools.pairwise(cuts):
@@ -57,7 +59,7 @@ def prove_transformer_cache(case: Case) -> Comparison:
             )
             logits.append(model.logits(hidden))
         with torch.no_grad():
-            expected = TRANSFORMER_PAIR.twin(case)(*twin_inputs[:3])
+            expected = TRANSFORMER_PAIR.twin(case, params)(*twin_inputs[:3])
     ours, key = jnp.concatenate(logits, axis=1), Key("cache", "output", "logits")
     return compare_values({key: ours}, {key: expected}, case, "model", "transformer")
 
