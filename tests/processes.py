@@ -14,7 +14,7 @@ from jaxformer.monitor.metrics import read_metrics
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
 SIZES = [
     *("--model.context-length", "16", "--model.width", "16", "--model.num-heads", "2"),
-    *("--model.mlp-width", "32", "--model.num-layers", "2", "--model.dropout-rate", "0.2"),
+    *("--model.mlp-width", "32", "--model.num-layers", "1", "--model.dropout-rate", "0.2"),
     *("--batch-size", "8", "--eval-every", "4", "--seed", "3", "--optimizer.warmup-steps", "10"),
 ]
 

@@ -36,6 +36,8 @@ from jaxformer.tasks.program import build
 from jaxformer.tasks.translation import longest_pair
 from tests.formulas import gpt_flops, gpt_parameters
 
+pytestmark = pytest.mark.optimized
+
 TOY = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1)
 RUN = LanguageConfig(model=TOY, steps=20, batch_size=16)
 MESHES = {

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -36,6 +38,16 @@ from tests.run import forked, tiny
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Path]:
+    """Where the text is, and what was prepared of it."""
+    place = tmp_path_factory.mktemp("loop")
+    (place / "text.txt").write_text(TEXT, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXFORMER_CACHE", str(place / "cache"))
+        yield place
+
+
 @pytest.fixture
 def config(divided, monkeypatch) -> LanguageConfig:
     """On one device, which compiles sooner."""
@@ -43,12 +55,25 @@ def config(divided, monkeypatch) -> LanguageConfig:
     return dataclasses.replace(divided, mesh=MeshConfig())
 
 
+@pytest.fixture(scope="module")
+def begun(place, divided) -> Path:
+    """A run on one device that was stopped after two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.one_device(patch)
+        config = dataclasses.replace(divided, mesh=MeshConfig())
+        train(config, RunOptions(run_dir=place / "begun", stop_after=2))
+    return place / "begun"
+
+
 @pytest.fixture
-def divided(tmp_path, monkeypatch) -> LanguageConfig:
+def run_dir(begun, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def divided(place) -> LanguageConfig:
     """On eight devices."""
-    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
     return LanguageConfig(
         model=GPTConfig(
             vocab_size=0,
@@ -59,7 +84,7 @@ def divided(tmp_path, monkeypatch) -> LanguageConfig:
             num_layers=2,
             dropout_rate=0.2,
         ),
-        data=DataConfig(path=text, tokenizer="characters"),
+        data=DataConfig(path=place / "text.txt", tokenizer="characters"),
         checkpoint=CheckpointConfig(every=15, keep=2),
         mesh=MeshConfig(data=4, fsdp=2),
         steps=40,
@@ -94,6 +119,7 @@ def flags(config: LanguageConfig, run_dir: Path, steps: int) -> list[str]:
     ]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("half", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_run_equals_its_half_and_a_new_process_and_the_rest(config, tmp_path, half):
     whole, halves, steps = tmp_path / "whole", tmp_path / "halves", 2 * half
@@ -138,54 +164,49 @@ def test_a_second_compilation_is_reported(config, tmp_path, capsys, monkeypatch)
     assert "compiled 2 times" in capsys.readouterr().out
 
 
-def test_a_directory_that_holds_a_run_is_refused_and_unharmed(config, tmp_path):
-    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
-    train(config, options)
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+def test_a_directory_that_holds_a_run_is_refused_and_unharmed(config, run_dir):
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match=r"already holds a run.*--resume"):
-        train(config, options)
-    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        train(config, RunOptions(run_dir=run_dir, stop_after=2))
+    assert before == {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
 
 
-def test_a_directory_that_another_process_trains_in_is_refused(config, tmp_path):
-    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+def test_a_directory_that_another_process_trains_in_is_refused(config, run_dir):
+    before = (run_dir / "metrics.jsonl").read_bytes()
     script = "import sys; from pathlib import Path\n"
     script += "from jaxformer.run.directory import locked\n"
     script += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    words = [sys.executable, "-c", script, str(tmp_path / "run")]
+    words = [sys.executable, "-c", script, str(run_dir)]
     holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match="by another process"):
-        train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
+        train(config, RunOptions(run_dir=run_dir, resume=True))
     holder.communicate()
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    train(config, RunOptions(run_dir=run_dir, resume=True, stop_after=3))
 
 
-def test_a_config_that_was_changed_by_hand_is_refused(config, tmp_path):
-    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
-    path = tmp_path / "run" / "config.json"
+def test_a_config_that_was_changed_by_hand_is_refused(config, run_dir):
+    path = run_dir / "config.json"
     path.write_text(path.read_text().replace('"num_heads": 2', '"num_heads": 4'))
     model = dataclasses.replace(config.model, num_heads=4)
-    options = RunOptions(run_dir=tmp_path / "run", resume=True)
+    options = RunOptions(run_dir=run_dir, resume=True)
     with pytest.raises(UserError, match=r"num-heads 4 \(the run has 2\)"):
         train(dataclasses.replace(config, model=model), options)
     with pytest.raises(UserError, match=r"num-heads 4 \(the run has 2\)"):
-        load_run(tmp_path / "run")
+        load_run(run_dir)
 
 
-def test_a_lost_tokenizer_comes_back_on_resume(config, tmp_path):
-    train(config, RunOptions(run_dir=tmp_path / "run", stop_after=2))
-    path = tmp_path / "run" / "tokenizer.json"
+def test_a_lost_tokenizer_comes_back_on_resume(config, run_dir):
+    path = run_dir / "tokenizer.json"
     content = path.read_bytes()
     path.unlink()
-    train(config, RunOptions(run_dir=tmp_path / "run", resume=True, stop_after=3))
+    train(config, RunOptions(run_dir=run_dir, resume=True, stop_after=3))
     assert path.read_bytes() == content
 
 
-def test_a_relative_text_is_found_from_elsewhere(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_relative_text_is_found_from_elsewhere(config, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
     near = dataclasses.replace(config, data=dataclasses.replace(config.data, path=Path("text.txt")))
     train(near, RunOptions(run_dir=tmp_path / "run", stop_after=2))
     monkeypatch.chdir("/")
@@ -200,6 +221,7 @@ def test_float64_is_not_made_float32_silently(config, tmp_path):
 
 
 def test_a_finished_run_says_so(config, tmp_path, capsys):
+    config = dataclasses.replace(config, steps=2)
     train(config, RunOptions(run_dir=tmp_path / "run"))
     train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
     assert "nothing is left to do" in capsys.readouterr().out
@@ -219,20 +241,19 @@ def test_resuming_nothing_is_refused(config, tmp_path):
         ({"batch_size": 16}, "--batch-size 16 (the run has 8)"),
     ],
 )
-def test_resuming_with_another_configuration_names_what_differs(config, tmp_path, change, named):
-    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
-    train(config, options)
+def test_resuming_with_another_configuration_names_what_differs(config, run_dir, change, named):
     with pytest.raises(UserError) as refusal:
-        train(dataclasses.replace(config, **change), dataclasses.replace(options, resume=True))
+        train(dataclasses.replace(config, **change), RunOptions(run_dir=run_dir, resume=True))
     assert named in str(refusal.value)
 
 
-def test_resuming_with_other_data_is_refused(config, tmp_path):
-    options = RunOptions(run_dir=tmp_path / "run", stop_after=2)
-    train(config, options)
-    config.data.path.write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
-    with pytest.raises(UserError, match="data differ"):
-        train(config, dataclasses.replace(options, resume=True))
+def test_resuming_with_other_data_is_refused(config, place, run_dir):
+    (place / "text.txt").write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
+    try:
+        with pytest.raises(UserError, match="data differ"):
+            train(config, RunOptions(run_dir=run_dir, resume=True))
+    finally:
+        (place / "text.txt").write_text(TEXT, encoding="utf-8")
 
 
 @pytest.mark.slow  # the quick set does so from two processes: test_processes.py

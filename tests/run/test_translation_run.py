@@ -1,6 +1,7 @@
 """A translation run: resumed = uninterrupted, to the bit; its batches are known by its log."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,6 +58,22 @@ CONFIG = CopyTranslationConfig(
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A run that was stopped after six steps."""
+    place = tmp_path_factory.mktemp("translation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXFORMER_CACHE", str(place / "cache"))
+        train(CONFIG, RunOptions(run_dir=place / "run", stop_after=6))
+    return place / "run"
+
+
+@pytest.fixture
+def run_dir(begun, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
 def losses(run_dir: Path) -> list[tuple]:
@@ -125,10 +142,9 @@ def test_a_run_leaves_what_a_run_directory_holds(tmp_path, capsys):
     assert rates.index(max(rates)) == CONFIG.optimizer.warmup_steps - 1
 
 
-def test_the_speed_is_that_of_the_targets_of_each_batch(tmp_path):
-    train(CONFIG, RunOptions(run_dir=tmp_path / "run", stop_after=6))
+def test_the_speed_is_that_of_the_targets_of_each_batch(run_dir):
     source = translation_task(CONFIG, make_mesh(CONFIG.mesh)).batches
-    for row in read_metrics(tmp_path / "run" / "metrics.jsonl")[1:5]:
+    for row in read_metrics(run_dir / "metrics.jsonl")[1:5]:
         tokens = row["tokens_per_second"] * row["step_seconds"]
         assert tokens == pytest.approx(source[row["step"] - 1].mask.sum())
 
@@ -190,17 +206,15 @@ def test_resuming_with_other_data_is_refused(tmp_path):
         train(config, dataclasses.replace(options, resume=True))
 
 
-def test_resuming_as_another_kind_of_run_is_refused(tmp_path):
-    train(CONFIG, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+def test_resuming_as_another_kind_of_run_is_refused(run_dir, tmp_path):
     with pytest.raises(UserError, match=r"a transformer_text run \(the run is transformer_copy\)"):
-        train(text_config(tmp_path), RunOptions(run_dir=tmp_path / "run", resume=True))
+        train(text_config(tmp_path), RunOptions(run_dir=run_dir, resume=True))
 
 
-def test_resuming_where_batches_would_be_others_is_refused(tmp_path, monkeypatch):
-    train(CONFIG, RunOptions(run_dir=tmp_path / "run", stop_after=2))
+def test_resuming_where_batches_would_be_others_is_refused(run_dir, monkeypatch):
     monkeypatch.setattr("jaxformer.tasks.translation.ROWS", 16)  # as on 16 devices
     with pytest.raises(UserError, match="rows differ: the run has 8, here is 16"):
-        train(CONFIG, RunOptions(run_dir=tmp_path / "run", resume=True))
+        train(CONFIG, RunOptions(run_dir=run_dir, resume=True))
 
 
 def test_a_context_that_is_too_short_is_refused(tmp_path):
@@ -216,9 +230,8 @@ def test_a_vocabulary_without_room_for_the_special_tokens_is_refused(tmp_path):
         train(dataclasses.replace(CONFIG, model=model), RunOptions(run_dir=tmp_path / "run"))
 
 
-def test_a_run_is_opened_with_its_special_tokens(tmp_path):
-    train(CONFIG, RunOptions(run_dir=tmp_path / "run", stop_after=2))
-    run = load_run(tmp_path / "run")
+def test_a_run_is_opened_with_its_special_tokens(begun):
+    run = load_run(begun)
     assert isinstance(run.config, CopyTranslationConfig)
     assert dataclasses.astuple(run.specials) == (4, 5, 6)
     assert run.config.model.vocab_size == 7

@@ -66,7 +66,7 @@ def kill_while_it_runs(directory: Path, steps: int, kills: int) -> None:
 
 
 def test_a_run_that_is_killed_goes_on_by_itself(tmp_path):
-    kill_while_it_runs(tmp_path, steps=20, kills=1)
+    kill_while_it_runs(tmp_path, steps=12, kills=1)
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import Program, build
 from tests.meshes import toy_batches, toy_run
 
+pytestmark = pytest.mark.optimized
+
 LAYERS, ROWS = 2, 24
 DATA, FSDP, TENSOR, MIXED = (
     MeshConfig(data=8),
