@@ -4,7 +4,7 @@ The dimension key, used for the same thing in code, docstrings, shape annotation
 
     B batch            L query length     M key length       D model width
     H query heads      G key-value heads  K head width       F feed-forward width
-    N layers           V vocabulary
+    N layers           V vocabulary       T context length   S slots of a cache
 """
 
 from jaxformer.config.checks import require_positive
