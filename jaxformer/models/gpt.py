@@ -67,7 +67,7 @@ class GPT(nnx.Module):
             mask: narrows the causal mask, which with caches is over their slots.
             dropout_key: of the step; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
-            positions: of the tokens in the text, and their slots; below the context; by default 0, 1, ...
+            positions: of the tokens in the text, below its context, and their slots; from 0.
         """
         L = tokens_BL.shape[1]
         require_context(L, self.positions.embedding.shape[0])

@@ -91,7 +91,7 @@ class Transformer(nnx.Module):
             source_valid_BM: the same of the source.
             dropout_key: of the step; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
-            positions: of the tokens in the target, and their slots; below the context; by default 0, 1, ...
+            positions: of the tokens in the target, below its context, and their slots; from 0.
         """
         positions = jnp.arange(target_BL.shape[1])[None] if positions is None else positions
         slots = positions if caches is None else cache_slots(caches[0].own)
