@@ -98,5 +98,23 @@ def test_an_interval_reads_as_in_mathematics(bounds, text):
     assert str(bounds) == text
 
 
+@pytest.mark.parametrize(
+    ("kind", "held", "refused"),
+    [
+        (checks.PositiveInt, [1, LARGEST], [0, LARGEST + 1]),
+        (checks.NaturalInt, [0, LARGEST], [-1]),
+        (checks.PositiveFloat, [1e-30, 3e8], [0.0, -1.0]),
+        (checks.NonNegativeFloat, [0.0, 3e8], [-1e-30]),
+        (checks.Probability, [0.0, 0.999], [-0.1, 1.0]),
+        (checks.Split, [0.001, 0.999], [0.0, 1.0]),
+        (checks.VocabularySize, [0, 50_257, 2**20], [-1, 2**20 + 1]),
+    ],
+)
+def test_the_types_of_fields_hold_what_their_names_say(kind, held, refused):
+    (bounds,) = kind.__metadata__
+    assert [value in bounds for value in held] == [True] * len(held)
+    assert [value in bounds for value in refused] == [False] * len(refused)
+
+
 def test_a_field_that_is_not_set_is_not_compared():
     check_fields(configs.SamplingConfig(top_k=None))

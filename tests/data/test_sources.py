@@ -110,6 +110,32 @@ def test_other_settings_of_the_same_files_are_prepared_for_themselves(file, cach
     assert abs(len(more.train) - len(more.val)) <= 40
 
 
+def test_a_record_is_of_one_kind_of_data_and_one_format(file):
+    data = DataConfig(path=file)
+    names = {sources.look_at(data, version, [file]).name for version in (1, 2)}
+
+    class Other(DataConfig):
+        pass
+
+    assert len(names | {sources.look_at(Other(path=file), 1, [file]).name}) == 3
+
+
+def test_a_file_that_is_not_there_has_no_record(tmp_path):
+    assert sources.look_at(DataConfig(), 1, [tmp_path / "missing"]) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"{}", b"null", b'{"time_ns": "x"}', b"[" * 100_000]
+)
+def test_a_damaged_record_is_none(content, file, cache):
+    data = DataConfig(path=file, tokenizer="bytes")
+    settle()
+    first = prepare(data, cache)
+    [record] = cache.glob(f"*/{sources.DIRECTORY}/*")
+    record.write_bytes(content)
+    assert prepare(data, cache).fingerprint == first.fingerprint
+
+
 def test_damaged_tokens_of_an_unchanged_text_are_made_again(file, cache):
     data = DataConfig(path=file, tokenizer="bytes")
     settle()

@@ -59,6 +59,13 @@ def test_a_token_beyond_the_tokenizer_is_a_replacement_character():
     assert cut_short.feed(0xE2) + cut_short.feed(256) == "\ufffd\ufffd"
 
 
+def test_what_is_held_back_comes_at_the_end():
+    """A character's first bytes, and the beginning of a stop string."""
+    text = TextStream(BYTES, ["ab\ufffd!"])
+    assert [text.feed(token) for token in b"ab\xe2"] == ["", "", ""]
+    assert text.flush() == "ab\ufffd"
+
+
 def test_an_empty_prompt_is_a_newline():
     assert encode_prompt(BYTES, "").tolist() == BYTES.encode("\n").tolist()
     assert encode_prompt(BYTES, "ab").tolist() == BYTES.encode("ab").tolist()

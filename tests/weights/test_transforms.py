@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -19,6 +19,7 @@ def fitting(draw: st.DrawFn) -> tuple[np.ndarray, Transform]:
     return array, draw(st.sampled_from([Transpose(axes), Halves(axis)]))
 
 
+@settings(max_examples=200)
 @given(fitting())
 def test_the_inverse_undoes_the_transform_from_either_side(drawn):
     array, transform = drawn
