@@ -170,7 +170,7 @@ def test_twin_draws_the_same_tokens_from_the_same_noise(fields, seed, ties):
     np.put_along_axis(seen_BV, seen, True, axis=-1)
 
     config = SamplingConfig(**fields)
-    actual = ours(sampling.next_token, logits_BV, "float64", seen_BV, config, noise_BV)
+    actual = ours(sampling.select_token, logits_BV, "float64", seen_BV, config, noise_BV)
     config = torchref.config.SamplingConfig(**fields)
     rows = torch.tensor(logits_BV), torch.tensor(seen_BV), config, torch.tensor(noise_BV)
-    np.testing.assert_array_equal(actual, twin.next_token(*rows).numpy())
+    np.testing.assert_array_equal(actual, twin.select_token(*rows).numpy())

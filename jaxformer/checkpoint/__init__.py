@@ -14,9 +14,9 @@ when Orbax has committed the arrays and a manifest with every file's SHA-256 lie
 An item is read without the bytes of the others: parameters take about a third of an AdamW state.
 
 Orbax loads flipped bits and casts dtypes silently, so an item is loaded only after its files were
-hashed again and its leaves compared with those expected. Reading is functions that change nothing
-on disk; writing is `CheckpointWriter`, which blocks the training loop only while arrays are copied
-to the host. With several processes all call `save` and `restore`, on one shared file system; the
+hashed again and its leaves compared with those expected. The functions that read change nothing on
+disk; `CheckpointWriter` blocks the training loop only while arrays are copied to the host. With
+several processes all call `save` and `restore`, on one shared file system; the
 first alone writes manifests and deletes.
 Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/v1/checkpointing_pytrees.html
 """

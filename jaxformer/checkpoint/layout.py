@@ -1,4 +1,4 @@
-"""What a directory of checkpoints holds, by names and manifests alone; no array is read."""
+"""What a directory of checkpoints holds: steps, manifests, verified hashes; no array is loaded."""
 
 import contextlib
 import os

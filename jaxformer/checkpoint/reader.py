@@ -38,7 +38,7 @@ class Checkpoint:
     items: Mapping[str, Mapping[str, str]]
     """Item -> path of each of its leaves -> dtype and shape, such as `int8[2, 3]`."""
     skipped: tuple[str, ...]
-    """One line for each newer checkpoint that does not verify, naming step, file and fault."""
+    """One line for each checkpoint that was passed over since it does not verify, and why."""
 
 
 def split(state: Any) -> dict[str, PyTree]:

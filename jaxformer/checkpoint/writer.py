@@ -53,7 +53,7 @@ class CheckpointWriter:
         self._keep = keep
         self._every = every
         self._is_first_process = jax.process_index() == 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._verified: dict[int, bool] = {}
         if self._is_first_process:
@@ -96,14 +96,14 @@ class CheckpointWriter:
         if self._is_first_process:
             self._require_directory()
             self._make_way(step)
-        options = ocp.Context()
-        # Else a failing mkdir leaves Orbax's threads waiting for the directory, for 20 minutes.
-        options.async_options.create_directories_asynchronously = False
-        with self._explained(step), options:
+        context = ocp.Context()
+        # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
+        context.async_options.create_directories_asynchronously = False
+        with self._explained(step), context:
             response = ocp.save_checkpointables_async(
                 self._directory / f"{SAVING}{step}", dict(items)
             )
-        self._pending = self._thread.submit(self._finish, step, response, content)
+        self._pending = self._executor.submit(self._finish, step, response, content)
 
     def check(self) -> None:
         """Raise the error of the save in progress, if it failed; to be called once per step."""
@@ -121,7 +121,7 @@ class CheckpointWriter:
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
+            self._executor.shutdown()
 
     def __enter__(self) -> "CheckpointWriter":
         return self

@@ -1,8 +1,8 @@
 """Sampling the next token from its logits: greedy, temperature, top-k, top-p, min-p, repetition.
 
-Each filter maps logits (B, V) to logits, -inf where a token is excluded; `next_token` applies them
-in the order of `SamplingConfig`: penalty, temperature, top-k, top-p, min-p. Logits are float32 or
-wider. Every filter keeps at least the likeliest token. Ties:
+Each filter maps logits (B, V) to logits, -inf where a token is excluded; `select_token` applies
+them in the order of `SamplingConfig`: penalty, temperature, top-k, top-p, min-p. Logits are float32
+or wider. Every filter keeps at least the likeliest token. Ties:
 
     top_k    keeps every token as likely as the k-th, so perhaps more than k
     top_p    excludes the lower token ids first
@@ -97,7 +97,7 @@ def gumbel_noise(
     return jax.vmap(row)(keys_B, jnp.broadcast_to(steps, keys_B.shape))
 
 
-def next_token(
+def select_token(
     logits_BV: Float[Array, "B V"],
     seen_BV: Bool[Array, "B V"],
     config: SamplingConfig,

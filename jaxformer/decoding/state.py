@@ -11,8 +11,9 @@ prefilled rows into slots of a running state: a server reuses the slot of a fini
 the other rows continue. All three donate the state they are given.
 
 Rows do not affect each other. Padding leaves keys and values beyond its row's position, where they
-are masked until the row's own tokens overwrite them. A row's text ends where its cache or the
-context does; `generate` truncates it there and prefills it again.
+are masked until the row's own tokens overwrite them. `step` does not notice the end of a row's
+cache or of the context: the caller stops the row there, or truncates its text and prefills it again
+as `generate` does.
 
 The noise of token t of a row depends only on fold_in(key of the row, t). A text therefore depends,
 to rounding, only on its prompt and its key.
@@ -29,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.config import GPTConfig, SamplingConfig
-from jaxformer.decoding.sampling import gumbel_noise, next_token
+from jaxformer.decoding.sampling import gumbel_noise, select_token
 from jaxformer.layers.cache import KVCache, init_cache
 from jaxformer.models.functional import merge
 
@@ -97,7 +98,7 @@ def prefill(
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     hidden_BLD, caches = model.hidden(tokens_BL, caches=state.caches, positions=positions_BL)
     logits_BV = model.logits(hidden_BLD[jnp.arange(B), lengths_B - 1])
-    return _sampled(state._replace(caches=caches, positions=lengths_B), logits_BV, sampling)
+    return _sample_next(state._replace(caches=caches, positions=lengths_B), logits_BV, sampling)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sampling"), donate_argnames="state")
@@ -108,7 +109,7 @@ def step(
     model = merge(graphdef, params)
     logits_BV, caches = next_logits(model, state.last_tokens, state.positions, state.caches)
     grown = state._replace(caches=caches, positions=state.positions + 1)
-    return _sampled(grown, logits_BV, sampling)
+    return _sample_next(grown, logits_BV, sampling)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -138,7 +139,7 @@ def next_logits(
     return model.logits(hidden_B1D[:, 0]), caches
 
 
-def _sampled(
+def _sample_next(
     state: DecodeState, logits_BV: Float[Array, "B V"], sampling: SamplingConfig
 ) -> DecodeState:
     tokens_B = sample_token(logits_BV, state.seen, sampling, state.keys, state.steps)
@@ -159,4 +160,4 @@ def sample_token(
 ) -> Int[Array, " B"]:
     """The next token of each row, its noise drawn in the logits' type, float32 or wider."""
     logits_BV = logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
-    return next_token(logits_BV, seen_BV, sampling, gumbel_noise(keys_B, steps, logits_BV))
+    return select_token(logits_BV, seen_BV, sampling, gumbel_noise(keys_B, steps, logits_BV))

@@ -65,11 +65,11 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
             x_BLD: the queries.
-            memory: keys and values are projections of it; or these themselves, by `project_kv`.
-            mask: True where a query may attend to a key; over the cache's slots where there is one.
+            memory: what is attended to, or its keys and values, projected by `project_kv`.
+            mask: True where a query may attend to a key; with a cache, keys are its slots.
             dropout_key: of this layer; None turns dropout off.
             cache: keys and values of earlier tokens, to which those of x are added.
-            positions: of x in the text, and so its slots in the cache; needed with a cache only.
+            positions: of x in the text, and its slots in the cache; unused without one.
         """
         q_BLHK = self.split_heads(self.query(x_BLD))
         memory = x_BLD if memory is None else memory

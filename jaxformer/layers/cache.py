@@ -31,8 +31,8 @@ class DecoderCache(NamedTuple):
 def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCache]:
     """N caches of `length` slots for each of `batch_size` rows, all zero."""
     shape = (batch_size, length, config.num_heads, config.head_width)
-    pairs = range(config.num_layers)  # no array twice: all may be donated
-    return [KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in pairs]
+    blocks = range(config.num_layers)  # arrays of their own, since all may be donated
+    return [KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in blocks]
 
 
 def write_cache(cache: KVCache, new: KVCache, positions: Int[Array, "#B L"]) -> KVCache:

@@ -1,8 +1,8 @@
-"""Keyed dropout (Srivastava et al. 2014) whose masks can be recomputed from (key, path, step).
+"""Keyed dropout (Srivastava et al. 2014) whose masks can be recomputed from key, step and path.
 
-A model receives the key of its step, `step_key(key, step)`, and folds in the path of each dropout.
-`keep_mask(fold_path(step_key(key, step), "blocks", 3, "mlp_dropout"), ...)` is therefore the mask
-that block 3 used in that step, and can be recomputed anywhere at any time.
+A model receives the key of its call, in training `slice_key(step_key(key, step), slice)`, and folds
+in the path of each dropout: with the key of slice 0 (all of a batch that is not divided),
+`keep_mask(fold_path(slice_key, "blocks", 3, "mlp_dropout"), ...)` is the mask of block 3.
 """
 
 import zlib

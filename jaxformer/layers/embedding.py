@@ -11,7 +11,7 @@ from jaxformer.config import BlockConfig
 class Embedding(nnx.Module):
     """W of shape (V, D), one row per token, drawn from N(0, std²); the twin is torch.nn.Embedding.
 
-    With `Linear` this is where all matrices of a model are used.
+    All products with matrices of a model are in `Linear` and in `attend`.
     """
 
     def __init__(self, num_embeddings: int, config: BlockConfig, rngs: nnx.Rngs):

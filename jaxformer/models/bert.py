@@ -24,7 +24,7 @@ from jaxformer.layers.stacks import Encoder
 
 
 class MaskedLanguageHead(nnx.Module):
-    """h -> LayerNorm(activation(h W + b)), and the bias of each token that follows the decoder."""
+    """h -> LayerNorm(activation(h W + b)), and the bias of each token's logit."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.dense = Linear((config.width, config.width), config, rngs)
@@ -50,7 +50,7 @@ class Bert(nnx.Module):
         self.embedding_norm = LayerNorm(config)
         self.encoder = Encoder(config, rngs)
         self.head = MaskedLanguageHead(config, rngs)
-        self.dropout_rate = config.dropout_rate
+        self.config = config
 
     def __call__(
         self,
@@ -65,15 +65,14 @@ class Bert(nnx.Module):
             tokens_BL: L is at most the context length.
             segments_BL: the segment of each token, below num_segments; 0 by default.
             valid_BL: True at tokens, False at padding.
-            dropout_key: of the step, `step_key(key, step)`; None turns dropout off.
+            dropout_key: of the call (see `layers/dropout.py`); None turns dropout off.
 
         Raises:
             UserError: for a text longer than the context.
         """
-        x_BLD = self.embeddings(tokens_BL, segments_BL)
-        x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
-        mask = padding_mask(valid_BL)
-        x_BLD = self.encoder(x_BLD, mask, fold_path(dropout_key, "encoder"))
+        key = fold_path(dropout_key, "embedding_dropout")
+        x_BLD = dropout(self.embeddings(tokens_BL, segments_BL), self.config.dropout_rate, key)
+        x_BLD = self.encoder(x_BLD, padding_mask(valid_BL), fold_path(dropout_key, "encoder"))
         return self.logits(self.head(x_BLD))
 
     def embeddings(
@@ -81,7 +80,7 @@ class Bert(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """LayerNorm(W[token] + P[position] + S[segment])."""
         L = tokens_BL.shape[1]
-        require_context(L, self.positions.embedding.shape[0])
+        require_context(L, self.config.context_length)
         if segments_BL is None:
             segments_BL = jnp.zeros_like(tokens_BL)
         x_BLD = self.embed(tokens_BL) + self.positions(jnp.arange(L)) + self.segments(segments_BL)

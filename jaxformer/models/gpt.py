@@ -32,8 +32,7 @@ class GPT(nnx.Module):
         self.positions = LearnedPositions(config.context_length, config, rngs)
         self.blocks = nnx.List([EncoderBlock(config, rngs) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config)
-        self.dropout_rate = config.dropout_rate
-        self.remat = config.remat
+        self.config = config
 
     def __call__(
         self,
@@ -43,7 +42,7 @@ class GPT(nnx.Module):
     ) -> Float[Array, "B L V"]:
         """Logits of a whole text; `mask` (padding, segments) narrows the causal one.
 
-        Dropout is on if the key of the step is given, `step_key(key, step)`.
+        Dropout is on if a key is given; `layers/dropout.py` says which key training gives.
 
         Raises:
             UserError: for a text longer than the context.
@@ -65,19 +64,20 @@ class GPT(nnx.Module):
         Args:
             tokens_BL: a text or, with caches, the next piece of it.
             mask: narrows the causal mask, which with caches is over their slots.
-            dropout_key: of the step; None turns dropout off.
+            dropout_key: of the call; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
             positions: of the tokens in the text, below its context, and their slots; from 0.
         """
         L = tokens_BL.shape[1]
-        require_context(L, self.positions.embedding.shape[0])
+        require_context(L, self.config.context_length)
         positions = jnp.arange(L)[None] if positions is None else positions
         slots = positions if caches is None else cache_slots(caches[0])
         mask = combine_masks(position_mask(positions, slots), mask)
         x_BLD = self.embed(tokens_BL) + self.positions(positions)
-        x_BLD = dropout(x_BLD, self.dropout_rate, fold_path(dropout_key, "embedding_dropout"))
+        key = fold_path(dropout_key, "embedding_dropout")
+        x_BLD = dropout(x_BLD, self.config.dropout_rate, key)
         x_BLD, caches = apply_blocks(
-            self.blocks, self.remat, x_BLD, (mask,), dropout_key, caches, positions
+            self.blocks, self.config.remat, x_BLD, (mask,), dropout_key, caches, positions
         )
         return self.norm(x_BLD), caches
 

@@ -89,7 +89,7 @@ class Transformer(nnx.Module):
             memory_BMD: the encoder's output; with caches it is in them.
             target_valid_BS: True at tokens, False at padding; with caches over their slots.
             source_valid_BM: the same of the source.
-            dropout_key: of the step; None turns dropout off.
+            dropout_key: of the call; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
             positions: of the tokens in the target, below its context, and their slots; from 0.
         """
@@ -125,8 +125,8 @@ class Transformer(nnx.Module):
         x_BLD = math.sqrt(D) * embed(tokens_BL) + table[positions]
         return dropout(x_BLD, self.config.dropout_rate, dropout_key)
 
-    def logits(self, hidden_BLD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states times the shared embedding (Press & Wolf 2017), or the output's matrix."""
         if self.config.share_embeddings:
-            return self.embed.attend(hidden_BLD)
-        return self.output(hidden_BLD)
+            return self.embed.attend(hidden)
+        return self.output(hidden)

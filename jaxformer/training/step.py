@@ -124,7 +124,7 @@ def apply_gradients(
     optimizer: Optimizer,
     spikes: SpikeConfig = NOTE_SPIKES,
 ) -> tuple[TrainState, Metrics]:
-    """One step by the loss, tokens and gradients summed over a whole batch, divided here."""
+    """One step by the sums of a whole batch, its loss, tokens and gradients; divides them here."""
     loss, count, grads = sums
     tokens = jnp.maximum(count, 1).astype(loss.dtype)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
@@ -143,8 +143,8 @@ def apply_gradients(
         opt_state,
         update_stats(stats, loss.astype(jnp.float32)),
     )
-    kept = tree_where(apply_update, new, (old_params, old_opt_state, stats))
-    return TrainState(step + 1, *kept), Metrics(loss, norm, rate, stats, spike, ~apply_update)
+    chosen = tree_where(apply_update, new, (old_params, old_opt_state, stats))
+    return TrainState(step + 1, *chosen), Metrics(loss, norm, rate, stats, spike, ~apply_update)
 
 
 def tree_where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

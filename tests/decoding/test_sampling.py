@@ -14,8 +14,8 @@ from jaxformer.decoding.sampling import (
     greedy,
     gumbel_noise,
     min_p,
-    next_token,
     sample,
+    select_token,
     top_k,
     top_p,
 )
@@ -96,9 +96,9 @@ def test_temperature_zero_ignores_noise_and_filters_but_not_the_penalty():
     logits_BV, noise_BV = jnp.array([[1.0, 1.1, 0.0]]), jnp.array([[0.0, 0.0, 100.0]])
     seen_BV = jnp.array([[False, True, False]])
     plain = SamplingConfig(temperature=0, top_k=1)
-    assert next_token(logits_BV, seen_BV, plain, noise_BV).tolist() == [1]
+    assert select_token(logits_BV, seen_BV, plain, noise_BV).tolist() == [1]
     penalised = SamplingConfig(temperature=0, repetition_penalty=2.0)
-    assert next_token(logits_BV, seen_BV, penalised, noise_BV).tolist() == [0]
+    assert select_token(logits_BV, seen_BV, penalised, noise_BV).tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchref.config import GPTConfig, SamplingConfig
-from torchref.decoding.sampling import next_token
+from torchref.decoding.sampling import select_token
 from torchref.models.gpt import GPT
 
 
@@ -35,7 +35,7 @@ def generate(
     seen_BV[0, prompt] = True
     for step in range(max_new_tokens):
         logits_BV = model(torch.tensor([window]))[:, -1]
-        token = int(next_token(logits_BV, seen_BV, sampling, noise(step)[None]))
+        token = int(select_token(logits_BV, seen_BV, sampling, noise(step)[None]))
         new_tokens.append(token)
         seen_BV[0, token] = True
         window = truncate_context([*window, token], config.context_length)

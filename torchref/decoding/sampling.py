@@ -67,7 +67,7 @@ def sample(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
     return (logits_BV + noise_BV).argmax(dim=-1)
 
 
-def next_token(
+def select_token(
     logits_BV: Tensor, seen_BV: Tensor, config: SamplingConfig, noise_BV: Tensor
 ) -> Tensor:
     """The next token by the config: greedy at temperature 0, else a sample."""

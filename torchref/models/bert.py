@@ -21,7 +21,7 @@ from torchref.layers.stacks import Encoder
 
 
 class MaskedLanguageHead(nn.Module):
-    """h -> LayerNorm(activation(h W + b)), and the bias of each token that follows the decoder."""
+    """h -> LayerNorm(activation(h W + b)), and the bias of each token's logit."""
 
     def __init__(self, config: BertConfig):
         super().__init__()

@@ -55,8 +55,10 @@ def prove_sampling(case: Case) -> Comparison:
             kept = torch_sampling.filter_logits(tensor, seen_tensor, twin)
             _add_filtered(theirs, name, kept, torch)
             key = Key("sampling", "tokens", name)
-            ours[key] = sampling.next_token(array, seen_array, config, case.to_jax(noise))
-            theirs[key] = torch_sampling.next_token(tensor, seen_tensor, twin, case.to_torch(noise))
+            ours[key] = sampling.select_token(array, seen_array, config, case.to_jax(noise))
+            theirs[key] = torch_sampling.select_token(
+                tensor, seen_tensor, twin, case.to_torch(noise)
+            )
     return compare_values(ours, theirs, case, "layer", "gpt")
 
 
