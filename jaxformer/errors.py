@@ -1,11 +1,17 @@
 """UserError: bad input, reported in one line that says what is wrong and what to do."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
-    """Bad input. Commands print its message as one line and exit with status 2."""
+    """Bad input. Commands print its message as one line and exit with status 2.
 
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+    Where many things of one kind are wrong at once, each of `details` has a further line.
+    """
+
+    def __init__(self, message: str, details: Iterable[str] = ()):
+        lines = [" ".join(text.split()) for text in (message, *details)]
+        super().__init__("\n  ".join(lines))
 
 
 TRY_AGAIN = 75

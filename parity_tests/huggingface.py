@@ -1,5 +1,6 @@
 """Shared by the tests against transformers' models: random sizes, random weights, their arrays."""
 
+import jax
 import numpy as np
 import torch
 from jaxtyping import PyTree
@@ -52,9 +53,13 @@ def assert_equal_gradients(found: PyTree, expected: PyTree, bound: float) -> Non
 def assert_reads_in_both_directions(
     model: torch.nn.Module, table: tuple[Row, ...], shapes: PyTree
 ) -> None:
-    """To JAX and back to PyTorch is the same, bit for bit."""
+    """To JAX and back to PyTorch is the same, bit for bit, also from the whole state_dict."""
     arrays = tensors(model)
-    back = to_torch(from_torch(arrays, table, shapes), table)
+    params = from_torch(arrays, table, shapes)
+    jax.tree.map(
+        np.testing.assert_array_equal, from_torch(model.state_dict(), table, shapes), params
+    )
+    back = to_torch(params, table)
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)

@@ -109,3 +109,7 @@ def test_without_segments_and_padding_logits_are_equal(pair, batch):
 def test_the_table_reads_in_both_directions(pair):
     theirs, _, params, _ = pair
     assert_reads_in_both_directions(theirs, HUGGING_FACE, params)
+    whole = transformers.BertForPreTraining(theirs.config).to(theirs.dtype)
+    whole.load_state_dict(theirs.state_dict(), strict=False)
+    found = from_torch(whole.state_dict(), HUGGING_FACE, params)
+    jax.tree.map(np.testing.assert_array_equal, found, params)

@@ -97,3 +97,5 @@ def test_padding_is_not_attended_to_by_either(config, pair):
 def test_the_table_reads_in_both_directions(pair):
     theirs, _, params, _ = pair
     assert_reads_in_both_directions(theirs, HUGGING_FACE, params)
+    bare = from_torch(theirs.transformer.state_dict(), HUGGING_FACE, params)
+    jax.tree.map(np.testing.assert_array_equal, bare, params)

@@ -4,16 +4,19 @@
     params = from_torch(tensors, TWIN, like=shapes)
 
 The table is data and is read in both directions. Conversion is all or nothing: every leaf without a
-row or a tensor, every tensor without a leaf and every shape that does not fit is reported in one
-error.
+row or a tensor, every tensor without a leaf and every shape or type that does not fit is reported
+in one error, one per line.
 """
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -26,7 +29,8 @@ class Row(NamedTuple):
     """Which leaves are which tensor.
 
     `*` matches one component of a path and `**` any number of them, also none; each has the same
-    value on both sides.
+    value on both sides. If several rows of a table match a leaf, the first names the tensor that is
+    written. Any of them is read: tied weights are often in a file twice, or by their other name.
     """
 
     jax: str | tuple[str, ...]
@@ -51,96 +55,141 @@ class Row(NamedTuple):
         return np.concatenate(leaves, self.axis) if len(leaves) > 1 else leaves[0]
 
     def leaves(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """The leaves that a tensor holds; ValueError if it does not fit leaves of these shapes."""
+        """The leaves of these shapes that a tensor of the right shape holds."""
         parts = [tensor]
         if len(shapes) > 1:
             sizes = [self.tensor([_phantom(shape)]).shape[self.axis] for shape in shapes]
-            if self.axis >= tensor.ndim or tensor.shape[self.axis] != sum(sizes):
-                raise ValueError(f"a tensor of {tensor.shape} has no parts of {sizes}")
             parts = np.split(tensor, np.cumsum(sizes)[:-1], self.axis)
         for transform in reversed(self.transforms):
             parts = [transform.inverse(part) for part in parts]
         return parts
 
 
+class Unused(NamedTuple):
+    """Tensors that files have and the model does without: buffers, other heads."""
+
+    torch: str
+    """Their name, such as `transformer.h.*.attn.bias`."""
+    only_zero: bool = False
+    """Whether the model does without them only if they are zero."""
+
+
+Table = Iterable[Row | Unused]
+
+
 def _phantom(shape: tuple[int, ...]) -> np.ndarray:
     """An array of this shape that takes no memory."""
-    return np.broadcast_to(np.float32(0), shape)
+    return np.broadcast_to(np.int8(0), shape)
 
 
-def to_torch(params: PyTree, table: Iterable[Row]) -> dict[str, np.ndarray]:
+def to_torch(params: PyTree, table: Table) -> dict[str, np.ndarray]:
     """The tensors that hold these parameters, by their PyTorch names.
 
     Raises:
         UserError: naming every leaf without a row and every tensor that lacks a leaf.
     """
     leaves = flat_params(params)
-    tensors, problems = _assign(leaves, table)
+    tensors, names, problems = _assign(leaves, table)
     _refuse(problems)
+    written = dict.fromkeys(first for first, *_ in names.values())
     return {
         name: row.tensor([np.asarray(leaves[path]) for path in paths])
         for name, (row, paths) in tensors.items()
+        if name in written
     }
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], table: Iterable[Row], like: PyTree) -> PyTree:
+def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree:
     """Parameters of the structure, shapes and types of `like`, filled from PyTorch's tensors.
 
-    `like` may be abstract (jax.ShapeDtypeStruct).
+    Tensors are arrays of numpy, JAX or PyTorch, of any floating-point type. Their names may have
+    one prefix more than the table's (`module.`, of a wrapped model) or one less (`transformer.`, of
+    a model that was saved without its head). `like` may be abstract (jax.ShapeDtypeStruct).
 
     Raises:
-        UserError: naming, all together, every leaf without a row or a tensor, every tensor without
-            a leaf and every pair whose shapes differ.
+        UserError: naming, all together and one per line, every leaf without a row or a tensor,
+            every tensor without a leaf, of another shape or of no floating-point type, and tensors
+            that differ but are one leaf.
     """
-    leaves = flat_params(like)
-    wanted, problems = _assign(leaves, table)
+    table, leaves = tuple(table), flat_params(like)
+    rows, names, problems = _assign(leaves, table)
+    known, unknown = _recognize(tensors, rows, table)
+    if tensors and rows and not known:
+        problems.append(f"no tensor has a name of this model: {min(tensors)}, not {min(rows)}")
+        _refuse(problems)
+    common: Counter[str] = Counter()
     filled: dict[str, np.ndarray] = {}
-    for name, (row, paths) in wanted.items():
-        if name not in tensors:
-            problems += [f"{path} needs {name}, which is missing" for path in paths]
+    unfit: set[str] = set()
+    for name, (row, paths) in rows.items():
+        if name not in known:
             continue
-        tensor = np.asarray(tensors[name])
-        try:
-            found = row.leaves(tensor, [leaves[path].shape for path in paths])
-        except ValueError:
-            found = [tensor] * len(paths)
-        for path, array in zip(paths, found, strict=True):
-            leaf = leaves[path]
-            if array.shape != tuple(leaf.shape):
-                problems.append(f"{path} is {tuple(leaf.shape)} but {name} gives {array.shape}")
-            filled[path] = array.astype(leaf.dtype)
-    problems += [f"{name} has no leaf" for name in sorted(set(tensors) - set(wanted))]
-    _refuse(problems)
+        given, tensor = known[name], _array(known[name], tensors[known[name]])
+        shape = row.tensor([_phantom(leaves[path].shape) for path in paths]).shape
+        if tensor.shape != shape:
+            problems.append(f"{', '.join(paths)}: {given} is {tensor.shape}, not {shape}")
+            common["look transposed"] += tensor.shape == shape[::-1]
+        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"{', '.join(paths)}: {given} is {tensor.dtype}, not floating-point")
+            common[f"are {tensor.dtype}, perhaps quantized"] += 1
+        else:
+            parts = row.leaves(tensor, [leaves[path].shape for path in paths])
+            for path, part in zip(paths, parts, strict=True):
+                array = part.astype(leaves[path].dtype)
+                if path in filled and not np.array_equal(filled[path], array, equal_nan=True):
+                    problems.append(f"{path}: {given} differs from {' and '.join(names[path])}")
+                filled[path] = array
+            continue
+        unfit.update(paths)
+    problems += [
+        f"{path} needs {' or '.join(names[path])}, which is missing"
+        for path in names
+        if path not in filled and path not in unfit
+    ]
+    problems += [f"{name} has no leaf" for name in sorted(unknown)]
+    _refuse(problems, common)
     return jax.tree_util.tree_map_with_path(lambda path, _: filled[leaf_path(path)], like)
 
 
+def _array(name: str, tensor: Any) -> np.ndarray:
+    """A tensor of numpy, JAX or PyTorch in numpy."""
+    try:
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach().cpu()
+            if tensor.is_floating_point() and tensor.element_size() < 4:
+                tensor = tensor.float()  # exact; numpy does not know all of PyTorch's short types
+        return np.asarray(tensor)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} is no tensor with values ({error}): give one") from error
+
+
 def _assign(
-    paths: Iterable[str], table: Iterable[Row]
-) -> tuple[dict[str, tuple[Row, list[str]]], list[str]]:
-    """Each tensor's row and leaves, by the tensor's name, and what does not match."""
-    table = tuple(table)
+    paths: Iterable[str], table: Table
+) -> tuple[dict[str, tuple[Row, list[str]]], dict[str, list[str]], list[str]]:
+    """Each tensor's row and leaves, each leaf's tensors in the table's order, and what has none."""
     rows: dict[str, Row] = {}
     parts: dict[str, dict[int, str]] = {}
+    names: dict[str, list[str]] = {}
     problems = []
+    of_leaves = [row for row in table if isinstance(row, Row)]
     for path in paths:
-        match = _match(path, table)
-        if match is None:
+        for name, row, place in _matches(path, of_leaves):
+            rows[name] = row
+            parts.setdefault(name, {})[place] = path
+            names.setdefault(path, []).append(name)
+        if path not in names:
             problems.append(f"{path} has no row in the table")
-            continue
-        name, row, place = match
-        rows[name] = row
-        parts.setdefault(name, {})[place] = path
     for name, row in rows.items():
         whole, there = len(row.paths), len(parts[name])
         if there != whole:
             problems.append(f"{name} is made of {whole} leaves but {there} are there")
-    return {
+    assigned = {
         name: (row, [parts[name][i] for i in sorted(parts[name])]) for name, row in rows.items()
-    }, problems
+    }
+    return assigned, names, problems
 
 
-def _match(path: str, table: Sequence[Row]) -> tuple[str, Row, int] | None:
-    """The tensor's name, the first row that has the leaf, and the leaf's place in the row."""
+def _matches(path: str, table: Iterable[Row]) -> Iterator[tuple[str, Row, int]]:
+    """For each row that has the leaf: the tensor's name, the row and the leaf's place in it."""
     for row in table:
         for place, pattern in enumerate(row.paths):
             match = _compiled(pattern).fullmatch(path)
@@ -148,8 +197,7 @@ def _match(path: str, table: Sequence[Row]) -> tuple[str, Row, int] | None:
                 name = row.torch
                 for value in match.groups():
                     name = re.sub(r"\*\*\.|\*", value.replace("/", "."), name, count=1)
-                return name, row, place
-    return None
+                yield name, row, place
 
 
 @functools.cache
@@ -158,9 +206,55 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(escaped.replace(r"\*", "([^/]+)"))
 
 
-def _refuse(problems: Sequence[Any]) -> None:
+def _recognize(
+    tensors: Mapping[str, Any], rows: Iterable[str], table: Table
+) -> tuple[dict[str, str], list[str]]:
+    """The given name of each row's tensor, and the tensors that have neither row nor use."""
+    more, less = _prefixes(set(tensors), set(rows))
+    known: dict[str, str] = {}
+    unknown, free = [], set(rows)
+    for given in tensors:
+        read_as = given, given.removeprefix(more), less + given
+        name = next((name for name in read_as if name in free), None)
+        if name is not None:
+            known[name] = given
+            free.remove(name)
+        elif not any(_is_unused(name, tensors[given], table) for name in read_as):
+            unknown.append(given)
+    return known, unknown
+
+
+def _prefixes(tensors: set[str], rows: set[str]) -> tuple[str, str]:
+    """What most names have before the table's, and what the table's have before most names."""
+    votes = Counter({("", ""): len(tensors & rows)})
+    for name in tensors:
+        votes.update((name[:i], "") for i in _starts(name) if name[i:] in rows)
+    for name in rows:
+        votes.update(("", name[:i]) for i in _starts(name) if name[i:] in tensors)
+    return max(votes, key=lambda prefixes: votes[prefixes])
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Where a component but the first begins."""
+    return (dot.end() for dot in re.finditer(r"\.", name))
+
+
+def _is_unused(name: str, tensor: Any, table: Table) -> bool:
+    """Whether the model does without this tensor."""
+    for row in table:
+        if isinstance(row, Unused):
+            pattern = _compiled(row.torch.replace(".", "/"))
+            if pattern.fullmatch(name.replace(".", "/")):
+                return not (row.only_zero and _array(name, tensor).any())
+    return False
+
+
+def _refuse(problems: Sequence[str], common: Mapping[str, int] = MappingProxyType({})) -> None:
     if problems:
+        shared = ", ".join(f"{count} {what}" for what, count in common.items() if count)
         raise UserError(
-            f"weights do not match the model in {len(problems)} places: {'; '.join(problems)}; "
-            "check that the model's config is the one the weights were made with"
+            f"weights do not match the model in {len(problems)} places"
+            f"{f' ({shared})' if shared else ''}: check that the model's config is the one the "
+            "weights were made with, and the table that of their layout",
+            problems,
         )

@@ -1,5 +1,6 @@
 """Tensors in safetensors files: what is written is read, by us and by PyTorch's own reader."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -65,3 +66,42 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path):
         save_tensors({"a": np.array(["text"])}, path)
     assert load_tensors(path)["a"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def saved_in_parts(folder: Path) -> dict[str, str]:
+    """Two files and their index; returns the index's map."""
+    weight_map = {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
+    for part in ("one", "two"):
+        named = [name for name, file in weight_map.items() if file.startswith(part)]
+        tensors = {name: np.full(3, ord(name), np.float32) for name in named}
+        save_tensors(tensors, folder / f"{part}.safetensors")
+    (folder / "index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    return weight_map
+
+
+def test_a_model_in_several_files_is_read_by_its_index(tmp_path: Path):
+    weight_map = saved_in_parts(tmp_path)
+    found = load_tensors(tmp_path / "index.json")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: [ord(name)] * 3 for name in weight_map
+    }
+
+
+def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path: Path):
+    weight_map = saved_in_parts(tmp_path)
+    index = tmp_path / "index.json"
+    for text in ("", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\0"):
+        index.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"index.json is not the index"):
+            load_tensors(index)
+    for part, said in (
+        ("two.safetensors", "lacks a"),
+        ("absent.safetensors", "absent.safetensors is not a file"),
+        ("index.json", "index.json holds no tensors"),
+        ("../elsewhere/two.safetensors", "lacks a"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map | {"a": part}}), encoding="utf-8")
+        with pytest.raises(UserError, match=said):
+            load_tensors(index)
+    with pytest.raises(UserError, match=r"nowhere.json cannot be read"):
+        load_tensors(tmp_path / "nowhere.json")

@@ -1,9 +1,11 @@
 """BERT as transformers' BertForMaskedLM has it: the twin rule under other names.
 
-Its `cls.predictions.decoder` is the token embedding and the bias again and is left out.
+Its `cls.predictions.decoder` is the token embedding and the bias again. Pooler and next-sentence
+head, which files of BertForPreTraining have, do not take part in masked-language modeling. Files of
+the first release call a norm's scale gamma and its bias beta.
 """
 
-from jaxformer.weights.convert import Row
+from jaxformer.weights.convert import Row, Unused
 from jaxformer.weights.twin import beneath
 
 _LAYER, _HEAD = "bert.encoder.layer.*", "cls.predictions.transform"
@@ -26,4 +28,15 @@ _NAMES = {
 HUGGING_FACE = (
     *(row for ours, theirs in _NAMES.items() for row in beneath(ours, theirs)),
     Row("head/bias", "cls.predictions.bias"),
+    Row("head/bias", "cls.predictions.decoder.bias"),
+    Row("embed/embedding", "cls.predictions.decoder.weight"),
+    *(
+        Row(f"{ours}/{leaf}", f"{theirs}.{name}")
+        for ours, theirs in _NAMES.items()
+        for leaf, name in (("scale", "gamma"), ("bias", "beta"))
+        if theirs.endswith("LayerNorm")
+    ),
+    Unused("bert.embeddings.position_ids"),
+    *(Unused(f"bert.pooler.dense.{name}") for name in ("weight", "bias")),
+    *(Unused(f"cls.seq_relationship.{name}") for name in ("weight", "bias")),
 )

@@ -1,10 +1,10 @@
 """GPT-2 as transformers' GPT2LMHeadModel has it.
 
 Its Conv1D kernels are (in, out) like ours; query, key and value are joined along the outputs. Its
-`lm_head.weight` is the token embedding again and is left out.
+`lm_head.weight` is the token embedding again, and older files hold the causal mask of each layer.
 """
 
-from jaxformer.weights.convert import Row
+from jaxformer.weights.convert import Row, Unused
 from jaxformer.weights.twin import beneath
 
 
@@ -27,4 +27,7 @@ HUGGING_FACE = (
     *beneath("blocks/*/attention_norm", "transformer.h.*.ln_1"),
     *beneath("blocks/*/mlp_norm", "transformer.h.*.ln_2"),
     *beneath("norm", "transformer.ln_f"),
+    Row("embed/embedding", "lm_head.weight"),
+    Unused("transformer.h.*.attn.bias"),
+    Unused("transformer.h.*.attn.masked_bias"),
 )

@@ -3,9 +3,10 @@
 Its sinusoids are in halves, [sin ... cos ...]; ours alternate, [sin cos sin cos ...]. Both are the
 same model if the D units of the residual stream are reordered, so every leaf that faces the stream
 is: the embedding, inputs of the projections that read it, outputs of those that write to it, norms.
+Files may hold the embedding by further names, and the sinusoids. Ours has no bias of the logits.
 """
 
-from jaxformer.weights.convert import Row
+from jaxformer.weights.convert import Row, Unused
 from jaxformer.weights.transforms import Halves
 from jaxformer.weights.twin import beneath
 
@@ -48,4 +49,10 @@ HUGGING_FACE = (
     *_attention("decoder/blocks/*/self_attention", "model.decoder.layers.*.self_attn"),
     *_attention("decoder/blocks/*/cross_attention", "model.decoder.layers.*.encoder_attn"),
     *_mlp("decoder/blocks/*", "model.decoder.layers.*"),
+    *_writing("embed", "model.encoder.embed_tokens"),
+    *_writing("embed", "model.decoder.embed_tokens"),
+    *_writing("embed", "lm_head"),
+    Unused("model.encoder.embed_positions.weight"),
+    Unused("model.decoder.embed_positions.weight"),
+    Unused("final_logits_bias", only_zero=True),
 )
