@@ -11,6 +11,7 @@ from jaxformer.config import BlockConfig
 from jaxformer.layers.cache import KVCache, write_cache
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.linear import Linear
+from jaxformer.layers.masks import require_boolean
 
 
 def attention(
@@ -25,6 +26,9 @@ def attention(
 
     The softmax is taken in float32 or wider. A query without any key to attend to has weights,
     output and gradients 0.
+
+    Raises:
+        UserError: for a mask that is not boolean.
     """
     wide = jnp.promote_types(q_BLHK.dtype, jnp.float32)
     scores = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=wide)
@@ -32,6 +36,7 @@ def attention(
     if mask is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
+        require_boolean(mask)
         # The lowest finite number, not -inf, keeps the softmax of a row without keys free of NaN.
         scores = jnp.where(mask, scores, jnp.finfo(wide).min)
         weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)

@@ -3,8 +3,22 @@
 Every mask is boolean, True = may attend, and broadcasts to (B, H, L, M).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from jaxformer.errors import UserError
+
+
+def require_boolean(mask: Any) -> None:
+    """Refuse a mask of another type: added to scores, as PyTorch's may be, 0 means may attend."""
+    dtype = getattr(mask, "dtype", type(mask).__name__)
+    if str(dtype) != "bool":
+        raise UserError(
+            f"a mask is {dtype}, not boolean, True = may attend: give mask == 0 for one that is "
+            "added to scores, mask != 0 for one of zeros and ones"
+        )
 
 
 def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
@@ -33,9 +47,14 @@ def segment_mask(
 
 
 def combine_masks(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
-    """Logical and of the masks that are given; None if none is."""
+    """Logical and of the masks that are given; None if none is.
+
+    Raises:
+        UserError: for a mask that is not boolean.
+    """
     combined = None
     for mask in masks:
         if mask is not None:
+            require_boolean(mask)
             combined = mask if combined is None else combined & mask
     return combined

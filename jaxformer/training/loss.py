@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxformer.layers.masks import require_boolean
+
 SumAndCount = tuple[Float[Array, ""], Int[Array, ""]]
 """A loss summed over the tokens that count, and their number."""
 
@@ -73,5 +75,10 @@ def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
 
 
 def masked_sum(losses_BL: Float[Array, "B L"], mask_BL: Bool[Array, "B L"]) -> SumAndCount:
-    """The sum where the mask is True, and the number of tokens there."""
+    """The sum where the mask is True, and the number of tokens there.
+
+    Raises:
+        UserError: for a mask that is not boolean, such as weights of the tokens.
+    """
+    require_boolean(mask_BL)
     return jnp.where(mask_BL, losses_BL, 0.0).sum(), mask_BL.sum(dtype=jnp.int32)
