@@ -41,6 +41,16 @@ def gappy_tokenizer() -> BPETokenizer:
     return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(rules)))
 
 
+def lossy_tokenizer() -> BPETokenizer:
+    """Two words in lower case, as BERT's tokenizers have them; all other words are [UNK]."""
+    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.decoder = tokenizers.decoders.WordPiece()
+    return BPETokenizer(library)
+
+
 ALL_KINDS = {
     **KINDS,
     "sentences": SENTENCES,

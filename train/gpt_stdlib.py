@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     from jaxformer.run.summary import bits_per_byte, summarise
 
     outcome = train(config, options)
-    if outcome.evaluation is not None and outcome.finished:
+    if outcome.evaluation is not None and outcome.finished and not outcome.data.lost:
         corpus = read_corpus(config.data)
         print(compare(bits_per_byte(outcome), corpus.text("train"), corpus.text("val")))
     print(summarise(outcome, options.run_dir))

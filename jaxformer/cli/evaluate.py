@@ -89,7 +89,12 @@ def require_used(arguments: EvaluateArguments, is_language: bool) -> None:
 
 def lines(figures: dict[str, Any]) -> Iterator[str]:
     """The figures in words."""
-    bits = f"{figures['bits_per_byte']:.4f} bits per byte · " if "bits_per_byte" in figures else ""
+    bits = ""
+    if "bits_per_byte" in figures:
+        value = figures["bits_per_byte"]
+        bits = "no bits per byte, as the tokenizer loses text · "
+        if value is not None:
+            bits = f"{value:.4f} bits per byte · "
     yield (
         f"step {figures['step']} · {figures['split']} loss {figures['loss']:.4f} nats per token · "
         f"perplexity {figures['perplexity']:.3f} · {bits}{figures['tokens']:,} tokens"

@@ -29,11 +29,19 @@ from jaxformer.atomic import atomic_write
 from jaxformer.config import DataConfig
 from jaxformer.data import sources
 from jaxformer.data.cache import default_cache, load_or_build
-from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from jaxformer.data.tokenizer import (
+    BUILT_IN,
+    Tokenizer,
+    load_tokenizer,
+    loss_note,
+    lost_share,
+    make_tokenizer,
+    save_tokenizer,
+)
 from jaxformer.errors import UserError
 
 SEPARATOR = "\n\n"  # between the documents of a split; a blank line in nearly every format
-FORMAT = 1  # of a preparation; raise it when the same settings would give other files
+FORMAT = 2  # of a preparation; raise it when the same settings would give other files
 SIDES = ("train", "val")
 TESTS = {"test", "tests", "idle_test"}
 GENERATED = {"__pycache__", "pydoc_data"}  # pydoc_data: one file of prose, a sixteenth of it
@@ -89,6 +97,9 @@ class PreparedData:
     """The same of the validation text: bits per byte = nats per token / ln 2 * tokens / bytes."""
     fingerprint: str
     """SHA-256 of corpus, split and tokenizer; a resumed run must find the same."""
+    lost: float
+    """Share of the characters that decoding does not give back; if it is not 0, bits per byte of
+    text have no meaning."""
     description: str
     """One line for the log."""
 
@@ -213,7 +224,7 @@ def prepare(data: DataConfig, cache: Path | None = None) -> PreparedData:
     prepared = load_or_build(
         key,
         read=_open,
-        write=lambda directory: _write(directory, corpus, _make_tokenizer(corpus, data)),
+        write=functools.partial(_write, corpus=corpus, data=data),
         cache=cache,
     )
     prepared = dataclasses.replace(prepared, description=_description(corpus, prepared))
@@ -252,11 +263,13 @@ def _dtype(tokenizer: Tokenizer) -> str:
     return "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
 
 
-def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+def _write(directory: Path, corpus: Corpus, data: DataConfig) -> None:
     directory.mkdir()
-    save_tokenizer(tokenizer, directory / "tokenizer.json")
+    save_tokenizer(_make_tokenizer(corpus, data), directory / "tokenizer.json")
     tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
-    content: dict[str, Any] = {"corpus": corpus.sha256}
+    content: dict[str, Any] = {"corpus": corpus.sha256, "lost": 0.0}
+    if data.tokenizer not in BUILT_IN:
+        content["lost"] = lost_share(tokenizer, map(corpus.text, SIDES))
     for side in SIDES:
         tokens = tokenizer.encode(corpus.text(side)).astype(_dtype(tokenizer))
         if not tokens.size:
@@ -285,6 +298,7 @@ def _open(directory: Path) -> PreparedData | None:
         train_bytes=content["train_bytes"],
         val_bytes=content["val_bytes"],
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        lost=content["lost"],
         description="",
     )
 
@@ -297,4 +311,5 @@ def _description(corpus: Corpus, prepared: PreparedData) -> str:
         f"{corpus.name}: {(prepared.train_bytes + prepared.val_bytes) / 1e6:.1f} MB, "
         f"{corpus.num_documents} documents{left_out}, "
         f"{prepared.train.size + prepared.val.size:,} tokens, corpus {corpus.sha256[:12]}"
+        f"{loss_note(prepared.lost)}"
     )

@@ -38,10 +38,13 @@ from jaxformer.data.pairs import Pair, Sequences, TokenPairs
 from jaxformer.data.parallel_text import PairTexts, read_text_pairs
 from jaxformer.data.strings import string_pairs
 from jaxformer.data.tokenizer import (
+    BUILT_IN,
     BPETokenizer,
     CharTokenizer,
     Tokenizer,
     load_tokenizer,
+    loss_note,
+    lost_share,
     make_tokenizer,
     save_tokenizer,
 )
@@ -49,7 +52,7 @@ from jaxformer.errors import UserError
 
 PairsConfig = TextPairsConfig | NumbersConfig | CopyConfig
 VAL_TEXTS = "val.texts.json"
-FORMAT = 3  # of a preparation; raise it when the same settings would give other files
+FORMAT = 4  # of a preparation; raise it when the same settings would give other files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,9 @@ class PreparedPairs:
     bytes, an end token counted with every target."""
     fingerprint: str
     """SHA-256 of texts, split, tokenizer and cleaning; a resumed run must find the same."""
+    lost: float
+    """Share of the characters that decoding does not give back; if it is not 0, bits per byte of
+    text have no meaning."""
     description: str
     """One line for the log."""
 
@@ -135,14 +141,17 @@ def _source_files(data: PairsConfig) -> list[Path]:
     return [path for path in paths if path is not None] + own
 
 
+def _tokenizer_kind(data: PairsConfig) -> str:
+    return "characters" if isinstance(data, CopyConfig) else data.tokenizer
+
+
 def _tokenizer_settings(data: PairsConfig) -> str:
-    if isinstance(data, CopyConfig) or data.tokenizer == "characters":
-        return "characters"
-    if data.tokenizer == "bytes":
-        return "bytes"
-    if data.tokenizer == "bpe":
+    kind = _tokenizer_kind(data)
+    if isinstance(data, CopyConfig) or kind in ("bytes", "characters"):
+        return kind
+    if kind == "bpe":
         return f"bpe {data.vocab_size}"
-    return make_tokenizer(data.tokenizer, (), data.vocab_size).fingerprint
+    return make_tokenizer(kind, (), data.vocab_size).fingerprint
 
 
 def _limits(data: PairsConfig) -> tuple[float, float]:
@@ -185,7 +194,11 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
         "texts": texts.sha256(),
         "limits": str(_limits(data)),
         "cleaning": dataclasses.asdict(cleaning),
+        "lost": 0.0,
     }
+    if _tokenizer_kind(data) not in BUILT_IN:
+        every_text = (text for pair in texts.train + texts.val for text in pair)
+        content["lost"] = lost_share(tokenizer, every_text)
     manifest.write(directory, content)
 
 
@@ -239,10 +252,11 @@ def _open(directory: Path) -> PreparedPairs | None:
         val_texts=val_texts,
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        lost=content["lost"],
         description=(
             f"{len(train):,} pairs to learn from, {len(val):,} held out; "
             f"{cleaning}; {len(train.sources.tokens):,} source and "
             f"{len(train.targets.tokens):,} target tokens, vocabulary {tokenizer.vocab_size:,}, "
-            f"texts {content['texts'][:12]}"
+            f"texts {content['texts'][:12]}{loss_note(content['lost'])}"
         ),
     )

@@ -27,7 +27,10 @@ PROGRESS_SECONDS = 5.0
 
 
 def language_figures(run: "Run", split: Split) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte of a GPT over a split of its text."""
+    """Loss, perplexity and bits per byte of a GPT over a split of its text.
+
+    Bits per byte are None if the tokenizer loses some of the text.
+    """
     config: Any = run.config
     data = prepare(config.data)
     require_same(run, data.fingerprint)
@@ -42,7 +45,7 @@ def language_figures(run: "Run", split: Split) -> dict[str, Any]:
         "split": split,
         "loss": result.loss,
         "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte(len(tokens) / num_bytes),
+        "bits_per_byte": None if data.lost else result.bits_per_byte(len(tokens) / num_bytes),
         "tokens": result.num_tokens,
         "bytes": num_bytes,
     }

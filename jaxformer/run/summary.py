@@ -19,10 +19,10 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
     lines = []
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
+        bits = "" if outcome.data.lost else f"{bits_per_byte(outcome):.3f} bits per byte · "
         lines.append(
             f"validation loss {evaluation.loss:.4f} nats per token · perplexity "
-            f"{evaluation.perplexity:.2f} · {bits_per_byte(outcome):.3f} bits per byte · "
-            f"{evaluation.num_tokens:,} tokens"
+            f"{evaluation.perplexity:.2f} · {bits}{evaluation.num_tokens:,} tokens"
         )
     if not outcome.finished:
         lines.append(
@@ -36,7 +36,10 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
 
 
 def bits_per_byte(outcome: Outcome) -> float:
-    """The last validation loss in bits per byte of validation text; of translations, of targets."""
+    """The last validation loss in bits per byte of validation text; of translations, of targets.
+
+    It has no meaning if the tokenizer loses text, `outcome.data.lost`.
+    """
     assert outcome.evaluation is not None
     data = outcome.data
     return outcome.evaluation.bits_per_byte(data.num_val_tokens / data.val_bytes)

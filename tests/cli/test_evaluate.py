@@ -3,6 +3,7 @@
 For a translation run also BLEU and exact matches of what `jaxformer translate` would print.
 """
 
+import dataclasses
 import json
 import math
 
@@ -22,8 +23,10 @@ from jaxformer.config import (
     TransformerConfig,
 )
 from jaxformer.evaluation.bleu import score
+from jaxformer.run import evaluate
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
+from jaxformer.run.summary import summarise
 
 TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
 
@@ -54,6 +57,17 @@ def test_it_reproduces_the_loss_of_the_run(run, tmp_path, capsys):
     # A token is a byte here.
     assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2))
     assert f"{figures['loss']:.4f} nats per token" in capsys.readouterr().out
+
+
+def test_a_text_that_the_tokenizer_loses_has_no_bits_per_byte(run, tmp_path, monkeypatch, capsys):
+    lossy = dataclasses.replace(run.data, lost=0.25)
+    monkeypatch.setattr(evaluate, "prepare", lambda data: lossy)
+    main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures["bits_per_byte"] is None
+    assert "no bits per byte" in capsys.readouterr().out
+    assert "bits per byte" in summarise(run, tmp_path / "run")
+    assert "bits per byte" not in summarise(dataclasses.replace(run, data=lossy), tmp_path / "run")
 
 
 def test_it_scores_the_training_split_too(run, tmp_path, capsys):

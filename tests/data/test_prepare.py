@@ -1,5 +1,6 @@
 """A preparation is complete; it is loaded from the cache, or rebuilt if damaged."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -20,6 +21,7 @@ from jaxformer.data.corpus import prepare, read_corpus
 from jaxformer.data.tokenizer import BPETokenizer, load_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from tests.data.conftest import TEXT
+from tests.tokenizers_of_all_kinds import lossy_tokenizer
 
 
 @pytest.fixture
@@ -39,6 +41,27 @@ def test_prepared_tokens_decode_to_the_text(kind, folder, cache):
         assert getattr(prepared, f"{side}_bytes") == len(corpus.text(side).encode())
     assert corpus.sha256[:12] in prepared.description
     assert "40 documents, " in prepared.description
+
+
+def test_the_share_of_text_that_a_tokenizer_loses_is_measured_and_told(file, cache, tmp_path):
+    own = tmp_path / "lossy.json"
+    save_tokenizer(lossy_tokenizer(), own)
+    file.write_text("the Cat 漢漢\n" * 50, encoding="utf-8")
+    data = DataConfig(path=file, tokenizer=str(own))
+    for prepared in (prepare(data, cache), prepare(data, cache)):
+        assert prepared.lost == pytest.approx(4 / 11, abs=0.01)  # C, two of Han, the newline
+        assert f"{prepared.lost:.2%} of the characters are lost" in prepared.description
+    file.write_text("the cat the cat", encoding="utf-8")
+    assert prepare(dataclasses.replace(data, val_fraction=0.5), cache).lost == 0
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "bpe", "file"])
+def test_a_tokenizer_that_gives_back_every_text_loses_nothing(kind, file, cache, tmp_path):
+    save_tokenizer(BPETokenizer.train([TEXT], 270), tmp_path / "own.json")
+    own = str(tmp_path / "own.json") if kind == "file" else kind
+    prepared = prepare(DataConfig(path=file, tokenizer=own, vocab_size=270), cache)
+    assert prepared.lost == 0
+    assert "lost" not in prepared.description
 
 
 def test_the_description_counts_the_files_left_out(folder, cache):

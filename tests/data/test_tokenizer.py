@@ -17,6 +17,8 @@ from jaxformer.data.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     load_tokenizer,
+    loss_note,
+    lost_share,
     make_tokenizer,
     save_tokenizer,
 )
@@ -29,6 +31,7 @@ from tests.tokenizers_of_all_kinds import (
     SENTENCES,
     TEXTS,
     fallback_tokenizer,
+    lossy_tokenizer,
 )
 
 SPACES = BPETokenizer.train(["a \n\n \n  b\n \n'a\n\n"] * 9, 300)
@@ -256,3 +259,63 @@ def test_the_kinds_a_config_may_name(tmp_path):
 def test_bytes_and_characters_are_json_objects_that_name_the_kind():
     assert json.loads(ByteTokenizer().to_json()) == {"kind": "bytes"}
     assert json.loads(CharTokenizer("aé").to_json()) == {"kind": "characters", "characters": "aé"}
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_tokenizers_that_give_back_every_text_lose_nothing(kind):
+    text = "\n\nab 漢 a\n b \n" * 3
+    assert lost_share(ALL_KINDS[kind], [text, "", " a", "a "]) == 0
+
+
+def test_the_lost_share_is_that_of_the_characters_that_do_not_come_back():
+    lossy = lossy_tokenizer()  # of the words "the" and "cat", in lower case
+    assert lost_share(lossy, ["the cat"]) == 0
+    assert lost_share(lossy, ["the Cat"]) == 1 / 7  # C
+    assert lost_share(lossy, ["漢字漢字"]) == 1
+    assert lost_share(lossy, ["the cat", "the dog"]) == 3 / 14
+    assert lost_share(lossy, ["the\ncat"]) == 1 / 7  # the newline is a space then
+    assert 0 < lost_share(lossy, ["the, the"]) < 1
+    assert lost_share(lossy, []) == 0
+
+
+def test_a_text_that_only_gains_characters_is_not_reproduced():
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("b", "isolated")
+    assert BPETokenizer(library).decode([0, 1]) == "a b"
+    assert lost_share(BPETokenizer(library), ["ab"]) == 0.5
+
+
+def test_a_long_text_is_compared_in_parts(monkeypatch):
+    monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 5)
+    assert lost_share(lossy_tokenizer(), ["the cat\nthe cat\nthe Cat"]) == 3 / 23
+    assert lost_share(BPE, [text * 7 for text in TEXTS]) == 0
+
+
+def test_the_note_names_the_share():
+    assert loss_note(0.0) == ""
+    assert "12.30% of the characters are lost" in loss_note(0.123)
+    assert "less than 0.01%" in loss_note(1e-7)
+
+
+def test_a_long_word_is_learned_from_in_parts():
+    """In parts of `LONGEST_WORD`: as a whole these would take hours."""
+    word = "".join(str(i) for i in range(9, 200_003))
+    for text in (word, " \t" * 200_003, "漢" * 200_003, "!\x1c" * 200_003):
+        for train in (BPETokenizer.train, BPETokenizer.train_on_sentences):
+            learned = train([text], 263)
+            assert learned.vocab_size > 256
+            assert learned.decode(learned.encode(text[:997])) == text[:997]
+
+
+@given(st.lists(st.sampled_from(["a" * 7, "b", " ", "\n", "\u2003" * 5, "é!" * 4, "\x1c" * 9])))
+@few
+def test_words_are_cut_only_where_they_are_too_long(parts):
+    text, limit = "".join(parts), module.LONGEST_WORD
+    assert list(module._with_cut_words([text])) == [text]
+    long = "x" * (2 * limit + 3)
+    assert list(module._with_cut_words([f"{text} {long} {text}"])) == [
+        f"{text} {'x' * limit}",
+        "x" * limit,
+        f"xxx {text}",
+    ]
+    assert list(module._with_cut_words(["y" * limit, ""])) == ["y" * limit, ""]

@@ -16,6 +16,7 @@ from jaxformer.data.pairs import Pair
 from jaxformer.data.tokenizer import BPETokenizer, CharTokenizer, save_tokenizer
 from jaxformer.data.translation import prepare_pairs, read_pairs
 from jaxformer.errors import UserError
+from tests.tokenizers_of_all_kinds import lossy_tokenizer
 
 PAIRS = [Pair(f"the cat saw {i} dogs", f"die Katze sah {i} Hündchen") for i in range(120)]
 
@@ -57,6 +58,21 @@ def test_prepared_tokens_decode_to_the_texts(kind, tmp_path, cache):
     assert prepared.train.sources.tokens.dtype == np.dtype("<u2")
     assert texts.sha256()[:12] in prepared.description
     assert "\n" not in prepared.description
+
+
+def test_the_share_of_text_that_a_tokenizer_loses_is_measured_and_told(tmp_path, cache):
+    save_tokenizer(lossy_tokenizer(), tmp_path / "lossy.json")
+    pairs = [Pair("the cat", "cat the"), Pair("the Cat", "the"), Pair("cat", "cat the")] * 3
+    data = text_pairs(tmp_path, pairs, tokenizer=str(tmp_path / "lossy.json"), val_fraction=0.5)
+    prepared = prepare_pairs(data, cache)
+    kept = {text for pair in read_pairs(data).train + read_pairs(data).val for text in pair}
+    assert prepared.lost == 1 / 34
+    assert "the Cat" in kept
+    assert "2.94% of the characters are lost" in prepared.description
+    for tokenizer in ("bpe", "bytes"):
+        prepared = prepare_pairs(dataclasses.replace(data, tokenizer=tokenizer), cache)
+        assert prepared.lost == 0
+        assert "lost" not in prepared.description
 
 
 def test_bpe_has_the_same_tokens_for_a_word_at_any_position(tmp_path, cache):

@@ -5,15 +5,17 @@ import importlib
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from jaxformer.cli.arguments import run_command
+from jaxformer.evaluation.loss import Evaluation
 from jaxformer.run import loop
 from jaxformer.sharding.mesh import make_mesh
 from tests.run import forked
 from tests.run.tiny import one_device
-from train import gpt_char, transformer_base, transformer_copy
+from train import gpt_char, gpt_stdlib, transformer_base, transformer_copy
 
 TINY = [
     *("--model.width", "8", "--model.num-heads", "2", "--model.mlp-width", "8"),
@@ -148,6 +150,22 @@ def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words,
     assert again.returncode == 0, again.stderr
     assert "nothing is left to do" in again.stdout
     assert expected in again.stdout
+
+
+def test_the_default_recipe_compares_nothing_where_the_tokenizer_loses_text(
+    tmp_path, monkeypatch, capsys
+):
+    config = gpt_stdlib.PRESETS["demo"]
+    (tmp_path / "text").write_text("a short text", encoding="utf-8")
+    words = ["--run-dir", str(tmp_path / "run"), "--data.path", str(tmp_path / "text")]
+    for lost, compared in ((0.0, True), (0.5, False)):
+        data = SimpleNamespace(lost=lost, num_val_tokens=3, val_bytes=9)
+        outcome = loop.Outcome(config, 0, config.steps, Evaluation(2.0, 3), data)
+        monkeypatch.setattr(loop, "train", lambda config, options, outcome=outcome: outcome)
+        gpt_stdlib.main(words)
+        shown = capsys.readouterr().out
+        assert "perplexity 7.39" in shown
+        assert ("bits per byte" in shown) == ("xz" in shown) == compared
 
 
 def test_the_default_recipe_compares_itself_with_bigrams_and_xz(tmp_path, monkeypatch):
