@@ -22,13 +22,15 @@ from jaxformer.config import (
     RunOptions,
     TransformerConfig,
 )
+from jaxformer.data.pairs import Pair
 from jaxformer.evaluation.bleu import score
 from jaxformer.run import evaluate
-from jaxformer.run.load import load_run
+from jaxformer.run.load import Run, load_run
 from jaxformer.run.loop import train
-from jaxformer.run.summary import summarise
+from jaxformer.run.summary import score_held_out, summarise
+from tests import scored
 
-TEXT = "".join(f"{i} green bottles hanging on the wall.\n" for i in range(300))
+TEXT = "".join(f"{i} grüne Flaschen (Élise's!) an der Wand.\n" for i in range(300))
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     config = LanguageConfig(
         model=GPTConfig(
-            vocab_size=0, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1
+            vocab_size=0, context_length=7, width=9, num_heads=3, mlp_width=11, num_layers=1
         ),
-        data=DataConfig(path=tmp_path / "text.txt", tokenizer="bytes"),
+        data=DataConfig(path=tmp_path / "text.txt", tokenizer="characters"),
         mesh=MeshConfig(data=8),
         steps=2,
         batch_size=8,
@@ -54,8 +56,10 @@ def test_it_reproduces_the_loss_of_the_run(run, tmp_path, capsys):
     assert figures["tokens"] == run.evaluation.num_tokens == len(run.data.val) - 1
     assert figures["loss"] == pytest.approx(run.evaluation.loss, rel=1e-6)
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
-    # A token is a byte here.
-    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2))
+    val = TEXT[int(0.9 * len(TEXT)) :]  # a token is a character
+    bits = figures["loss"] / math.log(2) * len(val) / len(val.encode())
+    assert figures["bits_per_byte"] == pytest.approx(bits)
+    assert figures["bytes"] == len(val.encode()) > len(val)
     assert f"{figures['loss']:.4f} nats per token" in capsys.readouterr().out
 
 
@@ -98,7 +102,7 @@ def copy_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFORMER_CACHE", str(root / "cache"))
         model = TransformerConfig(
-            vocab_size=0, context_length=8, width=8, num_heads=2, mlp_width=8, num_layers=1
+            vocab_size=0, context_length=7, width=14, num_heads=1, mlp_width=11, num_layers=1
         )
         config = CopyTranslationConfig(
             model=model,
@@ -130,6 +134,32 @@ def test_a_translation_run_is_scored_too(copy_run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert scores.signature in shown
     assert "of 8 held-out pairs" in shown
+
+
+def test_scores_are_of_the_texts_as_they_are(copy_run, tmp_path, monkeypatch, capsys):
+    """With case, accents and punctuation, against BLEU by its definition."""
+    run_dir, outcome = copy_run
+    pairs = tuple(Pair(f"Nr. {i}", text) for i, text in enumerate(scored.REFERENCES))
+    data = dataclasses.replace(outcome.data, val_texts=pairs)
+    asked = []
+
+    def translate(run, sources, *options):
+        asked.append(list(sources))
+        return list(scored.TRANSLATIONS)
+
+    monkeypatch.setattr(Run, "translate", translate)
+    monkeypatch.setattr(evaluate, "prepare_pairs", lambda config: data)
+    main(["evaluate", str(run_dir), "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures["bleu"] == pytest.approx(scored.BLEU, rel=1e-9)
+    assert figures["exact_match"] == pytest.approx(scored.EXACT_MATCH)
+    shown = capsys.readouterr().out
+    assert f"BLEU {scored.BLEU:.2f} (" in shown
+    assert "exact match 33.33%" in shown
+    scores = score_held_out(dataclasses.replace(outcome, data=data), run_dir, BeamConfig())
+    assert scores.bleu == pytest.approx(scored.BLEU, rel=1e-9)
+    assert scores.translations == scored.TRANSLATIONS
+    assert asked == [["Nr. 0", "Nr. 1", "Nr. 2"]] * 2
 
 
 def test_the_mean_of_checkpoints_is_scored(copy_run, tmp_path):

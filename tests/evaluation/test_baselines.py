@@ -35,8 +35,13 @@ def test_xz_counts_the_bits_of_what_it_writes():
 
 
 def test_the_line_names_all_three():
-    line = compare(1.5, "some text to learn", "some text")
-    assert line.startswith("validation text of 9 bytes")
-    assert "this model 1.500" in line
-    assert "bigram" in line
-    assert "xz" in line
+    train, val = "Some text to learn: É, ß and A.", "Élan, Été, SS, ß."
+    line = compare(1.5, train, val)
+    bigram = bigram_bits_per_byte(train.encode(), val.encode())
+    assert line == (
+        "validation text of 21 bytes, in bits per byte: this model 1.500 · bigram model "
+        f"{bigram:.3f} · xz {xz_bits_per_byte(val.encode()):.3f}"
+    )
+    for changed in (str.lower, str.upper, str.split):
+        other = "".join(changed(val)).encode()
+        assert f"{bigram_bits_per_byte(train.encode(), other):.3f}" != f"{bigram:.3f}"
