@@ -29,11 +29,11 @@ from jaxformer.weights.twin import TWIN
 
 # Weights large enough for varied texts: at the usual 0.02 a text repeats one token.
 CONFIG = GPTConfig(
-    vocab_size=40,
-    context_length=32,
-    width=16,
+    vocab_size=41,
+    context_length=31,
+    width=14,
     num_heads=2,
-    mlp_width=32,
+    mlp_width=37,
     num_layers=2,
     init_std=0.4,
     dtype="float64",

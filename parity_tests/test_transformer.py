@@ -22,7 +22,7 @@ def cases(draw: st.DrawFn) -> Case:
     """Few sizes but every option, in float64: the worst drawn case is still far from its bound."""
     config = TransformerConfig(
         vocab_size=11,
-        context_length=8,
+        context_length=7,
         # Widths under 16 are ill-conditioned: dropout may leave one unit of a row, and the
         # LayerNorm of one unit is constant: its gradient is then mostly rounding.
         width=16,
@@ -41,7 +41,7 @@ def cases(draw: st.DrawFn) -> Case:
         "float64",
         seed=draw(st.integers(0, 2**32 - 1)),
         length=draw(st.sampled_from([1, 2, 5])),
-        memory=draw(st.sampled_from([3, 8])),
+        memory=draw(st.sampled_from([3, 7])),
         masks=draw(st.sets(st.sampled_from(MASKS), max_size=3).map(tuple)),
         jit=False,
     )

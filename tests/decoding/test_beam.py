@@ -20,7 +20,7 @@ from jaxformer.parity.bounds import BOUNDS
 from jaxformer.porting.compare import relative_error
 
 CONFIG = TransformerConfig(
-    vocab_size=14, context_length=16, width=16, num_heads=2, mlp_width=32, num_layers=1
+    vocab_size=14, context_length=17, width=14, num_heads=2, mlp_width=31, num_layers=1
 )
 SPECIALS = SpecialTokens(padding=11, start=12, end=13)
 BEAM = BeamConfig(beam=3, n_best=3, length_penalty=1.0, extra_length=6)
@@ -150,12 +150,12 @@ def test_scores_are_those_of_the_model_reading_the_whole_target(model, log_probs
 
 
 def test_no_hypothesis_is_too_long_or_has_a_special_token(model):
-    sources = sentences(1, 4, 13, 16)
+    sources = sentences(1, 4, 13, 17)
     beam = BeamConfig(beam=6, n_best=6, length_penalty=10.0, extra_length=2)
     found = translate(*model, sources, SPECIALS, beam)
     longest = [max(len(h.tokens) for h in row) for row in found]
     # The end counts; a large penalty prefers the longest.
-    assert longest == [2, 5, 14, 15]
+    assert longest == [2, 5, 14, 16]
     assert all(h.tokens.max(initial=0) < SPECIALS.padding for row in found for h in row)
 
 

@@ -18,13 +18,13 @@ from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 
-T = 16
+T = 13
 CONFIG = GPTConfig(
-    vocab_size=24,
+    vocab_size=23,
     context_length=T,
-    width=8,
+    width=10,
     num_heads=2,
-    mlp_width=16,
+    mlp_width=17,
     num_layers=1,
     init_std=0.5,
     dtype="float64",
@@ -92,7 +92,7 @@ def test_prefill_is_compiled_once_per_bucket_and_step_once(model):
     prefill.clear_cache()
     step.clear_cache()
     for lengths in [(5, 2), (8, 8), (6, 7)]:
-        text(model, prompts_of(*lengths), max_new_tokens=8, sampling=GREEDY)
+        text(model, prompts_of(*lengths), max_new_tokens=5, sampling=GREEDY)
     assert (prefill._cache_size(), step._cache_size()) == (1, 1)
     text(model, prompts_of(3, 4), max_new_tokens=4, sampling=GREEDY)
     assert (prefill._cache_size(), step._cache_size()) == (2, 1)
@@ -109,9 +109,9 @@ def test_windows_are_prefilled_only_at_first_and_where_one_is_truncated(model, m
     monkeypatch.setattr(
         "jaxformer.decoding.generate.step", lambda *args: calls.append("step") or step(*args)
     )
-    text(model, prompts_of(5, 12), max_new_tokens=10, sampling=GREEDY)
-    # The fifth token is the longer row's 17th: both windows are prefilled again after it.
-    assert calls == [(2, 16), *["step"] * 4, (2, 16), *["step"] * 4]
+    text(model, prompts_of(3, 9), max_new_tokens=10, sampling=GREEDY)
+    # The fifth token is the longer row's 14th: both windows are prefilled again after it.
+    assert calls == [(2, T), *["step"] * 4, (2, 8), *["step"] * 4]
 
 
 def test_tokens_come_one_step_at_a_time(model):

@@ -12,13 +12,13 @@ from jaxformer.decoding.state import init_state, insert, prefill, row_keys, step
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
 
-T = 16
+T = 13
 CONFIG = GPTConfig(
-    vocab_size=24,
+    vocab_size=23,
     context_length=T,
-    width=8,
+    width=10,
     num_heads=2,
-    mlp_width=16,
+    mlp_width=17,
     num_layers=2,
     init_std=0.5,
     dtype="float64",

@@ -17,6 +17,7 @@ from jaxformer.training.objectives import next_token
 from jaxformer.training.step import make_eval_step
 
 CONFIG = GPT_PRESETS["toy"]
+L = 13
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 101).astype(np.uint16)
 
 
@@ -31,7 +32,7 @@ def score(model, batch_size: int, mesh: MeshConfig) -> Evaluation:
     return evaluate(
         jax.jit(make_eval_step(graphdef, next_token)),
         params,
-        evaluation_batches(TOKENS, batch_size, 16),
+        evaluation_batches(TOKENS, batch_size, L),
         batch_sharding(make_mesh(mesh)),
     )
 
@@ -39,8 +40,8 @@ def score(model, batch_size: int, mesh: MeshConfig) -> Evaluation:
 def test_the_mean_is_over_every_token_but_the_first(model):
     graphdef, params = model
     losses = []
-    for start in range(0, 100, 16):
-        window = TOKENS[start : start + 17].astype(np.int32)
+    for start in range(0, 100, L):
+        window = TOKENS[start : start + L + 1].astype(np.int32)
         logits = merge(graphdef, params)(jnp.asarray(window[None, :-1]))[0]
         logs = jax.nn.log_softmax(logits)
         losses += [-float(logs[i, token]) for i, token in enumerate(window[1:])]
