@@ -256,3 +256,10 @@ def test_the_kinds_a_config_may_name(tmp_path):
 def test_bytes_and_characters_are_json_objects_that_name_the_kind():
     assert json.loads(ByteTokenizer().to_json()) == {"kind": "bytes"}
     assert json.loads(CharTokenizer("aé").to_json()) == {"kind": "characters", "characters": "aé"}
+
+
+def test_a_byte_order_mark_before_the_rules_is_none_of_them(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(CharTokenizer("ab"), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(path).fingerprint == CharTokenizer("ab").fingerprint
