@@ -154,8 +154,9 @@ class CheckpointWriter:
                 ocp.save_checkpointables(self._directory / TRIAL, {"trial": {"x": np.zeros(1)}})
         except Exception as error:
             raise UserError(
-                f"checkpoints cannot be written to {self._directory}: {brief(error)}; choose "
-                "another --run-dir, or mend what is missing"
+                f"checkpoints cannot be written to {self._directory}: {brief(error)}; earlier "
+                f"checkpoints are intact (steps {steps(self._directory)}): mend what is missing or "
+                "choose another --run-dir"
             ) from error
         finally:
             self._sweep()

@@ -9,6 +9,7 @@ import math
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,7 +111,7 @@ def test_another_text_is_scored_as_a_whole_and_called_so(run, tmp_path, capsys):
     losses = []  # windows of eight tokens, as in training
     for start in range(0, len(tokens) - 1, 8):
         window = tokens[start : start + 9]
-        logits = np.asarray(model(window[None, :-1]), np.float64)[0]
+        logits = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
         chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         losses += [-math.log(row[token]) for row, token in zip(chances, window[1:], strict=True)]
     assert figures["loss"] == pytest.approx(sum(losses) / 35, rel=1e-5)
