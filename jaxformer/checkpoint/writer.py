@@ -69,7 +69,8 @@ class CheckpointWriter:
                 ) from error
             self._sweep()
             self._identity = os.stat(self._directory)
-            self._try_out()
+            if jax.process_count() == 1:  # several would have to save together
+                self._try_out()
 
     def save(
         self,
@@ -148,9 +149,8 @@ class CheckpointWriter:
 
         TensorStore locks the files that it writes, for one, which not every file system can.
         """
-        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         try:
-            with _context(multiprocessing_options=alone):
+            with _context():
                 ocp.save_checkpointables(self._directory / TRIAL, {"trial": {"x": np.zeros(1)}})
         except Exception as error:
             raise UserError(
@@ -244,9 +244,9 @@ class CheckpointWriter:
             ) from error
 
 
-def _context(**options: Any) -> ocp.Context:
+def _context() -> ocp.Context:
     """Orbax's options for a save."""
-    context = ocp.Context(**options)
+    context = ocp.Context()
     # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
     context.async_options.create_directories_asynchronously = False
     return context
