@@ -114,6 +114,7 @@ def leaves_of(items: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
 def brief(error: BaseException) -> str:
     """The message of an error in one line; of a long one both ends, for the cause is at either."""
     message = " ".join(str(error).split()) or type(error).__name__
+    message = re.sub(r" \[tensorstore_spec.*", "", message)  # settings, which follow the cause
     if len(message) > _SHOWN_CHARACTERS:
         half = _SHOWN_CHARACTERS // 2
         message = f"{message[:half]} ... {message[-half:]}"
