@@ -16,6 +16,8 @@ from jaxformer.errors import UserError
 
 FILE = "manifest.jsonl"
 """Name of the manifest in its directory."""
+BEGUN = f".{FILE}"
+"""Name of a manifest that is being rewritten, or whose writer was killed."""
 
 
 class CorruptionError(UserError):
@@ -33,6 +35,20 @@ def write(directory: Path, content: Mapping[str, Any]) -> None:
         file.write(_sealed(json.dumps({**content, "files": files}).encode()))
         file.flush()
         os.fsync(file.fileno())
+    sync(directory)
+
+
+def rewrite(directory: Path, content: Mapping[str, Any]) -> None:
+    """Replace what `read` gives, its `files` included; killed, the old manifest stays.
+
+    Raises:
+        OSError: the directory or the disk does not let it be written.
+    """
+    with open(directory / BEGUN, "wb") as file:
+        file.write(_sealed(json.dumps(content).encode()))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(directory / BEGUN, directory / FILE)
     sync(directory)
 
 
@@ -96,10 +112,10 @@ def _in(parts: Collection[str] | None, name: str) -> bool:
 
 
 def _names(directory: Path) -> set[str]:
-    """Relative paths of all files but the manifest."""
+    """Relative paths of all files but the manifest, finished or begun."""
     walk = os.walk(directory)  # unlike rglob, silent about files deleted during the walk
     found = {(Path(top) / name).relative_to(directory) for top, _, names in walk for name in names}
-    return {path.as_posix() for path in found} - {FILE}
+    return {path.as_posix() for path in found} - {FILE, BEGUN}
 
 
 def _fingerprint(path: Path) -> list[int | str]:

@@ -29,5 +29,6 @@ def save_run(
             params = init_params(spec.model, config.model, jax.random.key(step))
             metadata = {"data": f"text of step {step}", "config": config_to_json(config)}
             state = init_state(params, spec.optimizer)
-            writer.save(step, split(state), metadata, val_loss=step)
+            writer.save(step, split(state), metadata)
+            writer.add_val_loss(step, step)
     return path

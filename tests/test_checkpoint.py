@@ -132,9 +132,11 @@ def test_metadata_is_the_one_at_saving_and_needs_no_arrays(
 ) -> None:
     metadata: dict[str, Any] = {"config": {"width": 3}, "list": [1, None, 0.1]}
     with CheckpointWriter(tmp_path, keep=3) as writer:
-        writer.save(4, small_state(4), metadata, val_loss=0.1)
+        writer.save(4, small_state(4), metadata)
+        writer.add_val_loss(4, 0.1)
         metadata["config"]["width"] = 4
-        writer.save(6, small_state(6), metadata, val_loss=math.nan)
+        writer.save(6, small_state(6), metadata)
+        writer.add_val_loss(6, math.nan)
     monkeypatch.setattr(checkpoint.reader.ocp, "load_checkpointables", None)
     newest, older = checkpoint.read_metadata(tmp_path), checkpoint.read_metadata(tmp_path, 4)
     assert (newest.step, newest.metadata["config"], newest.val_loss) == (6, {"width": 4}, None)
@@ -329,7 +331,9 @@ def test_the_newest_and_the_best_are_kept(
     directory = tmp_path_factory.mktemp("retention")
     with CheckpointWriter(directory, keep=keep) as writer:
         for step, loss in enumerate(losses):
-            writer.save(step, {"x": jnp.int32(step)}, {}, loss)
+            writer.save(step, {"x": jnp.int32(step)}, {})
+            if loss is not None:
+                writer.add_val_loss(step, loss)
             writer.wait()
             finite = {
                 s: x for s, x in enumerate(losses[: step + 1]) if x is not None and math.isfinite(x)

@@ -214,3 +214,66 @@ def test_a_failed_save_is_seen_before_the_next_one(
         with pytest.raises(UserError, match=r"saving checkpoint 1 .* No space left"):
             train_on(writer)
         writer.check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a[1]", "lr[1e-3]/run", "a*", "what?", "back\\slash", "gs:/bucket/run", "s3:/x", "\udcff"],
+)
+def test_paths_that_orbax_takes_for_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--run-dir"):
+        CheckpointWriter(tmp_path / name, keep=1)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("root", ["gs", "s3", "az", "hf"])
+def test_roots_that_orbax_takes_for_remote_storage_are_refused(root: str) -> None:
+    with pytest.raises(UserError, match=f"/{root}"):
+        checkpoint.check_path(Path("/", root, "run"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "ä{1}", "a]", "50%", "a:b", "-a", "~", "#!$&'\"", "a\nb", "gs", "x/gs/y", "a..b"],
+)
+def test_other_odd_paths_hold_checkpoints(tmp_path: Path, name: str) -> None:
+    save_all(tmp_path / name, [1])
+    assert_same_bits(restore(tmp_path / name, abstract(small_state(1)))[0], small_state(1))
+
+
+def test_what_was_moved_to_such_a_path_is_read_or_refused_by_its_name(tmp_path: Path) -> None:
+    save_all(tmp_path / "good", [1])
+    shutil.copytree(tmp_path / "good", tmp_path / "a[1]")
+    restored, _ = restore(tmp_path / "a[1]", abstract(small_state(1)))
+    assert_same_bits(restored, small_state(1))
+    shutil.copytree(tmp_path / "good", tmp_path / "gs:" / "bucket")
+    with pytest.raises(UserError, match="address"):
+        restore(tmp_path / "gs:" / "bucket", abstract(small_state(1)))
+
+
+def test_a_validation_loss_is_added_to_a_sound_step_alone(two_steps: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(two_steps, directory)
+    damage(directory / "10" / "manifest.jsonl", "flip", random.Random(0))
+    before = snapshot(directory / "10")
+    with CheckpointWriter(directory, keep=9) as writer:
+        for step in (10, 15, 20):  # there is no 15
+            writer.add_val_loss(step, 0.25)
+    assert snapshot(directory / "10") == before
+    assert steps(directory) == [10, 20]
+    assert checkpoint.read_metadata(directory).val_loss == 0.25
+
+
+def test_what_a_file_system_lacks_is_named_before_the_first_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = "Failed to lock file: Function not implemented"
+
+    def lacks_locks(path: Path, _: object) -> None:
+        path.mkdir()
+        raise ValueError(f"{path} " * 99 + cause)  # TensorStore names every layer first
+
+    monkeypatch.setattr(checkpoint.writer.ocp, "save_checkpointables", lacks_locks)
+    with pytest.raises(UserError, match=f"^checkpoints cannot be written to {tmp_path}.*{cause}"):
+        CheckpointWriter(tmp_path, keep=1)
+    assert not any(tmp_path.iterdir())

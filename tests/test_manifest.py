@@ -81,3 +81,12 @@ def test_a_directory_is_sealed_once(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         manifest.write(sealed(tmp_path / "d"), {"step": 4})
     assert manifest.verify(tmp_path / "d")["step"] == 3
+
+
+def test_a_rewritten_manifest_verifies_and_a_begun_one_does_no_harm(tmp_path: Path) -> None:
+    content = manifest.verify(sealed(tmp_path / "d"))
+    (tmp_path / "d" / manifest.BEGUN).write_bytes(b"{")  # as a kill leaves it
+    assert manifest.verify(tmp_path / "d") == content
+    manifest.rewrite(tmp_path / "d", {**content, "step": 4})
+    assert manifest.verify(tmp_path / "d") == {**content, "step": 4}
+    assert not (tmp_path / "d" / manifest.BEGUN).exists()

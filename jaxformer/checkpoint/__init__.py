@@ -24,7 +24,7 @@ Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/v1/checkpointin
 import logging
 from pathlib import Path
 
-from jaxformer.checkpoint.layout import OPTIMIZER, PARAMS, all_steps, steps
+from jaxformer.checkpoint.layout import OPTIMIZER, PARAMS, all_steps, check_path, steps
 from jaxformer.checkpoint.reader import (
     Checkpoint,
     join,
@@ -45,6 +45,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "all_steps",
+    "check_path",
     "join",
     "load",
     "read_metadata",

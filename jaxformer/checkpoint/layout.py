@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ PARAMS, OPTIMIZER = "params", "optimizer"
 """The items of a train state's checkpoint."""
 SAVING, TRASH, DAMAGED = ".saving-", ".trash-", ".damaged-"
 """What the names of unfinished and damaged steps begin with."""
+TRIAL = f"{SAVING}trial"
+"""Name of the save that is tried when a directory is opened for writing."""
 _SHOWN_CHARACTERS = 400
+_REMOTE = re.compile(r"(^/(?:gs|s3|az|hf)(?=/)|(?<=/)[A-Za-z][A-Za-z0-9+.-]*:(?=/))")
+"""How Orbax writes the root of remote storage, and the start of an address as a path has it."""
 
 
 def steps(directory: Path) -> list[int]:
@@ -68,6 +73,33 @@ def _naming(step: int) -> Iterator[None]:
         raise CorruptionError(f"checkpoint {step} cannot be used: {fault}") from None
 
 
+def check_path(directory: Path, *, to_read: bool = False) -> None:
+    """Refuse a directory whose path Orbax or TensorStore takes for something else.
+
+    Of a path with `*`, `?` or `[` Orbax saves nothing that can be read, or another directory that
+    the path matches as a pattern; `gs:` and the root directories of `_REMOTE` are remote storage to
+    it; TensorStore takes a backslash for a separator, and UTF-8 alone. Reading expands no patterns.
+
+    Raises:
+        UserError: naming the path and what it must not contain.
+    """
+    path = os.fspath(directory.absolute())
+    pattern = re.search(r"\\" if to_read else r"[*?\[\\]", path)
+    remote = _REMOTE.search(path)
+    if path != path.encode(errors="ignore").decode():
+        fault = "is not UTF-8"
+    elif pattern:
+        fault = f"contains {pattern[0]}"
+    elif remote:
+        fault = f"is an address by its {remote[1]}"
+    else:
+        return
+    raise UserError(
+        f"{directory} cannot hold checkpoints, since its path {fault}: choose another --run-dir, "
+        "or rename the directory"
+    )
+
+
 def leaves_of(items: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
     """Item -> path of each of its leaves -> dtype and shape."""
     return {
@@ -80,5 +112,10 @@ def leaves_of(items: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
 
 
 def brief(error: BaseException) -> str:
-    """The message of an error in one line."""
-    return " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__
+    """The message of an error in one line; of a long one both ends, for the cause is at either."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    message = re.sub(r" \[tensorstore_spec.*", "", message)  # settings, which follow the cause
+    if len(message) > _SHOWN_CHARACTERS:
+        half = _SHOWN_CHARACTERS // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    return message

@@ -16,6 +16,7 @@ from jaxformer.checkpoint.layout import (
     PARAMS,
     all_steps,
     brief,
+    check_path,
     leaves_of,
     verify,
 )
@@ -34,7 +35,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     """The JSON object given to `save`."""
     val_loss: float | None
-    """Validation loss; None if there was none or it was not finite."""
+    """Validation loss; None if it was not measured or is not finite."""
     items: Mapping[str, Mapping[str, str]]
     """Item -> path of each of its leaves -> dtype and shape, such as `int8[2, 3]`."""
     skipped: tuple[str, ...]
@@ -110,8 +111,9 @@ def load(
             first local device.
 
     Raises:
-        UserError: it holds other leaves, shapes or dtypes, or cannot be read.
+        UserError: it holds other leaves, shapes or dtypes, or cannot be read, there or at all.
     """
+    check_path(directory, to_read=True)
     expected = leaves_of(abstract_items)
     _require_equal_leaves(found, expected)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

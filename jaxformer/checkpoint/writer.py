@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -20,8 +21,10 @@ from jaxformer.checkpoint.layout import (
     DAMAGED,
     SAVING,
     TRASH,
+    TRIAL,
     all_steps,
     brief,
+    check_path,
     leaves_of,
     read_manifest,
     steps,
@@ -42,13 +45,14 @@ class CheckpointWriter:
     `check`, `save`, `wait` and `close` raise a background failure.
 
     Raises:
-        UserError: the directory cannot be created or has vanished, a step exists already, or a
-            write failed.
+        UserError: the directory cannot be used, cannot be created or has vanished, a step exists
+            already, or a write failed.
     """
 
     def __init__(self, directory: Path, *, keep: int, every: int = 1):
         require_positive("checkpoint.keep", keep)
         require_positive("checkpoint.every", every)
+        check_path(directory)
         self._directory = directory.absolute()
         self._keep = keep
         self._every = every
@@ -65,13 +69,14 @@ class CheckpointWriter:
                 ) from error
             self._sweep()
             self._identity = os.stat(self._directory)
+            if jax.process_count() == 1:  # several would have to save together
+                self._try_out()
 
     def save(
         self,
         step: int,
         items: Mapping[str, PyTree[jax.Array]],
         metadata: Mapping[str, Any],
-        val_loss: float | None = None,
     ) -> None:
         """Copy the items to the host, then write them in the background.
 
@@ -83,27 +88,35 @@ class CheckpointWriter:
             items: trees that can be read one without the other, such as those of `split`; their
                 leaves are non-empty arrays of any dtype and sharding, random keys as raw key data.
             metadata: what JSON can hold.
-            val_loss: the lowest marks the best checkpoint; None, NaN and infinity never do.
         """
         self.wait()
-        finite = val_loss is not None and math.isfinite(val_loss)
         content = {
             "step": step,
-            "val_loss": val_loss if finite else None,
+            "val_loss": None,
             "metadata": json.loads(json.dumps(metadata)),  # a copy, for the caller may change it
             "items": leaves_of(items),
         }
         if self._is_first_process:
             self._require_directory()
             self._make_way(step)
-        context = ocp.Context()
-        # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
-        context.async_options.create_directories_asynchronously = False
-        with self._explained(step), context:
+        with self._explained(step), _context():
             response = ocp.save_checkpointables_async(
                 self._directory / f"{SAVING}{step}", dict(items)
             )
         self._pending = self._executor.submit(self._finish, step, response, content)
+
+    def add_val_loss(self, step: int, val_loss: float) -> None:
+        """Add the validation loss to a checkpoint, if there is one of this step that verifies.
+
+        A step is saved before it is evaluated, so that an evaluation that fails loses nothing. The
+        lowest loss marks the best checkpoint; NaN and infinity never do.
+        """
+        self.wait()
+        if self._is_first_process and math.isfinite(val_loss) and self._is_verified(step):
+            with self._explained(step):
+                content = read_manifest(self._directory, step)
+                manifest.rewrite(self._directory / str(step), {**content, "val_loss": val_loss})
+                self._retain(step)
 
     def check(self) -> None:
         """Raise the error of the save in progress, if it failed; to be called once per step."""
@@ -130,6 +143,23 @@ class CheckpointWriter:
         # The error that ends the block is the one to report.
         with contextlib.suppress(UserError) if error else contextlib.nullcontext():
             self.close()
+
+    def _try_out(self) -> None:
+        """Save a number: a directory that cannot hold checkpoints is refused before the work.
+
+        TensorStore locks the files that it writes, for one, which not every file system can.
+        """
+        try:
+            with _context():
+                ocp.save_checkpointables(self._directory / TRIAL, {"trial": {"x": np.zeros(1)}})
+        except Exception as error:
+            raise UserError(
+                f"checkpoints cannot be written to {self._directory}: {brief(error)}; earlier "
+                f"checkpoints are intact (steps {steps(self._directory)}): mend what is missing or "
+                "choose another --run-dir"
+            ) from error
+        finally:
+            self._sweep()
 
     def _require_directory(self) -> None:
         """Refuse a directory that Orbax created again: the earlier steps are not in it."""
@@ -212,3 +242,11 @@ class CheckpointWriter:
                 f"saving checkpoint {step} in {self._directory} failed: {brief(error)}; earlier "
                 f"checkpoints are intact (steps {steps(self._directory)}): make room and resume"
             ) from error
+
+
+def _context() -> ocp.Context:
+    """Orbax's options for a save."""
+    context = ocp.Context()
+    # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
+    context.async_options.create_directories_asynchronously = False
+    return context

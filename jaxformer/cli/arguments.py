@@ -36,6 +36,31 @@ RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
 
 
+_PATHS = tyro.constructors.ConstructorRegistry()
+
+
+@_PATHS.primitive_rule
+def _path_rule(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """A path, which is not empty: a variable that is unset must not name the working directory."""
+    if type_info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: _named_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def _named_path(word: str) -> Path:
+    if not word:
+        raise ValueError("is empty: name a file or directory")
+    return Path(word)
+
+
 def parse(
     config_type: type[ConfigT],
     argv: Sequence[str],
@@ -67,6 +92,7 @@ def parse(
                 description=description,
                 args=argv,
                 default=tyro.MISSING_NONPROP if default is None else default,
+                registry=_PATHS,
             )
     except UserError as error:
         fail(prog, str(error))
@@ -96,8 +122,6 @@ def parse_recipe(
         SystemExit: as `parse` does, and with the status of a supervised run; an unknown preset is
             refused with the list of the known ones.
     """
-    if _last_value("--run-dir", argv) == "":
-        fail(prog, "--run-dir is empty: name a directory")
     name = preset_name(presets, default_preset, argv, prog)
     run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
     preset = presets[name]
@@ -278,6 +302,7 @@ _PLAINER = (
         r"^invalid choice ('.*') for argument '(.*?)'. Expected one of \((.*)\)",
         r"\2: \1 is none of \3",
     ),
+    (r"^(\S+): (?:no type matching .*: )?(is empty: name a file or directory)", r"\1 \2"),
     (r"^Missing from [^:]*:", "missing"),
     (r"^Unrecognized options:", "unknown argument"),
 )

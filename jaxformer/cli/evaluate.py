@@ -1,5 +1,6 @@
 """`jaxformer evaluate RUN`: the loss over a split, and how well a Transformer translates."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,25 @@ from jaxformer.errors import UserError
 DESCRIPTION = (
     "Score every token of the run's validation data and print the loss in every unit. A "
     "translation run also translates the validation sources: BLEU with sacrebleu's signature, "
-    "and exact matches."
+    "and exact matches. The data may lie elsewhere than in training; other data than those of the "
+    "run are scored as a whole, and the output says so."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the run's data are now, or other data to score; by default where they were."""
+
+    path: Path | None = None
+    """Text of a GPT's run: a file or a directory."""
+    source: Path | None = None
+    """Sources of a run on text files."""
+    target: Path | None = None
+    """Their translation."""
+    val_source: Path | None = None
+    """Sources that such a run validates on, if they are files of their own."""
+    val_target: Path | None = None
+    """Their translation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +51,7 @@ class EvaluateArguments:
     """alpha of ((5 + length) / 6)^alpha, 0.6 by default; translation runs only."""
     json: Path | None = None
     """File to write the figures to as JSON."""
+    data: Places = dataclasses.field(default_factory=Places)
 
     def __post_init__(self) -> None:
         require_positive("average", self.average)
@@ -43,6 +62,12 @@ class EvaluateArguments:
         """The given flags that say how to translate."""
         given = {"--beam": self.beam, "--length-penalty": self.length_penalty}
         return [flag for flag, value in given.items() if value is not None]
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """The given places of data, by their settings."""
+        given = vars(self.data).items()
+        return {name: path.resolve() for name, path in given if path is not None}
 
     def beam_config(self) -> BeamConfig:
         """How to translate."""
@@ -68,10 +93,12 @@ def main(argv: Sequence[str]) -> int:
 
     run = load_run(arguments.run, average=arguments.average)
     require_used(arguments, isinstance(run.config, LanguageConfig))
-    figures = run.evaluate(arguments.split, arguments.beam_config())
-    print("\n".join(lines(figures)))
-    if arguments.json is not None:
-        with atomic_write(arguments.json) as file:
+    # Opened before the work: a file that cannot be written is refused at once.
+    opened = contextlib.nullcontext() if arguments.json is None else atomic_write(arguments.json)
+    with opened as file:
+        figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
+        print("\n".join(lines(figures)))
+        if file is not None:
             file.write(json.dumps(figures, indent=2).encode() + b"\n")
     return 0
 
@@ -95,6 +122,8 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         bits = "no bits per byte, as the tokenizer loses text · "
         if value is not None:
             bits = f"{value:.4f} bits per byte · "
+    if figures["split"] == "other":
+        yield "other data than those the run learned from, scored as a whole:"
     yield (
         f"step {figures['step']} · {figures['split']} loss {figures['loss']:.4f} nats per token · "
         f"perplexity {figures['perplexity']:.3f} · {bits}{figures['tokens']:,} tokens"
@@ -104,4 +133,5 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
             f"beam {figures['beam']}, length penalty {figures['length_penalty']} · "
             f"BLEU {figures['bleu']:.2f} ({figures['signature']})"
         )
-        yield f"exact match {figures['exact_match']:.2%} of {figures['pairs']:,} held-out pairs"
+        pairs = "pairs" if figures["split"] == "other" else "held-out pairs"
+        yield f"exact match {figures['exact_match']:.2%} of {figures['pairs']:,} {pairs}"

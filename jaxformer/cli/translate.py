@@ -78,15 +78,13 @@ def main(argv: Sequence[str]) -> int:
 
 def read(line: bytes, number: int) -> str:
     """The text of a line without the white space around it, as training data are read."""
-    from jaxformer.data.parallel_text import BYTE_ORDER_MARK
-
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"byte {error.start + 1} is not UTF-8 text: convert the input to UTF-8"
         ) from None
-    return (text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text).strip()
+    return text.strip()
 
 
 def encode(run: "Run", text: str) -> "np.ndarray":

@@ -15,6 +15,8 @@ from jaxformer.config.checks import (
 from jaxformer.errors import UserError
 
 NUM_BYTES = 256
+TOKENIZERS = ("bytes", "characters", "bpe")
+"""What a tokenizer is called that needs no file; any other name is a path."""
 
 
 def _tokenizer_size(tokenizer: str, vocab_size: int) -> int | None:
@@ -27,7 +29,8 @@ class DataConfig:
     """The text a run learns from and how it becomes tokens."""
 
     path: Path | None = None
-    """A text file, or a directory of them; by default the running Python's standard library."""
+    """A text file, or a directory of them, without the runs and the cache in it; by default the
+    running Python's standard library."""
     tokenizer: str = "bpe"
     """`bytes`, `characters`, `bpe` (trained on the text) or the path of a tokenizer.json."""
     vocab_size: VocabularySize = 4096

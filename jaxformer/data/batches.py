@@ -95,7 +95,8 @@ def evaluation_batches(tokens: np.ndarray, batch_size: int, context_length: int)
     """
     if len(tokens) < 2:
         raise UserError(
-            f"the text has {len(tokens)} tokens, too few to evaluate on: give a longer text"
+            f"the text to evaluate on has {len(tokens)} tokens, too few: give a longer text, or in "
+            "training a larger --data.val-fraction"
         )
     batch_tokens = batch_size * context_length
     return (

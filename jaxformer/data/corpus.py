@@ -2,7 +2,8 @@
 
 Three sources: a UTF-8 file, a directory of UTF-8 files, or the standard library of the running
 Python, about 11 MB of source on every machine. It differs between versions, so losses are
-comparable only where the corpus hashes are equal.
+comparable only where the corpus hashes are equal. A byte-order mark at the start of a file is not
+part of its text, and runs and preparations in a directory are none of its documents.
 
 A preparation is a directory of the cache, keyed by the corpus and the settings of the tokenizer:
 
@@ -12,13 +13,15 @@ A preparation is a directory of the cache, keyed by the corpus and the settings 
     sources/             the files it was made from (sources.py)
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import platform
 import sysconfig
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import numpy as np
 
 from jaxformer import manifest
 from jaxformer.atomic import atomic_write
-from jaxformer.config import DataConfig
+from jaxformer.config import RUN_CONFIGS, DataConfig
 from jaxformer.data import sources
 from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.tokenizer import (
@@ -128,24 +131,56 @@ def read_corpus(data: DataConfig) -> Corpus:
         name = data.path.resolve().name
         return _split_by_document(name, data.path, _files(data.path), data.val_fraction)
     if not os.path.isfile(data.path):
-        raise UserError(f"data.path {data.path} is not a file or directory: check its spelling")
-    text = _decoded(_read(data.path))
-    if text is None:
-        raise UserError(f"data.path {data.path} is not UTF-8 text: convert it or name another file")
-    return _split_text(data.path.name, text, data.val_fraction)
+        raise _missing(data.path)
+    return _split_text(data.path.name, _text_of(data.path), data.val_fraction)
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file, or of a directory's documents joined by `SEPARATOR`.
+
+    Raises UserError as `read_corpus` does.
+    """
+    if os.path.isdir(path):
+        return SEPARATOR.join(text for _, text in _documents(path, _files(path)))
+    if not os.path.isfile(path):
+        raise _missing(path)
+    return _text_of(path)
+
+
+def fingerprint_with(data: DataConfig, tokenizer: Tokenizer) -> str:
+    """The fingerprint that the data of a configuration have with this tokenizer."""
+    return _fingerprint(read_corpus(data).sha256, tokenizer)
+
+
+def _fingerprint(corpus: str, tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(f"{corpus} {tokenizer.fingerprint}".encode()).hexdigest()
 
 
 def _files(root: Path, left_out: Container[str] = ()) -> list[Path]:
-    """Sorted paths of the files below `root`, relative to it; hidden directories are skipped."""
+    """Sorted paths of the files below `root`, relative to it, without those of hidden directories,
+    of runs and of preparations: what a run writes must not become its text."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error.filename, error)
 
     found = []
     for folder, subfolders, names in os.walk(root, onerror=refuse):
+        if _is_written_here(Path(folder)):
+            subfolders.clear()
+            continue
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s not in left_out]
         found += [path for name in names if (path := Path(folder, name)).is_file()]
     return sorted(path.relative_to(root) for path in found)
+
+
+def _is_written_here(folder: Path) -> bool:
+    """Whether it is the directory of a run, a checkpoint or a preparation."""
+    with contextlib.suppress(manifest.CorruptionError, ValueError):
+        manifest.read(folder)
+        return True
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        return json.loads((folder / "config.json").read_bytes())["kind"] in RUN_CONFIGS
+    return False
 
 
 def _library_files(root: Path) -> list[Path]:
@@ -154,10 +189,8 @@ def _library_files(root: Path) -> list[Path]:
 
 def _split_by_document(name: str, root: Path, files: list[Path], val_fraction: float) -> Corpus:
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
-    for file in files:
-        text = None if file.name.startswith(".") else _decoded(_read(root / file))
-        if text and "\0" not in text:
-            sides["val" if _draw(file) < val_fraction * 2**64 else "train"].append(text)
+    for file, text in _documents(root, files):
+        sides["val" if _draw(file) < val_fraction * 2**64 else "train"].append(text)
     documents = sides["train"] + sides["val"]
     num_skipped = len(files) - len(documents)
     if not documents:
@@ -168,6 +201,14 @@ def _split_by_document(name: str, root: Path, files: list[Path], val_fraction: f
         corpus = _split_text(name, SEPARATOR.join(documents), val_fraction)
         return dataclasses.replace(corpus, num_skipped=num_skipped)
     return Corpus(name, tuple(sides["train"]), tuple(sides["val"]), num_skipped)
+
+
+def _documents(root: Path, files: list[Path]) -> Iterator[tuple[Path, str]]:
+    """The files that are text, neither hidden nor empty, and what they hold."""
+    for file in files:
+        text = None if file.name.startswith(".") else _decoded(_read(root / file))
+        if text and "\0" not in text:
+            yield file, text
 
 
 def _draw(file: Path) -> int:
@@ -184,11 +225,25 @@ def _split_text(name: str, text: str, val_fraction: float) -> Corpus:
     return Corpus(name, (text[:cut],), (text[cut:],))
 
 
+def _text_of(path: Path) -> str:
+    text = _decoded(_read(path))
+    if text is None:
+        raise UserError(f"data.path {path} is not UTF-8 text: convert it or name another file")
+    return text
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(
+        f"data.path {path} is not a file or directory: check its spelling, or name where the text "
+        "is now by --data.path"
+    )
 
 
 def _unreadable(path: Path | str, error: OSError) -> UserError:
@@ -199,7 +254,7 @@ def _unreadable(path: Path | str, error: OSError) -> UserError:
 
 def _decoded(content: bytes) -> str | None:
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # less the byte-order mark, if there is one
     except UnicodeDecodeError:
         return None
 
@@ -290,14 +345,13 @@ def _open(directory: Path) -> PreparedData | None:
     train, val = (
         np.memmap(directory / f"{side}.bin", dtype=_dtype(tokenizer), mode="r") for side in SIDES
     )
-    identity = f"{content['corpus']} {tokenizer.fingerprint}"
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
         val=val,
         train_bytes=content["train_bytes"],
         val_bytes=content["val_bytes"],
-        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        fingerprint=_fingerprint(content["corpus"], tokenizer),
         lost=content["lost"],
         description="",
     )

@@ -14,8 +14,6 @@ from jaxformer.data.clean import Cleaning, clean_texts
 from jaxformer.data.pairs import Pair
 from jaxformer.errors import UserError
 
-BYTE_ORDER_MARK = "\ufeff"
-
 
 @dataclasses.dataclass(frozen=True)
 class PairTexts:
@@ -47,9 +45,9 @@ def read_text_pairs(data: TextPairsConfig) -> PairTexts:
     Raises UserError for files that are not given, missing, unreadable, empty, not UTF-8 or of
     different numbers of lines, and if a split has no pairs.
     """
-    pairs = _read_pairs("source", data.source, "target", data.target)
+    pairs = read_aligned("source", data.source, "target", data.target)
     if data.val_source is not None or data.val_target is not None:
-        val = _read_pairs("val-source", data.val_source, "val-target", data.val_target)
+        val = read_aligned("val-source", data.val_source, "val-target", data.val_target)
         train, cleaning = clean_texts(pairs, held_out=val)
     else:
         pairs, cleaning = clean_texts(pairs)
@@ -72,9 +70,10 @@ def _draw(pair: Pair) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _read_pairs(
+def read_aligned(
     source: str, source_path: Path | None, target: str, target_path: Path | None
 ) -> list[Pair]:
+    """Every line of a source file with its line of the target; the flags are named in refusals."""
     sources, targets = _read_lines(source, source_path), _read_lines(target, target_path)
     if len(sources) != len(targets):
         raise UserError(
@@ -94,7 +93,7 @@ def _read_lines(flag: str, path: Path | None) -> list[str]:
             f"data.{flag} {path} cannot be read ({error.strerror}): name a text file"
         ) from error
     try:
-        lines = content.decode("utf-8").removeprefix(BYTE_ORDER_MARK).split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(

@@ -404,7 +404,7 @@ def _named(character: str) -> str:
 
 def _read(path: Path | str) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name another file") from error
     except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,16 @@ def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs
     return dataclasses.replace(prepared, description=description)
 
 
+def fingerprint_with(data: PairsConfig, tokenizer: Tokenizer) -> str:
+    """The fingerprint that the data of a configuration have with this tokenizer."""
+    return _fingerprint(read_pairs(data).sha256(), tokenizer, str(_limits(data)))
+
+
+def _fingerprint(texts: str, tokenizer: Tokenizer, limits: str) -> str:
+    identity = f"{texts} {tokenizer.fingerprint} {limits}"
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
 def _source_files(data: PairsConfig) -> list[Path]:
     """The files of texts that are read, and a tokenizer's own; none of generated pairs."""
     if not isinstance(data, TextPairsConfig):
@@ -174,7 +185,7 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     directory.mkdir()
     save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
     tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
-    train, val = (_encoded(pairs, tokenizer) for pairs in (texts.train, texts.val))
+    train, val = (encode_pairs(pairs, tokenizer) for pairs in (texts.train, texts.val))
     train, cleaning, _ = _cleaned(train, texts.cleaning, _limits(data))
     val_dropped: list[int] = []
     if not _has_val_files(data):
@@ -202,7 +213,8 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     manifest.write(directory, content)
 
 
-def _encoded(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> TokenPairs:
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> TokenPairs:
+    """The tokens of pairs, without special ones."""
     dtype = "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
     return TokenPairs(
         Sequences.of(tokenizer.encode_each(pair.source for pair in pairs), dtype),
@@ -244,14 +256,13 @@ def _open(directory: Path) -> PreparedPairs | None:
         )
         for side in ("train", "val")
     )
-    identity = f"{content['texts']} {tokenizer.fingerprint} {content['limits']}"
     return PreparedPairs(
         tokenizer=tokenizer,
         train=train,
         val=val,
         val_texts=val_texts,
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
-        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        fingerprint=_fingerprint(content["texts"], tokenizer, content["limits"]),
         lost=content["lost"],
         description=(
             f"{len(train):,} pairs to learn from, {len(val):,} held out; "

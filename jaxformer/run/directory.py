@@ -1,7 +1,10 @@
 """A run directory: refused if it holds a run, opened again only by the run that made it."""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +12,12 @@ from typing import Any
 
 from jaxtyping import Array, PyTree
 
-from jaxformer.checkpoint import PARAMS, CheckpointWriter
+from jaxformer.checkpoint import PARAMS, CheckpointWriter, check_path
 from jaxformer.config import RunConfig, RunOptions
-from jaxformer.data.tokenizer import Tokenizer, save_tokenizer
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.tasks.config_io import config_to_json, differences, save_config
+from jaxformer.tasks.config_io import config_to_json, differences, load_config, save_config
 
 APPEARS = 60.0
 """Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""
@@ -27,13 +30,25 @@ LOCK = ".lock"
 NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
 
 
+def check_data(config: RunConfig, directory: Path) -> None:
+    """Refuse a run whose own files would lie among its texts."""
+    path = getattr(config.data, "path", None)
+    if path is not None and path.resolve() == directory.resolve():
+        raise UserError(
+            f"run-dir {directory} is the directory of data.path {path} too, and what the run "
+            "writes would become its text: choose another --run-dir"
+        )
+
+
 def check_run_dir(options: RunOptions) -> None:
     """Refuse, before any work is done, a directory that this run must not use.
 
     Raises:
-        UserError: a new run would overwrite an old one, or `--resume` finds none.
+        UserError: a new run would overwrite an old one, `--resume` finds none, or checkpoints
+            cannot be written to such a path.
     """
     directory = options.run_dir
+    check_path(directory / CHECKPOINTS)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: choose another --run-dir")
     if not options.resume:
@@ -58,15 +73,37 @@ def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> No
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Create the directory and its missing files.
+    """Create the directory and its missing files; config.json follows data that were moved.
 
     config.json comes first: killed at any moment, there is either no run yet or one to resume.
+
+    Raises:
+        UserError: tokenizer.json is there and is that of another run.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / CONFIG).exists():
         save_config(config, directory / CONFIG)
+    made_with = load_config(directory / CONFIG)
+    if made_with.data != config.data:
+        save_config(dataclasses.replace(made_with, data=config.data), directory / CONFIG)
     if not (directory / TOKENIZER).exists():
         save_tokenizer(tokenizer, directory / TOKENIZER)
+    check_tokenizer(directory, load_tokenizer(directory / TOKENIZER), tokenizer.fingerprint)
+
+
+def check_tokenizer(directory: Path, tokenizer: Tokenizer, made_with: str | None) -> None:
+    """Refuse a tokenizer.json that is not the one the parameters were learned with.
+
+    Another version of the `tokenizers` library may describe a file by other words, so the file's
+    own hash counts as well. Of a checkpoint of an earlier version the hash is unknown.
+    """
+    path = directory / TOKENIZER
+    own = hashlib.sha256(path.read_bytes()).hexdigest()
+    if made_with not in (None, tokenizer.fingerprint, own):
+        raise UserError(
+            f"{path} is not the tokenizer that the run was trained with: restore the run's own "
+            "file, or delete it and --resume the run"
+        )
 
 
 def save_params(
@@ -96,7 +133,12 @@ def save_params(
     check_run_dir(RunOptions(run_dir=directory))
     fill_run_dir(config, directory, tokenizer)
     with checkpoint_writer(directory, config) as writer:
-        writer.save(step, {PARAMS: params}, {"config": config_to_json(config), "data": data})
+        metadata = {
+            "config": config_to_json(config),
+            "data": data,
+            "tokenizer": tokenizer.fingerprint,
+        }
+        writer.save(step, {PARAMS: params}, metadata)
 
 
 def wait_until_visible(directory: Path) -> bool:
@@ -137,6 +179,12 @@ def locked(directory: Path) -> Iterator[None]:
                 f"{directory} is being trained by another process: wait for its end or choose "
                 "another --run-dir"
             ) from None
+        except OSError as error:  # some file systems have none, as Lustre mounted without them
+            print(
+                f"{directory / LOCK} cannot be locked ({error.strerror}): let no other process "
+                "train in this directory",
+                file=sys.stderr,
+            )
         for name in NAMES:
             for begun in directory.glob(f".{name}.*"):
                 begun.unlink()
@@ -163,7 +211,7 @@ def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, 
         (
             "data",
             "the text or its tokenizer has changed (generated numbers depend on num2words and "
-            "babel): restore it, or start a new run",
+            "babel): restore it, name where it is now by --data.path, or start a new run",
         ),
         ("rows", "the batches would differ: use a mesh of as many devices"),
         ("keys", "random keys differ in this version: use the jax version it was started with"),

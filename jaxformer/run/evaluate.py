@@ -1,21 +1,29 @@
 """The figures of a run: the loss over its data, and how well a Transformer translates."""
 
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 from jaxformer.config import BeamConfig, MeshConfig
 from jaxformer.data.batches import evaluation_batches
-from jaxformer.data.corpus import prepare
+from jaxformer.data.corpus import fingerprint_with as text_fingerprint
+from jaxformer.data.corpus import prepare, read_text
 from jaxformer.data.pair_batches import evaluation_pair_batches
-from jaxformer.data.translation import prepare_pairs
+from jaxformer.data.pairs import Pair
+from jaxformer.data.parallel_text import read_aligned
+from jaxformer.data.tokenizer import lost_share
+from jaxformer.data.translation import encode_pairs, prepare_pairs
+from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
 from jaxformer.evaluation.loss import Evaluation, evaluate
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
 
 if TYPE_CHECKING:
@@ -26,52 +34,71 @@ PROGRESS_SECONDS = 5.0
 """Time between two lines about the progress of decoding."""
 
 
-def language_figures(run: "Run", split: Split) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte of a GPT over a split of its text.
+def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
+    """Loss, perplexity and bits per byte of a GPT over a split of its text, or another text.
 
     Bits per byte are None if the tokenizer loses some of the text.
     """
     config: Any = run.config
-    data = prepare(config.data)
-    require_same(run, data.fingerprint)
-    tokens, num_bytes = {
-        "train": (data.train, data.train_bytes),
-        "val": (data.val, data.val_bytes),
-    }[split]
+    settings = moved(run, places)
+    label: str = split
+    if is_other(run, places, lambda: text_fingerprint(settings, run.tokenizer)):
+        label = other(split)
+        text = read_text(settings.path)
+        tokens, num_bytes = run.tokenizer.encode(text), len(text.encode())
+        lost = lost_share(run.tokenizer, [text])
+    else:
+        data = prepare(settings)
+        require_same(run, data.fingerprint)
+        tokens, num_bytes = {
+            "train": (data.train, data.train_bytes),
+            "val": (data.val, data.val_bytes),
+        }[split]
+        lost = data.lost
     batches = evaluation_batches(tokens, config.batch_size, config.model.context_length)
     result = evaluate_params(run, batches)
     return {
         "step": run.step,
-        "split": split,
+        "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
-        "bits_per_byte": None if data.lost else result.bits_per_byte(len(tokens) / num_bytes),
+        "bits_per_byte": None if lost else result.bits_per_byte(len(tokens) / num_bytes),
         "tokens": result.num_tokens,
         "bytes": num_bytes,
     }
 
 
-def translation_figures(run: "Run", split: Split, search: BeamConfig) -> dict[str, Any]:
-    """Loss and perplexity of the targets; of the validation pairs also BLEU and exact matches."""
+def translation_figures(
+    run: "Run", split: Split, search: BeamConfig, places: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Loss and perplexity of the targets; but for training pairs also BLEU and exact matches."""
     config: Any = run.config
-    data = prepare_pairs(config.data)
-    require_same(run, data.fingerprint)
-    pairs = data.val if split == "val" else data.train
+    settings = moved(run, places)
+    label: str = split
+    texts: Sequence[Pair] | None
+    if is_other(run, places, lambda: pairs_fingerprint(settings, run.tokenizer)):
+        label = other(split)
+        texts = read_aligned("source", settings.source, "target", settings.target)
+        pairs = encode_pairs(texts, run.tokenizer)
+        check_lengths(config.model.context_length, pairs)
+    else:
+        data = prepare_pairs(settings)
+        require_same(run, data.fingerprint)
+        pairs = data.val if split == "val" else data.train
+        texts = data.val_texts if split == "val" else None
     result = evaluate_params(run, evaluation_pair_batches(pairs, run.specials, config.batch_tokens))
     figures: dict[str, Any] = {
         "step": run.step,
-        "split": split,
+        "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "tokens": result.num_tokens,
         "pairs": len(pairs),
     }
-    if split == "train":
+    if texts is None:
         return figures
-    sources = [pair.source for pair in data.val_texts]
-    scores = score(
-        run.translate(sources, search, print_progress()), [pair.target for pair in data.val_texts]
-    )
+    translations = run.translate([pair.source for pair in texts], search, print_progress())
+    scores = score(translations, [pair.target for pair in texts])
     return figures | {
         "beam": search.beam,
         "length_penalty": search.length_penalty,
@@ -79,6 +106,27 @@ def translation_figures(run: "Run", split: Split, search: BeamConfig) -> dict[st
         "signature": scores.signature,
         "exact_match": scores.exact_match,
     }
+
+
+def moved(run: "Run", places: Mapping[str, Path]) -> Any:
+    """The settings of the run's data with the places where these are now."""
+    unknown = [name for name in places if not hasattr(run.config.data, name)]
+    if unknown:
+        flags = " and ".join(f"--data.{name.replace('_', '-')}" for name in unknown)
+        raise UserError(f"{run.directory} holds a {run.config.kind} run: leave out {flags}")
+    return dataclasses.replace(run.config.data, **places)
+
+
+def is_other(run: "Run", places: Mapping[str, Path], fingerprint: Callable[[], str]) -> bool:
+    """Whether places were given that hold other data than the run learned from."""
+    return bool(places) and run.data_fingerprint != fingerprint()
+
+
+def other(split: Split) -> str:
+    """What other data are called, which have no split."""
+    if split == "train":
+        raise UserError("the data are others than those of the run: leave out --split train")
+    return "other"
 
 
 def evaluate_params(run: "Run", batches: Iterable[Any]) -> Evaluation:
@@ -92,7 +140,8 @@ def require_same(run: "Run", fingerprint: str) -> None:
     """Refuse data that are not those of the run; those of an imported model are unknown."""
     if run.data_fingerprint not in (None, fingerprint):
         raise UserError(
-            f"the text that {run.directory} learned from has changed: restore it to evaluate"
+            f"the text that {run.directory} learned from has changed: restore it, or name where it "
+            "is now, or another text, by --data.path (of pairs --data.source and --data.target)"
         )
 
 

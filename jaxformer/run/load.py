@@ -12,7 +12,7 @@ state, such as an imported model's, is opened alike.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,18 +152,28 @@ class Run:
         return self.tokenizer.decode(tokens[tokens < self.tokenizer.vocab_size])
 
     def evaluate(
-        self, split: Literal["val", "train"] = "val", search: BeamConfig | None = None
+        self,
+        split: Literal["val", "train"] = "val",
+        search: BeamConfig | None = None,
+        places: Mapping[str, Path] | None = None,
     ) -> dict[str, Any]:
         """What `jaxformer evaluate --json` writes: the loss over a split, in nats per token, etc.
 
         Of a translation run's validation split also BLEU and exact matches, decoded by `search`.
 
+        Args:
+            split: the side of the data.
+            search: how sources are translated.
+            places: where the data are now, by the names of the data's settings (`path`; `source`
+                and `target`). Other data than the run learned from are scored as a whole, and the
+                split is then called "other".
+
         Raises:
-            UserError: the data are not those that the run learned from.
+            UserError: the data are missing, or have changed and no place was given.
         """
         if isinstance(self.config, LanguageConfig):
-            return evaluate.language_figures(self, split)
-        return evaluate.translation_figures(self, split, search or BeamConfig())
+            return evaluate.language_figures(self, split, places or {})
+        return evaluate.translation_figures(self, split, search or BeamConfig(), places or {})
 
     def _config_of(self, config_type: type) -> Any:
         require_kind(self.config, config_type, self.directory)
@@ -224,6 +234,7 @@ def load_run(
         print(line, file=sys.stderr)
     made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
     directory.check_config(config, made_with, run_dir)
+    directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))
     data = found.metadata.get("data")
     return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
 

@@ -1,4 +1,4 @@
-"""A training run, chapter by chapter: build, restore, step, log, evaluate, save.
+"""A training run, chapter by chapter: build, restore, step, log, save, evaluate.
 
 The train step is one jitted function of a state that is sharded over a mesh and donated to it.
 Dropout, the order of the data and the initial weights follow from the seed and the step alone, so a
@@ -78,6 +78,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     distributed.join(options.distributed)
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
+    directory.check_data(config, options.run_dir)
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
     config, data = task.spec.config, task.data
     if options.resume:
@@ -86,6 +87,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     metadata = {
         "config": config_to_json(config),
         "data": data.fingerprint,
+        "tokenizer": data.tokenizer.fingerprint,
         "rows": task.row_multiple,
         "keys": {"dropout": program.dropout_key.tolist()},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
@@ -122,8 +124,15 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
                 found = evaluate(program.eval_step, params, interrupt.over(scored), program.rows)
             except AskedToEndError:
                 return None
+            writer.add_val_loss(step, found.loss)
             log.evaluated(step, found)
             return found
+
+        def save(step: int) -> None:
+            log.flush()
+            lines.sync()
+            watchdog.expect("checkpoint", step)
+            writer.save(step, checkpoint.split(state), {**metadata, "position": step})
 
         # On CPUs a collective waits 30 s for the last process.
         visible = directory.wait_until_visible(run_dir)
@@ -139,20 +148,18 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             # Log.
             log.add(step, metrics, step_cost(config, batch))
             stop = step == last or interrupt.reached()
+            # Save.
+            writer.check()
+            is_saved = step % config.checkpoint.every == 0 or stop
+            if is_saved:
+                save(step)
             # Evaluate.
             evaluation = None
             if is_to_validate(config, step):
                 evaluation = validate(step, state.params)
+                if evaluation is None and not is_saved:
+                    save(step)
                 stop = stop or evaluation is None
-            # Save.
-            writer.check()
-            if step % config.checkpoint.every == 0 or stop:
-                log.flush()
-                lines.sync()
-                watchdog.expect("checkpoint", step)
-                val_loss = None if evaluation is None else evaluation.loss
-                items = checkpoint.split(state)
-                writer.save(step, items, {**metadata, "position": step}, val_loss)
             if stop:
                 break
         log.note_compilations(program.train_step._cache_size(), task.num_shapes)

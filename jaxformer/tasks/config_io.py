@@ -10,6 +10,7 @@ import cattrs
 
 from jaxformer.atomic import atomic_write
 from jaxformer.config import RUN_CONFIGS, RunConfig
+from jaxformer.config.data import TOKENIZERS
 from jaxformer.errors import UserError
 
 
@@ -55,7 +56,7 @@ def load_config(path: Path) -> RunConfig:
         UserError: when there is none, or it is not what `save_config` writes.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: name the --run-dir of a training run") from None
     except (ValueError, RecursionError):
@@ -66,7 +67,8 @@ def load_config(path: Path) -> RunConfig:
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh and the checkpoints may change when a run is resumed, so they are left out.
+    The mesh and the checkpoints may change when a run is resumed, so they are left out. So are
+    paths of the data: a run knows its text and tokenizer by their hash, wherever they lie.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]
@@ -75,9 +77,16 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
         if name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)
-        if our != their:
+        if our != their and not (_is_place(name, our) and _is_place(name, their)):
             found.append(f"--{name.replace('_', '-')} {our} (the run has {their})")
     return found
+
+
+def _is_place(name: str, value: Any) -> bool:
+    """Whether a setting says where data lie; None is the place of the default, or no file."""
+    if name == "data.tokenizer":
+        return value not in TOKENIZERS
+    return name.startswith("data.") and (value is None or isinstance(value, Path))
 
 
 def _flags(config_type: Any, prefix: str = "") -> list[str]:

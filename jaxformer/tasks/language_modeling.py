@@ -37,6 +37,7 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
         batches = evaluation_batches(data.val, config.batch_size, length)
         return itertools.islice(batches, math.ceil(config.eval_tokens / batch_tokens))
 
+    validation()  # refuses a text that is too short before the first step
     return Task(
         spec=language_spec(config),
         data=data,

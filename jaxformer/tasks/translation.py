@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxformer.batch import PairBatch, SpecialTokens
 from jaxformer.config import TranslationConfig
 from jaxformer.data.pair_batches import PairBatches, batch_shapes, evaluation_pair_batches
-from jaxformer.data.translation import PreparedPairs, prepare_pairs
+from jaxformer.data.pairs import TokenPairs
+from jaxformer.data.translation import prepare_pairs
 from jaxformer.errors import UserError
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
@@ -36,7 +37,7 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     data = prepare_pairs(config.data)
     specials = data.specials
     config = resolve_config(config, data.tokenizer.vocab_size + NUM_SPECIALS)
-    check_lengths(data, config.model.context_length)
+    check_lengths(config.model.context_length, data.train, data.val)
     rows = row_multiple(config, mesh)
     size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
     if config.batch_size is not None:
@@ -97,9 +98,9 @@ def translation_spec(config: TranslationConfig, specials: SpecialTokens) -> Trai
     )
 
 
-def check_lengths(data: PreparedPairs, context_length: int) -> None:
+def check_lengths(context_length: int, *sides: TokenPairs) -> None:
     """Refuse pairs that are longer than the model's context."""
-    longest = max(int(pairs.lengths.max()) for pairs in (data.train, data.val))
+    longest = max(int(pairs.lengths.max()) for pairs in sides)
     if longest > context_length:
         raise UserError(
             f"the longest pair has {longest} tokens, more than model.context-length "

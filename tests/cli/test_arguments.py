@@ -250,3 +250,22 @@ def test_the_status_of_the_function_is_that_of_the_program():
     with pytest.raises(SystemExit) as stop:
         run_command("p", lambda: 1)
     assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--run-dir", ""], "--run-dir"),
+        (["--run-dir="], "--run-dir"),
+        (["--data.path", ""], "--data.path"),
+        (["--data.path="], "--data.path"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(words, flag, capsys):
+    presets = {"tiny": LanguageConfig(model=GPT_PRESETS["toy"])}
+    with pytest.raises(SystemExit) as stop:
+        parse_recipe(presets, "tiny", words, "python -m train.tiny", "")
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert f"{flag} is empty" in complaint
+    assert complaint.count("\n") == 1

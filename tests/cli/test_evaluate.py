@@ -4,9 +4,14 @@ For a translation run also BLEU and exact matches of what `jaxformer translate` 
 """
 
 import dataclasses
+import itertools
 import json
 import math
+import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxformer.cli.main import main
@@ -20,11 +25,16 @@ from jaxformer.config import (
     LanguageConfig,
     MeshConfig,
     RunOptions,
+    TextPairsConfig,
+    TextTranslationConfig,
     TransformerConfig,
 )
 from jaxformer.data.pairs import Pair
+from jaxformer.data.translation import prepare_pairs
 from jaxformer.evaluation.bleu import score
-from jaxformer.run import evaluate
+from jaxformer.models.functional import init_params, merge
+from jaxformer.models.transformer import Transformer
+from jaxformer.run import directory, evaluate
 from jaxformer.run.load import Run, load_run
 from jaxformer.run.loop import train
 from jaxformer.run.summary import score_held_out, summarise
@@ -85,6 +95,113 @@ def test_a_changed_text_is_refused(run, tmp_path, capsys):
         main(["evaluate", str(tmp_path / "run")])
     assert stop.value.code == 2
     assert str(tmp_path / "run") in capsys.readouterr().err
+
+
+def figures_of(directory, *words):
+    file = directory / "figures.json"
+    main(["evaluate", *map(str, words), "--json", str(file)])
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_a_moved_text_is_the_same_text(run, tmp_path, capsys):
+    before = figures_of(tmp_path, tmp_path / "run")
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert "--data.path" in capsys.readouterr().err
+    moved = tmp_path / "moved.txt"
+    assert figures_of(tmp_path, tmp_path / "run", "--data.path", moved) == before
+    assert "other" not in capsys.readouterr().out
+
+
+def test_another_text_is_scored_as_a_whole_and_called_so(run, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("Zehn Jäger\n" * 3, encoding="utf-8")
+    figures = figures_of(tmp_path, tmp_path / "run", "--data.path", other)
+    assert (figures["split"], figures["bytes"], figures["tokens"]) == ("other", 36, 35)
+    opened = load_run(tmp_path / "run")
+    model, tokens = (
+        merge(opened.graphdef, opened.params),
+        opened.tokenizer.encode("Zehn Jäger\n" * 3),
+    )
+    losses = []  # windows of eight tokens, as in training
+    for start in range(0, len(tokens) - 1, 8):
+        window = tokens[start : start + 9]
+        logits = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
+        chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        losses += [-math.log(row[token]) for row, token in zip(chances, window[1:], strict=True)]
+    assert figures["loss"] == pytest.approx(sum(losses) / 35, rel=1e-5)
+    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2))
+    assert capsys.readouterr().out.startswith("other data than those the run learned from")
+    for words in (["--split", "train"], ["--data.source", str(other)]):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", str(tmp_path / "run"), "--data.path", str(other), *words])
+        assert stop.value.code == 2
+        assert words[0] in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("jaxformer.run.load.Run.evaluate", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "none" / "x.json")])
+    assert stop.value.code == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pairs_run(tmp_path_factory):
+    """A translation run on text files, as a training of no step would have left it."""
+    root = tmp_path_factory.mktemp("pairs")
+    sides = {"source": "one two three", "target": "eins zwei drei"}
+    for side, words in sides.items():
+        lines = ["".join(row) for row in itertools.product(words.split(), repeat=3)]
+        (root / side).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXFORMER_CACHE", str(root / "cache"))
+        data = TextPairsConfig(
+            source=root / "source", target=root / "target", tokenizer="characters", val_fraction=0.3
+        )
+        prepared = prepare_pairs(data)
+        model = TransformerConfig(
+            vocab_size=prepared.tokenizer.vocab_size + 3,
+            context_length=20,
+            width=8,
+            num_heads=2,
+            mlp_width=8,
+            num_layers=1,
+        )
+        config = TextTranslationConfig(model=model, data=data, batch_tokens=256)
+        params = init_params(Transformer, model, jax.random.key(0))
+        fingerprint = prepared.fingerprint
+        directory.save_params(root / "run", config, prepared.tokenizer, params, data=fingerprint)
+        yield root
+
+
+def test_moved_pairs_are_the_same_and_others_are_scored_as_a_whole(pairs_run, tmp_path, capsys):
+    run, split = pairs_run / "run", ("--beam", "1")
+    before = figures_of(tmp_path, run, *split)
+    files = []
+    for side in ("source", "target"):
+        files += [f"--data.{side}", shutil.copy(pairs_run / side, tmp_path / f"new.{side}")]
+    assert figures_of(tmp_path, run, *files, *split) == before
+    for side in ("source", "target"):
+        text = (pairs_run / side).read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"new.{side}").write_text("".join(text[:5]), encoding="utf-8")
+    capsys.readouterr()
+    figures = figures_of(tmp_path, run, *files, *split)
+    assert (figures["split"], figures["pairs"]) == ("other", 5)
+    sources, targets = (
+        (tmp_path / f"new.{side}").read_text(encoding="utf-8").splitlines()
+        for side in ("source", "target")
+    )
+    scores = score(load_run(run).translate(sources, BeamConfig(beam=1)), targets)
+    assert (figures["bleu"], figures["exact_match"]) == (scores.bleu, scores.exact_match)
+    said = capsys.readouterr().out
+    assert said.startswith("other data")
+    assert "of 5 pairs" in said
 
 
 def test_a_directory_that_is_not_a_run_is_refused(tmp_path, capsys):

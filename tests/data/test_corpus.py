@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import DataConfig
 from jaxformer.data import corpus as module
-from jaxformer.data.corpus import SEPARATOR, read_corpus
+from jaxformer.data.corpus import SEPARATOR, prepare, read_corpus, read_text
 from jaxformer.errors import UserError
 from tests.data.conftest import TEXT
 
@@ -160,3 +160,38 @@ def test_an_unreadable_directory_is_refused_not_skipped(folder, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(UserError, match=r"data\.path.*inner.*Permission denied"):
         read_corpus(DataConfig(path=folder))
+
+
+def test_a_byte_order_mark_is_no_character_of_the_text(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    (tmp_path / "plain.txt").write_text(TEXT, encoding="utf-8")
+    marked, plain = (
+        read_corpus(DataConfig(path=tmp_path / f"{n}.txt")) for n in ("marked", "plain")
+    )
+    assert marked.sha256 == plain.sha256
+    assert read_text(tmp_path / "marked.txt") == TEXT
+    # In a directory, too; within a text it is a character like any other.
+    (tmp_path / "plain.txt").write_text(f"a\ufeff{TEXT}", encoding="utf-8")
+    assert read_text(tmp_path) == f"{TEXT}{SEPARATOR}a\ufeff{TEXT}"
+
+
+@pytest.mark.parametrize("place", ["runs/x", "inner/deeper", "cache"])
+def test_runs_and_preparations_are_no_documents(folder, place):
+    before = read_corpus(DataConfig(path=folder))
+    directory = folder / place
+    directory.mkdir(parents=True)
+    if place == "cache":
+        prepare(DataConfig(path=folder, tokenizer="bytes"), directory)
+    else:
+        (directory / "config.json").write_text('{"kind": "gpt"}')
+        (directory / "samples").mkdir()
+        (directory / "samples" / "1.txt").write_text("of the run")
+    assert read_corpus(DataConfig(path=folder)) == before
+
+
+@pytest.mark.parametrize("content", ['{"kind": "bert-like"}', '["kind"]', "{", '{"kind": []}'])
+def test_other_configurations_are_documents(folder, content):
+    before = read_corpus(DataConfig(path=folder))
+    (folder / "config.json").write_text(content)
+    (folder / "manifest.jsonl").write_text("{}\n")
+    assert read_corpus(DataConfig(path=folder)).num_documents == before.num_documents + 2

@@ -319,3 +319,10 @@ def test_words_are_cut_only_where_they_are_too_long(parts):
         f"xxx {text}",
     ]
     assert list(module._with_cut_words(["y" * limit, ""])) == ["y" * limit, ""]
+
+
+def test_a_byte_order_mark_before_the_rules_is_none_of_them(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(CharTokenizer("ab"), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(path).fingerprint == CharTokenizer("ab").fingerprint

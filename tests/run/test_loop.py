@@ -1,6 +1,7 @@
 """The training loop: resumed = uninterrupted, to the bit; nothing is lost, nothing overwritten."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -254,6 +255,97 @@ def test_resuming_with_other_data_is_refused(config, place, run_dir):
             train(config, RunOptions(run_dir=run_dir, resume=True))
     finally:
         (place / "text.txt").write_text(TEXT, encoding="utf-8")
+
+
+def test_a_text_that_was_moved_is_the_same_text(config, place, run_dir, tmp_path):
+    moved = tmp_path / "elsewhere.txt"
+    shutil.copy(place / "text.txt", moved)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=moved))
+    outcome = train(config, RunOptions(run_dir=run_dir, resume=True, stop_after=3))
+    assert outcome.step == 3
+    assert load_config(run_dir / "config.json").data.path == moved
+    load_run(run_dir)
+    # Other text at another place is refused, and the run stays where it was.
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=other))
+    with pytest.raises(UserError, match=r"data differ.*--data\.path"):
+        train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert load_config(run_dir / "config.json").data.path == moved
+
+
+def test_a_tokenizer_of_another_run_is_refused(config, run_dir):
+    own = (run_dir / "tokenizer.json").read_bytes()
+    (run_dir / "tokenizer.json").write_text('{"kind": "characters", "characters": "ABC"}')
+    for use in (
+        lambda: load_run(run_dir),
+        lambda: train(config, RunOptions(run_dir=run_dir, resume=True)),
+    ):
+        with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
+            use()
+    # Other words for the same rules, or the file that was trained with: either is the run's own.
+    (run_dir / "tokenizer.json").write_bytes(own + b"\n")
+    load_run(run_dir)
+
+
+@pytest.mark.parametrize("name", ["a[1]", "lr[1e-3]/run", "gs:/bucket"])
+def test_a_run_directory_that_cannot_hold_checkpoints_is_refused_at_once(config, tmp_path, name):
+    with pytest.raises(UserError, match="--run-dir"):
+        train(config, RunOptions(run_dir=tmp_path / name))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_directory_that_is_the_directory_of_its_text_is_refused(config, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = dataclasses.replace(config.data, path=tmp_path)
+    with pytest.raises(UserError, match="--run-dir"):
+        train(dataclasses.replace(config, data=data), RunOptions(run_dir=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_run_within_its_texts_is_resumed(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = dataclasses.replace(config.data, path=tmp_path)
+    config = dataclasses.replace(config, data=data)
+    train(config, RunOptions(run_dir=tmp_path / "runs" / "x", stop_after=1))
+    train(config, RunOptions(run_dir=tmp_path / "runs" / "y", stop_after=1))
+    outcome = train(config, RunOptions(run_dir=tmp_path / "runs" / "x", resume=True, stop_after=2))
+    assert outcome.step == 2
+
+
+def test_a_text_too_short_to_validate_on_is_refused_before_the_run_begins(config, tmp_path):
+    data = dataclasses.replace(config.data, val_fraction=1e-9)
+    with pytest.raises(UserError, match=r"\b1 tokens.*--data.val-fraction"):
+        train(dataclasses.replace(config, data=data), RunOptions(run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_is_saved_before_it_is_evaluated(config, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    config = dataclasses.replace(config, steps=3, eval_every=3)
+
+    def fails(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxformer.run.loop.evaluate", fails)
+        with pytest.raises(MemoryError):
+            train(config, RunOptions(run_dir=run_dir))
+    assert checkpoint.steps(run_dir / "checkpoints") == [3]
+    assert checkpoint.read_metadata(run_dir / "checkpoints").val_loss is None
+    outcome = train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert checkpoint.read_metadata(run_dir / "checkpoints").val_loss == outcome.evaluation.loss
+
+
+def test_a_file_system_without_locks_is_named_and_trained_on(config, run_dir, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(directory.fcntl, "flock", refuse)
+    assert train(config, RunOptions(run_dir=run_dir, resume=True, stop_after=3)).step == 3
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if ".lock" in line)
+    assert line.startswith(f"{run_dir / '.lock'} cannot be locked (Function not implemented)")
 
 
 @pytest.mark.slow  # the quick set does so from two processes: test_processes.py

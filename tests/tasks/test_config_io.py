@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.config import GPT_PRESETS, DataConfig, LanguageConfig
+from jaxformer.config import (
+    GPT_PRESETS,
+    TRANSFORMER_PRESETS,
+    DataConfig,
+    LanguageConfig,
+    NumbersTranslationConfig,
+)
 from jaxformer.errors import UserError
 from jaxformer.tasks.config_io import (
     config_from_json,
@@ -85,6 +91,31 @@ def test_differences_name_flags_but_not_the_mesh():
         "--model.dropout-rate 0.5 (the run has 0.0)",
     ]
     assert differences(CONFIG, CONFIG) == []
+
+
+def test_places_of_data_are_no_differences():
+    here, there = (
+        dataclasses.replace(CONFIG, data=DataConfig(path=path, tokenizer=f"{path}.json"))
+        for path in (Path("here"), None)
+    )
+    assert differences(there, here) == []
+    trained = dataclasses.replace(here, data=DataConfig(tokenizer="bpe", val_fraction=0.2))
+    assert differences(trained, here) == [
+        "--data.tokenizer bpe (the run has here.json)",
+        "--data.val-fraction 0.2 (the run has 0.1)",
+    ]
+    words = [NumbersTranslationConfig(model=TRANSFORMER_PRESETS["toy"]) for _ in range(2)]
+    french = dataclasses.replace(words[0].data, target_language="fr")
+    assert differences(dataclasses.replace(words[0], data=french), words[1]) == [
+        "--data.target-language fr (the run has de)"
+    ]
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    save_config(CONFIG, path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path) == CONFIG
 
 
 def test_a_config_is_read_without_jax():
