@@ -66,13 +66,14 @@ def load_config(path: Path) -> RunConfig:
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh and the checkpoints may change when a run is resumed, so they are left out.
+    The mesh, the checkpoints and the times of validations may change when a run is resumed, so
+    they are left out.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]
     found = []
     for name in _flags(type(ours)):
-        if name.startswith(("mesh.", "checkpoint.")):
+        if name == "eval_every" or name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)
         if our != their:
