@@ -71,19 +71,19 @@ def read(directory: Path) -> dict[str, Any]:
 def verify(directory: Path, parts: Collection[str] | None = None) -> dict[str, Any]:
     """The manifest's content, after files were read and found to be those that were written.
 
+    Files that were not written by then do not matter: see `strangers`.
+
     Args:
         directory: what was sealed.
         parts: subdirectories to verify; files of the others are not opened, those in
             `directory` itself always are. By default everything is verified.
 
     Raises:
-        CorruptionError: one of these files, or the manifest, is changed, cut, missing or unlisted.
+        CorruptionError: one of these files, or the manifest, is changed, cut or missing.
     """
     content = read(directory)
     written = content["files"]
-    for name in sorted(name for name in written.keys() | _names(directory) if _in(parts, name)):
-        if name not in written:
-            raise CorruptionError(f"{name} does not belong there")
+    for name in sorted(name for name in written if _in(parts, name)):
         try:
             fingerprint = _fingerprint(directory / name)
         except OSError as error:
@@ -91,6 +91,12 @@ def verify(directory: Path, parts: Collection[str] | None = None) -> dict[str, A
         if fingerprint != written[name]:
             raise CorruptionError(f"{name} has other bytes than were written")
     return content
+
+
+def strangers(directory: Path, parts: Collection[str] | None = None) -> list[str]:
+    """Files of a sealed directory, or its `parts`, that were not written with it: a .DS_Store."""
+    found = _names(directory) - read(directory)["files"].keys()
+    return sorted(name for name in found if _in(parts, name))
 
 
 def sync(directory: Path) -> None:

@@ -38,6 +38,8 @@ from jaxformer.checkpoint.writer import CheckpointWriter
 
 # Orbax logs an error with its traceback and raises it as well: the exception is enough.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+# asyncio logs the errors of all other reads that Orbax began together with the one that failed.
+logging.getLogger("asyncio").addFilter(lambda record: "/orbax/" not in record.getMessage())
 
 __all__ = [
     "OPTIMIZER",

@@ -1,8 +1,10 @@
 """Reading checkpoints: metadata, verification, restored arrays; nothing on disk changes."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from jaxformer import manifest
 from jaxformer.checkpoint.layout import (
     OPTIMIZER,
     PARAMS,
@@ -39,7 +42,8 @@ class Checkpoint:
     items: Mapping[str, Mapping[str, str]]
     """Item -> path of each of its leaves -> dtype and shape, such as `int8[2, 3]`."""
     skipped: tuple[str, ...]
-    """One line for each checkpoint that was passed over since it does not verify, and why."""
+    """One line for each checkpoint that was passed over since it does not verify, and why, and one
+    for the files in this one that were not written by `save`, if there are any."""
 
 
 def split(state: Any) -> dict[str, PyTree]:
@@ -75,6 +79,9 @@ def read_metadata(
             _require_items(candidate, content["items"], items or ())
             known = {key: content[key] for key in ("step", "metadata", "val_loss", "items")}
             skipped = [f"{fault}; step {candidate} is used instead" for fault in skipped]
+            if strangers := manifest.strangers(directory / str(candidate), items):
+                names = ", ".join(strangers)
+                skipped.append(f"checkpoint {candidate} is used without {names}: not part of it")
             return Checkpoint(**known, skipped=tuple(skipped))
     if not skipped:
         raise UserError(
@@ -122,8 +129,11 @@ def load(
         dict(abstract_items),
     )
     try:
-        with _context_of_readers(target):
-            items = ocp.load_checkpointables(directory.absolute() / str(found.step), target)
+        with _late_reads_silenced(), _context_of_readers(target):
+            path = directory.absolute() / str(found.step)
+            items: dict[str, Any] = {}
+            for item, tree in target.items():  # if one fails, Orbax warns of others not yet begun
+                items |= ocp.load_checkpointables(path, {item: tree})
     except Exception as error:
         raise UserError(
             f"checkpoint {found.step} is intact but cannot be loaded: {brief(error)}"
@@ -147,6 +157,23 @@ def state_hash(state: PyTree[jax.Array]) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _late_reads_silenced() -> Iterator[None]:
+    """If the block fails, drop what reads that end after it report: its own error says it all.
+
+    They report to an event loop that is closed by then, from threads of TensorStore.
+    """
+    before = sys.unraisablehook
+
+    def show(lost: "sys.UnraisableHookArgs") -> None:
+        if str(lost.exc_value) != "Event loop is closed":
+            before(lost)
+
+    sys.unraisablehook = show
+    yield
+    sys.unraisablehook = before
 
 
 def _context_of_readers(target: PyTree) -> ocp.Context:

@@ -1,6 +1,7 @@
 """Writing checkpoints: one at a time in the background, and which of them are kept."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -240,7 +241,8 @@ class CheckpointWriter:
                 self._sweep()
             raise UserError(
                 f"saving checkpoint {step} in {self._directory} failed: {brief(error)}; earlier "
-                f"checkpoints are intact (steps {steps(self._directory)}): make room and resume"
+                f"checkpoints are intact (steps {steps(self._directory)}): {_advice(error)} and "
+                "resume"
             ) from error
 
 
@@ -250,3 +252,9 @@ def _context() -> ocp.Context:
     # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
     context.async_options.create_directories_asynchronously = False
     return context
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about a failed write; Orbax and TensorStore give the system's words for it."""
+    no_room = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return "make room" if any(words in str(error) for words in no_room) else "mend that"

@@ -4,7 +4,8 @@ Flags come from frozen dataclasses through tyro: a field `run_dir` becomes `--ru
 are accepted too), a nested `mesh: MeshConfig` becomes `--mesh.data`, the docstring under a field is
 its help. Exit statuses: 0 done, 1 a defect of the program, 2 bad input or a file that cannot be
 used, 75 cut off by a hanging step or a lost process, 130 interrupted, 141 the output is no
-longer read, 143 terminated. jax and flax are not imported here, so that `--help` answers at once.
+longer read, 143 terminated, 128 + N another signal. jax and flax are not imported here, so that
+`--help` answers at once.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +26,13 @@ import tyro
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
 from jaxformer.runtime.restarts import supervise
-from jaxformer.runtime.signals import SignalGuard, Terminated, exit_message, exit_now
+from jaxformer.runtime.signals import ENDING, SignalGuard, Terminated, exit_message, exit_now
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
+
+NARROWEST = 40
+"""Columns of help on a narrower terminal, where tyro might not end."""
 
 ConfigT = TypeVar("ConfigT")
 OptionsT = TypeVar("OptionsT")
@@ -83,9 +88,10 @@ def parse(
     """
     complaint = io.StringIO()
     # Wide, so that tyro's box for an error holds each sentence on one line; help fits the terminal.
-    width = contextlib.nullcontext() if {"-h", "--help"} & set(argv) else _terminal_width(10_000)
+    fitting = max(NARROWEST, shutil.get_terminal_size().columns)
+    width = fitting if {"-h", "--help"} & set(argv) else 10_000
     try:
-        with width, contextlib.redirect_stderr(complaint):
+        with _terminal_width(width), contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 config_type,
                 prog=prog,
@@ -201,12 +207,13 @@ def run_command(prog: str, function: Callable[[], int | None]) -> None:
         distributed = sys.modules.get("jaxformer.runtime.distributed")
         if distributed is not None:
             distributed.abort(stop.code)
-        if stop.code in (130, 143):
+        if stop.code in {128 + number for number in ENDING}:
             exit_now(stop.code)
         raise
 
 
 def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal can show any text
     try:
@@ -219,9 +226,9 @@ def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(exit_message(prog, signal.SIGINT), file=sys.stderr)
         raise SystemExit(130) from None
-    except Terminated:
-        print(exit_message(prog, signal.SIGTERM), file=sys.stderr)
-        raise SystemExit(143) from None
+    except Terminated as ended:
+        print(exit_message(prog, ended.number), file=sys.stderr)
+        raise SystemExit(128 + ended.number) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at exit
         raise SystemExit(141) from None
@@ -233,10 +240,35 @@ def _run_and_explain(prog: str, function: Callable[[], int | None]) -> None:
         if os.environ.get("JAXFORMER_TRACEBACK") == "1":
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"internal error: {what} (set JAXFORMER_TRACEBACK=1 for the traceback)"
-        fail(prog, message, status=1)
+        shown = "set JAXFORMER_TRACEBACK=1 for the traceback"
+        if setting := _jax_setting_behind(error):
+            fail(prog, f"{what}: unset or change {setting}, or {shown}")
+        fail(prog, f"internal error: {what} ({shown})", status=1)
     if status:
         raise SystemExit(status)
+
+
+def _open_closed_streams() -> None:
+    """Let what a closed stream is given go nowhere, and no file that is opened get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _jax_setting_behind(error: Exception) -> str | None:
+    """The setting of JAX, with its value, that an error follows from.
+
+    JAX names the variable whose value it refuses (`JAX_ENABLE_X64`, `jax_enable_x64`); a number
+    that is not finite is an error only where JAX_DEBUG_NANS or JAX_DEBUG_INFS asks for it.
+    """
+    said = str(error).lower().replace("jax.", "jax_")
+    for name, value in os.environ.items():
+        debugged = isinstance(error, FloatingPointError) and name.startswith("JAX_DEBUG_")
+        if name.startswith("JAX_") and (debugged or name.lower() in said):
+            return f"{name}={value}"
+    return None
 
 
 def fail(prog: str, message: str, status: int = 2) -> NoReturn:
@@ -297,7 +329,10 @@ _PLAINER = (
     (r"^Error parsing ", ""),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
-    (r"^Missing value for argument .*?(--[\w.-]+).*", r"\1 needs a value"),
+    (
+        r"^Missing value for argument .*?(--[\w.-]+).*",
+        r"\1 needs a value; write one that begins with a dash as \1=VALUE",
+    ),
     (
         r"^invalid choice ('.*') for argument '(.*?)'. Expected one of \((.*)\)",
         r"\2: \1 is none of \3",

@@ -1,10 +1,12 @@
 """`jaxformer translate RUN`: standard input translated line by line, in order."""
 
+import contextlib
 import dataclasses
 import itertools
+import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,11 +22,13 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
 
 DESCRIPTION = (
     "Translate each line of standard input by beam search with the run's newest checkpoint and "
-    "print one line for it, in order, as batches are done. With --n-best N above 1 print N lines "
-    "for it: its number, score and text, separated by tabs. A line that cannot be translated is "
-    "reported on standard error by its number and printed as an empty one; the exit status is 2."
+    "print one line for it, in order, as batches are done; a pipe that stays open is answered as "
+    "its lines arrive. With --n-best N above 1 print N lines for it: its number, score and text, "
+    "separated by tabs. A line that cannot be translated is reported on standard error by its "
+    "number and printed as an empty one; the exit status is 2."
 )
 BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
+READ_BYTES = 2**16  # as many as a pipe of Linux holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +60,10 @@ def main(argv: Sequence[str]) -> int:
     if sys.stdin is None:
         raise UserError("standard input is closed: give it text, one sentence per line")
     run = load_run(arguments.run, TranslationConfig, average=arguments.average)
-    # A person at a terminal waits for each line; a file is read ahead.
-    ahead = 1 if sys.stdin.isatty() else BATCHES_AT_ONCE * arguments.batch
     failed = False
-    lines = enumerate(sys.stdin.buffer, start=1)
-    while chunk := dict(itertools.islice(lines, ahead)):
+    numbers = itertools.count(1)
+    for lines in arriving(sys.stdin.buffer, BATCHES_AT_ONCE * arguments.batch):
+        chunk = {number: line for line, number in zip(lines, numbers, strict=False)}
         sources: dict[int, np.ndarray] = {}
         for number, line in chunk.items():
             try:
@@ -74,6 +77,40 @@ def main(argv: Sequence[str]) -> int:
         for block in in_order(blocks, first=min(chunk)):
             print(block, flush=True)
     return 2 if failed else 0
+
+
+def arriving(stream: Any, most: int) -> Iterator[list[bytes]]:
+    """The lines of a binary stream, those that are there together, `most` at a time.
+
+    Whoever writes into a pipe that stays open, or types, may wait for the answer to a line.
+    """
+    lines: list[bytes] = []
+    begun: list[bytes] = []  # pieces of a line that has not ended
+    while piece := stream.read1(READ_BYTES):
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        for other in others:
+            lines.append(b"".join(begun))
+            begun = [other]
+        if len(lines) >= most or (lines and not more_is_there(stream)):
+            yield from cut(lines, most)
+            lines = []
+    if last := b"".join(begun):
+        lines.append(last)
+    yield from cut(lines, most)
+
+
+def cut(lines: list[bytes], most: int) -> Iterator[list[bytes]]:
+    """The lines, at most so many at a time."""
+    for first in range(0, len(lines), most):
+        yield lines[first : first + most]
+
+
+def more_is_there(stream: Any) -> bool:
+    """Whether reading from the stream would not wait; a stream in memory never does."""
+    with contextlib.suppress(ValueError):
+        return bool(select.select([stream], [], [], 0)[0])
+    return True
 
 
 def read(line: bytes, number: int) -> str:

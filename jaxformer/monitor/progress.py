@@ -1,11 +1,14 @@
 """The progress of a training run: a moving line on a terminal, plain lines elsewhere."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
+
+from jaxformer.runtime.signals import leave_closed_terminal
 
 if TYPE_CHECKING:
     import rich.progress
@@ -71,6 +74,14 @@ class Progress:
 
     def print(self, line: str) -> None:
         """Print a line that is not redrawn, such as a validation loss."""
+        try:
+            self._print(line)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            leave_closed_terminal()
+
+    def _print(self, line: str) -> None:
         if self._live is not None:
             self._live.console.print(
                 line, markup=False, emoji=False, highlight=False, soft_wrap=True

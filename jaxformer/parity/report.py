@@ -30,6 +30,7 @@ from jaxformer.parity.proofs import (
     transformer,
 )
 from jaxformer.porting.compare import DType, Row, all_ok
+from jaxformer.runtime.jax_setup import start_jax
 
 Subject = Callable[[Case], list[tuple[Proof, Case]]]
 
@@ -107,6 +108,7 @@ def run(model: str, dtypes: Iterable[DType], progress: Callable[[str], None]) ->
         raise UserError(
             f"there is no {model} model to prove yet: choose {', '.join(MODELS)} or all"
         )
+    start_jax()
     names = list(MODELS) if model == "all" else [model]
     rows, mutants = [], []
     for name in names:

@@ -206,20 +206,37 @@ def check_nothing_lost(config: RunConfig, directory: Path) -> None:
 
 
 def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue from a checkpoint of other data or other random keys."""
-    for name, advice in (
+    """Refuse to continue from a checkpoint of other data, settings of JAX or random keys."""
+    known = saved.get("settings", {})
+    changed = [
+        f"{name} is {value} (the run has {known[name]})"
+        for name, value in now["settings"].items()
+        if known.get(name, value) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{directory} cannot be resumed, its numbers would differ: {'; '.join(changed)}: set "
+            "what the run was started with"
+        )
+    for name, shown, advice in (
         (
             "data",
-            "the text or its tokenizer has changed (generated numbers depend on num2words and "
-            "babel): restore it, name where it is now by --data.path, or start a new run",
+            "text",
+            "the text or its tokenizer has changed (the standard library depends on Python's "
+            "version, generated numbers on those of num2words and babel): restore it, name where "
+            "it is now by --data.path, or start a new run",
         ),
-        ("rows", "the batches would differ: use a mesh of as many devices"),
-        ("keys", "random keys differ in this version: use the jax version it was started with"),
+        ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
+        (
+            "keys",
+            "keys",
+            "random keys differ in this version: use the jax version it was started with",
+        ),
     ):
         if saved.get(name) != now[name]:
             raise UserError(
                 f"{directory} cannot be resumed, its {name} differ: the run has "
-                f"{saved.get(name)}, here is {now[name]}; {advice}"
+                f"{saved.get(shown, saved.get(name))}, here is {now[shown]}; {advice}"
             )
 
 
@@ -229,7 +246,7 @@ def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     changed = [
         f"{name} {made_with.get(name)} (here {version})"
         for name, version in here.items()
-        if made_with.get(name) != version
+        if made_with.get(name, version) != version
     ]
     if not changed:
         return []

@@ -38,6 +38,7 @@ from jaxformer.decoding.generate import generate
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model
 from jaxformer.run import directory, evaluate, streaming
+from jaxformer.runtime.jax_setup import start_jax
 from jaxformer.tasks.config_io import config_from_json, load_config
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.task import TrainSpec
@@ -219,6 +220,7 @@ def load_run(
     config = load_config(run_dir / directory.CONFIG)
     if config_type is not None:
         require_kind(config, config_type, run_dir)
+    start_jax()
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:

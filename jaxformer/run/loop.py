@@ -28,7 +28,7 @@ from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory
-from jaxformer.runtime import distributed
+from jaxformer.runtime import distributed, jax_setup
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
@@ -76,6 +76,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         make_deterministic()  # before jax reads XLA's flags
     require_x64(config.model.dtype)
     distributed.join(options.distributed)
+    jax_setup.start_jax()
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
@@ -88,9 +89,15 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         "config": config_to_json(config),
         "data": data.fingerprint,
         "tokenizer": data.tokenizer.fingerprint,
+        "text": task.description[0],
         "rows": task.row_multiple,
+        "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
         "keys": {"dropout": program.dropout_key.tolist()},
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "versions": {
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            **jax_setup.settings(*jax_setup.OF_THE_COMPILER),
+        },
     }
     last = min(config.steps, options.stop_after or config.steps)
     evaluation = None
@@ -107,7 +114,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         directory.checkpoint_writer(run_dir, config) as writer,
         MetricsWriter(metrics_file, start if options.resume else None) as lines,
         open(os.devnull, "w") as nowhere,
-        Progress(config.steps, start, None if first else nowhere) as progress,
+        Progress(config.steps, start, (sys.stdout if first else None) or nowhere) as progress,
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import ipaddress
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -71,6 +72,9 @@ def join(config: DistributedConfig) -> None:
             if _is_loopback(config.coordinator):  # else jax listens at all of this machine's
                 explicit["coordinator_bind_address"] = config.coordinator
     _exit_when_aborted(lambda: (_not_all_came(config), TRY_AGAIN))
+    # gRPC would look for the others behind the proxy of http_proxy; empty means none.
+    os.environ.setdefault("grpc_proxy", "")
+    logging.getLogger("jax._src.distributed").addFilter(_is_not_about_proxies)
     with _standard_error_captured():
         try:
             jax.distributed.initialize(
@@ -174,6 +178,10 @@ def wait_for_peers() -> None:
     """
     if _monitor is not None and _monitor.process == 0 and _monitor.count > 1:
         time.sleep(GRACE)
+
+
+def _is_not_about_proxies(record: logging.LogRecord) -> bool:
+    return "_proxy" not in record.getMessage()
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,9 +1,10 @@
 """`--restarts N`: the run is a child process, which is started again when it crashes.
 
 Every exit status is a crash except 0, 2 (bad input would be bad again), 141 (nobody reads the
-output) and 130 and 143 (a signal asked the run to end; the supervisor passes it on). An error of
-the program itself (1) counts as a crash: those of devices and networks look the same. Of several
-processes each has its own supervisor; when one process dies the others end too, and all reconnect.
+output), and those of signals that asked the run to end, such as 130 and 143; the supervisor passes
+them on. An error of the program itself (1) counts as a crash: those of devices and networks look
+the same. Of several processes each has its own supervisor; when one process dies the others end
+too, and all reconnect.
 """
 
 import ctypes
@@ -14,9 +15,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jaxformer.config import RunOptions
-from jaxformer.runtime.signals import listen
+from jaxformer.runtime.signals import ENDING, listen, unlisten
 
-FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE, 128 + signal.SIGTERM)
+FINAL = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
 """Exit statuses after which nothing is started again."""
 
 
@@ -31,7 +32,7 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
         if child is not None:
             child.send_signal(number)
 
-    before = {number: listen(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: listen(number, pass_on) for number in ENDING}
     try:
         status = 0
         for start in range(options.restarts + 1):
@@ -57,7 +58,7 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
         return status
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            unlisten(number, handler)
 
 
 def _has_begun(options: RunOptions) -> bool:

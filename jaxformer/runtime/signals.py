@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a command ends with one line and 128 + signal, a training loop saves first.
+"""Signals that end: a command ends with one line and 128 + signal, a training loop saves first.
 
 `SignalGuard` is around a whole command, `PreemptionGuard` around the training loop in it. This
 module does not import jax at its top, so that a command listens from its start.
@@ -7,6 +7,7 @@ module does not import jax at its top, so that a command listens from its start.
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -16,13 +17,27 @@ from typing import Any, NoReturn, Self, TypeVar
 
 BatchT = TypeVar("BatchT")
 
+ENDING = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,  # the terminal is closed
+    signal.SIGQUIT,
+    signal.SIGUSR1,  # a scheduler's warning of its time limit, as is SIGUSR2
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+"""Signals that ask a process to end, and end one that does not listen."""
 TOGETHER = 2.0
 """Seconds within which signals are one request: a machine that shuts down signals a run and its
 supervisor, which passes its own on; a user presses Ctrl-C twice."""
 
 
 class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+    """A signal other than SIGINT, which is KeyboardInterrupt."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = signal.Signals(number)
 
 
 class SignalGuard:
@@ -35,9 +50,8 @@ class SignalGuard:
     def __enter__(self) -> Self:
         self._hook = sys.unraisablehook
         sys.unraisablehook = self._send_again
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                listen(number, self._raise)
+        for number in ENDING:
+            listen(number, self._raise)
         return self
 
     def __exit__(
@@ -49,14 +63,15 @@ class SignalGuard:
         sys.unraisablehook = self._hook
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal()
         if _is_importing(frame):
             with contextlib.suppress(OSError):
                 os.write(2, f"{exit_message(self._prog, number)}\n".encode())
             exit_now(128 + number)
         if self._since is None:
             self._since = time.monotonic()
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-        if time.monotonic() - self._since > TOGETHER:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        if _is_another(number, self._since):
             os._exit(128 + number)
 
     def _send_again(self, lost: "sys.UnraisableHookArgs") -> None:
@@ -65,13 +80,16 @@ class SignalGuard:
         The handler may run within a callback of the garbage collector, such as jax's; Python
         reports an exception from there and drops it.
         """
-        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
-        if lost.exc_type not in numbers:
+        if isinstance(lost.exc_value, Terminated):
+            number = lost.exc_value.number
+        elif lost.exc_type is KeyboardInterrupt:
+            number = signal.SIGINT
+        else:
             self._hook(lost)
             return
         self._since = None
         main = threading.main_thread().ident  # a signal to another thread would not wake this one
-        again = threading.Timer(0.05, signal.pthread_kill, (main, numbers[lost.exc_type]))
+        again = threading.Timer(0.05, signal.pthread_kill, (main, number))
         again.daemon = True
         again.start()
 
@@ -83,7 +101,7 @@ class AskedToEndError(Exception):
 class PreemptionGuard:
     """While the block lasts, a first signal is noted; a later one ends the process at once."""
 
-    handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    handled: tuple[signal.Signals, ...] = ENDING
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -92,7 +110,7 @@ class PreemptionGuard:
 
     @property
     def exit_status(self) -> int:
-        """0 without a signal, 130 after SIGINT, 143 after SIGTERM."""
+        """0 without a signal, else 128 + its number: 130 after SIGINT, 143 after SIGTERM."""
         return 0 if self.signal is None else 128 + self.signal
 
     def reached(self) -> bool:
@@ -111,9 +129,10 @@ class PreemptionGuard:
             yield batch
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal()
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._since > TOGETHER:
+        elif _is_another(number, self._since):
             # Other threads are saving: their tracebacks would hide the message.
             try:
                 os.write(2, b"stopped before the step was saved\n")
@@ -132,7 +151,7 @@ class PreemptionGuard:
         traceback: TracebackType | None,
     ) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            unlisten(number, before)
 
 
 class MultiHostPreemptionGuard(PreemptionGuard):
@@ -142,7 +161,7 @@ class MultiHostPreemptionGuard(PreemptionGuard):
     handler would take the signal away from it.
     """
 
-    handled = (signal.SIGINT,)
+    handled = tuple(number for number in ENDING if number != signal.SIGTERM)
 
     def __init__(self) -> None:
         from jax.experimental.multihost_utils import reached_preemption_sync_point
@@ -169,12 +188,41 @@ class MultiHostPreemptionGuard(PreemptionGuard):
 def listen(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Any:
     """Handle a signal, unless the parent process has it ignored; returns the handler before.
 
-    So a shell keeps Ctrl-C from what it runs in the background.
+    So a shell keeps Ctrl-C from what it runs in the background, and nohup a closed terminal. In
+    another thread than the main one Python handles no signals: there nothing changes.
     """
     before = signal.getsignal(number)
-    if before is not signal.SIG_IGN:
+    if before not in (signal.SIG_IGN, None) and _is_main_thread():
         signal.signal(number, handler)
     return before
+
+
+def unlisten(number: signal.Signals, before: Any) -> None:
+    """Restore the handler that `listen` returned."""
+    if before is not None and _is_main_thread():
+        signal.signal(number, before)
+
+
+def leave_closed_terminal() -> None:
+    """Let what is printed on a terminal that was closed go nowhere: writing to it is an error."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _is_another(number: int, since: float) -> bool:
+    """Whether a signal is a request of its own after an earlier one.
+
+    SIGXCPU is not: the kernel repeats it each second.
+    """
+    return number != signal.SIGXCPU and time.monotonic() - since > TOGETHER
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -191,7 +239,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def exit_message(prog: str, number: int) -> str:
     """The line that says by which signal a command was ended."""
-    return f"{prog}: {'interrupted' if number == signal.SIGINT else 'terminated'}"
+    known = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    return f"{prog}: {known.get(signal.Signals(number), f'ended by {signal.Signals(number).name}')}"
 
 
 def exit_now(status: int) -> NoReturn:

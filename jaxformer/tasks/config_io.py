@@ -67,14 +67,15 @@ def load_config(path: Path) -> RunConfig:
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh and the checkpoints may change when a run is resumed, so they are left out. So are
-    paths of the data: a run knows its text and tokenizer by their hash, wherever they lie.
+    The mesh, the checkpoints and the times of validations may change when a run is resumed, so
+    they are left out. So are paths of the data: a run knows its text and tokenizer by their hash,
+    wherever they lie.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]
     found = []
     for name in _flags(type(ours)):
-        if name.startswith(("mesh.", "checkpoint.")):
+        if name == "eval_every" or name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)
         if our != their and not (_is_place(name, our) and _is_place(name, their)):

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +56,7 @@ def refusal(capsys, function) -> str:
     assert err.count("\n") == 1
     assert err.endswith("\n")
     head, _, line = err.strip().partition(": error: ")
-    assert head in (PROG, "jaxformer sample")
+    assert head in (PROG, "jaxformer sample", "p")
     return line
 
 
@@ -81,6 +83,7 @@ LONG = "x" * 150
         (f"a --num-samples {LONG}", rf"--num-samples\b.*'{LONG}'"),
         ("a --temperature 1e", r"--temperature\b.*'1e'.*jaxformer sample --help"),
         ("a --num-samples", r"--num-samples\b.*jaxformer sample --help"),
+        ("a --kind --x", r"--kind needs a value.* --kind=VALUE"),
         ("a --kind x", r"--kind\b.*'x'.*'greedy', 'beam'.*jaxformer sample --help"),
         ("a --num-sample 3", r"--num-sample, 3;.*--num-samples\b"),
         ("a --zzz", r"--zzz\b.*jaxformer sample --help"),
@@ -106,6 +109,17 @@ def test_help_fits_the_terminal(capsys, monkeypatch):
     assert "Write text." in shown
     assert "How random" in shown
     assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 60
+
+
+@pytest.mark.parametrize("columns", ["1", "3", "39"])
+def test_help_ends_on_the_narrowest_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as stop:
+        parse(Options, ["--help"], "jaxformer sample", "Write text.")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "How random" in shown
+    assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 40
 
 
 def test_a_recipe_without_flags_is_the_default_preset():
@@ -236,6 +250,50 @@ def test_every_failure_is_one_line_and_a_status(error, status, line, capsys, mon
         run_command("p", raising(error))
     assert stop.value.code == status
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        (
+            "JAX_NUMPY_RANK_PROMOTION",
+            "no",
+            ValueError('Invalid value "no" for JAX flag jax_numpy_rank_promotion'),
+        ),
+        ("JAX_DEFAULT_DEVICE", "no", ValueError("jax.default_device must be a Device, got: 'no'")),
+        ("JAX_DEBUG_NANS", "1", FloatingPointError("invalid value (nan) encountered in scan")),
+    ],
+)
+def test_a_failure_by_a_setting_of_jax_names_it(name, value, error, capsys, monkeypatch):
+    monkeypatch.delenv("JAXFORMER_TRACEBACK", raising=False)
+    monkeypatch.setenv(name, value)
+    assert f"unset or change {name}={value}" in refusal(
+        capsys, lambda: run_command("p", raising(error))
+    )
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_take_nothing_from_a_file(closed, tmp_path):
+    program = (
+        "import os, sys\n"
+        "from jaxformer.cli.arguments import run_command\n"
+        "def work():\n"
+        "    with open('file', 'w') as file:\n"
+        "        assert file.fileno() > 2\n"
+        "        print('said', flush=True)\n"
+        "        print('complained', file=sys.stderr, flush=True)\n"
+        "        os.write(2, b'by a library')\n"
+        "        file.write('written')\n"
+        "run_command('p', work)"
+    )
+    shell = 'exec "$@" ' + " ".join(f"{number}>&-" for number in closed)
+    words = ["sh", "-c", shell, "sh", sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if 1 in closed else "said\n")
+    assert done.stderr == ("" if 2 in closed else "complained\nby a library")
+    assert (tmp_path / "file").read_text() == "written"
 
 
 def test_defects_can_be_debugged(monkeypatch):

@@ -38,19 +38,12 @@ def run(tmp_path_factory):
     return save_run(path, CONFIG, CharTokenizer(LETTERS), (1, 2))
 
 
-class Terminal(io.BytesIO):
-    """An interactive standard input."""
-
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
 def translated(run, capsys, monkeypatch):
     """Standard output, standard error and exit status of the command for an input."""
 
-    def translated(text, *words, run=run, isatty=False):
-        content = Terminal() if isatty else io.BytesIO()
+    def translated(text, *words, run=run):
+        content = io.BytesIO()
         content.write(text if isinstance(text, bytes) else text.encode())
         content.seek(0)
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
@@ -202,7 +195,6 @@ def test_blocks_come_in_order_as_soon_as_they_can():
 def test_batches_are_shown_before_the_input_has_ended(run):
     program = f"""
 import jaxformer.cli.translate as command
-command.BATCHES_AT_ONCE = 1
 command.main([{str(run)!r}, "--batch", "2"])
 """
     pipe = subprocess.PIPE
@@ -225,17 +217,17 @@ command.main([{str(run)!r}, "--batch", "2"])
     assert process.returncode == 0
 
 
-def test_on_a_terminal_each_line_is_answered_at_once(translated, monkeypatch):
-    asked = []
-    within = command.translations
-
-    def counted(run, arguments, sources):
-        asked.append(len(sources))
-        return within(run, arguments, sources)
-
-    monkeypatch.setattr(command, "translations", counted)
-    translated("abc\nfa\n\n", isatty=True)
-    assert asked == [1, 1, 0]
+def test_lines_are_taken_as_they_arrive():
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream:
+        blocks = command.arriving(stream, most=2)
+        os.write(writing, b"1\n2\n3\n4")
+        assert [next(blocks), next(blocks)] == [[b"1", b"2"], [b"3"]]
+        os.write(writing, b"5\n\n")
+        assert next(blocks) == [b"45", b""]
+        os.write(writing, b"6\n7")
+        os.close(writing)
+        assert list(blocks) == [[b"6", b"7"]]
 
 
 def refused(translated, *words, **options):

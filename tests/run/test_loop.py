@@ -3,12 +3,14 @@
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -246,6 +248,40 @@ def test_resuming_with_another_configuration_names_what_differs(config, run_dir,
     with pytest.raises(UserError) as refusal:
         train(dataclasses.replace(config, **change), RunOptions(run_dir=run_dir, resume=True))
     assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("enable_x64", True, "JAX_ENABLE_X64 is True (the run has False)"),
+        ("threefry_partitionable", False, "JAX_THREEFRY_PARTITIONABLE is False (the run has True)"),
+        ("default_matmul_precision", "highest", "PRECISION is highest (the run has None)"),
+    ],
+)
+def test_resuming_with_other_settings_of_jax_names_them(config, run_dir, setting, value, named):
+    with getattr(jax, setting)(value), pytest.raises(UserError, match=re.escape(named)):
+        train(config, RunOptions(run_dir=run_dir, resume=True))
+
+
+def test_other_data_are_described_and_other_settings_of_old_runs_unknown(tmp_path):
+    here = {"settings": {"JAX_X": 1}, "rows": None, "keys": {}}
+    here |= {"data": "0f", "text": "python-3.12.1-stdlib: 30 MB"}
+    directory.check_metadata(tmp_path, {"data": "0f", "rows": None, "keys": {}}, here)
+    saved = here | {"data": "1e", "text": "python-3.11.4-stdlib: 29 MB"}
+    with pytest.raises(UserError, match=r"python-3\.11\.4-.*python-3\.12\.1-.*Python's"):
+        directory.check_metadata(tmp_path, saved, here)
+
+
+def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):
+    """A resumed run changes its --eval-every; Python handles no signals in other threads."""
+    config = dataclasses.replace(config, eval_every=3)
+    with ThreadPoolExecutor(1) as thread:
+        options = RunOptions(run_dir=run_dir, resume=True, stop_after=3)
+        outcome = thread.submit(train, config, options).result()
+    assert (outcome.step, outcome.exit_status) == (3, 0)
+    validated = [row[0] for row in losses(run_dir) if row[1] == "val"]
+    assert validated == [3]
+    assert load_run(run_dir).step == 3
 
 
 def test_resuming_with_other_data_is_refused(config, place, run_dir):

@@ -64,6 +64,12 @@ def test_a_process_is_found_by_flags_and_by_what_launchers_tell(launcher):
     assert ends([joining(arguments, **variables)]) == [(0, "0 1 True\n", "")]
 
 
+def test_processes_meet_without_the_proxy_of_the_web():
+    proxy = f"http://127.0.0.1:{free_port()}"
+    process = joining(explicit(free_port(), process=0, processes=1), http_proxy=proxy)
+    assert ends([process]) == [(0, "0 1 True\n", "")]
+
+
 def test_what_does_not_come_about_is_reported_in_one_line():
     processes = {
         "process 1 could not reach 2 processes at 127.0.0.1": joining(explicit(free_port(), 1)),

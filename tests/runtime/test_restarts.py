@@ -124,7 +124,15 @@ sys.exit(supervise("child", sys.argv[1:], RunOptions(run_dir=Path("run"), restar
 
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"),
-    [("75,1,0", 0, 3), ("1,1,1", 1, 3), ("2", 2, 1), ("1,2", 2, 2), ("143", 143, 1), ("0", 0, 1)],
+    [
+        ("75,1,0", 0, 3),
+        ("1,1,1", 1, 3),
+        ("2", 2, 1),
+        ("1,2", 2, 2),
+        ("143", 143, 1),
+        ("129", 129, 1),
+        ("0", 0, 1),
+    ],
 )
 @pytest.mark.parametrize("was_there", [False, True])
 def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, starts, was_there):

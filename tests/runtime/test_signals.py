@@ -1,11 +1,13 @@
 """Signals end a command with one line and 128 + signal; a training loop saves its step first."""
 
 import os
+import pty
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from tests.run.tiny import flags, tiny_config
 
 ENDS = pytest.mark.parametrize(
     ("number", "status", "line"),
-    [("SIGTERM", 143, "p: terminated\n"), ("SIGINT", 130, "p: interrupted\n")],
+    [
+        ("SIGTERM", 143, "p: terminated\n"),
+        ("SIGINT", 130, "p: interrupted\n"),
+        ("SIGHUP", 129, "p: ended by SIGHUP\n"),
+    ],
 )
 
 
@@ -175,6 +181,75 @@ def test_signals_that_come_together_are_one(
         signal.raise_signal(second)
         assert interrupt.reached()
     assert interrupt.exit_status == 143
+
+
+@pytest.mark.parametrize("number", signals.ENDING)
+def test_every_signal_that_ends_is_noted(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with PreemptionGuard() as interrupt:
+        signal.raise_signal(number)
+    assert (interrupt.signal, interrupt.exit_status) == (number, 128 + number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_limit_of_cpu_time_that_the_kernel_repeats_is_one_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail(f"ended with {status}"))
+    monkeypatch.setattr(signals, "TOGETHER", -1.0)
+    with PreemptionGuard() as interrupt:
+        signal.raise_signal(signal.SIGXCPU)
+        signal.raise_signal(signal.SIGXCPU)
+    assert interrupt.exit_status == 128 + signal.SIGXCPU
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
+    def guarded() -> int:
+        with signals.SignalGuard("p"), PreemptionGuard() as interrupt:
+            assert signal.getsignal(signal.SIGTERM) is before
+            return interrupt.exit_status
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(guarded).result() == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+ON_A_TERMINAL = """
+import os, time
+from jaxformer.cli.arguments import run_command
+from jaxformer.monitor.progress import Progress
+from jaxformer.runtime.signals import PreemptionGuard
+def main():
+    os.open(os.ttyname(0), os.O_RDWR)  # it becomes the terminal of this session
+    with PreemptionGuard() as interrupt, Progress(9) as progress:
+        progress.print("begun")
+        while interrupt.signal is None:
+            time.sleep(0.01)
+        progress.print("saved")
+    print("done")
+    return interrupt.exit_status
+run_command("p", main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["dumb", "xterm"])
+def test_a_closed_terminal_ends_a_run_in_order(kind: str) -> None:
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        env=os.environ | {"TERM": kind},
+    ) as process:
+        os.close(end)
+        shown = b""
+        while b"begun" not in shown:
+            shown += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(600) == 129
 
 
 @pytest.mark.parametrize("full", [False, True])
