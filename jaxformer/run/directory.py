@@ -6,18 +6,22 @@ import fcntl
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Array, PyTree
 
-from jaxformer.checkpoint import PARAMS, CheckpointWriter, check_path
+from jaxformer.checkpoint import PARAMS, Checkpoint, CheckpointWriter, check_path
 from jaxformer.config import RunConfig, RunOptions
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from jaxformer.errors import UserError
-from jaxformer.monitor.metrics import read_metrics
-from jaxformer.tasks.config_io import config_to_json, differences, load_config, save_config
+from jaxformer.tasks.config_io import (
+    config_from_json,
+    config_to_json,
+    differences,
+    load_config,
+    save_config,
+)
 
 APPEARS = 60.0
 """Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""
@@ -62,14 +66,18 @@ def check_run_dir(options: RunOptions) -> None:
         raise UserError(f"{directory} holds no run to resume: leave out --resume to start one")
 
 
-def check_config(config: RunConfig, made_with: RunConfig, directory: Path) -> None:
-    """Refuse to continue a run of another configuration, naming each flag that differs."""
+def check_config(config: RunConfig, made_with: RunConfig, directory: Path, advice: str) -> None:
+    """Refuse another configuration than the run was made with, naming each flag that differs."""
     different = differences(config, made_with)
     if different:
         raise UserError(
-            f"{directory} was made with another configuration: {'; '.join(different)}; "
-            "resume with the flags it was started with"
+            f"{directory} was made with another configuration: {'; '.join(different)}; {advice}"
         )
+
+
+def saved_config(found: Checkpoint) -> RunConfig:
+    """The configuration that a checkpoint was made with."""
+    return config_from_json(found.metadata["config"], f"checkpoint {found.step}")
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
@@ -189,67 +197,3 @@ def locked(directory: Path) -> Iterator[None]:
             for begun in directory.glob(f".{name}.*"):
                 begun.unlink()
         yield
-
-
-def check_nothing_lost(config: RunConfig, directory: Path) -> None:
-    """Refuse to restart a run without checkpoints, unless it was killed before its first one.
-
-    A run that saves every n steps has its first checkpoint before it begins step 2n + 1.
-    """
-    metrics, checkpoints = directory / METRICS, directory / CHECKPOINTS
-    done = max((row["step"] for row in read_metrics(metrics)), default=0) if metrics.exists() else 0
-    if done and (not checkpoints.is_dir() or done > 2 * config.checkpoint.every):
-        raise UserError(
-            f"{checkpoints} holds no checkpoint, though the run has done {done} steps: put them "
-            "back, or start a new run in another --run-dir"
-        )
-
-
-def check_metadata(directory: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue from a checkpoint of other data, settings of JAX or random keys."""
-    known = saved.get("settings", {})
-    changed = [
-        f"{name} is {value} (the run has {known[name]})"
-        for name, value in now["settings"].items()
-        if known.get(name, value) != value
-    ]
-    if changed:
-        raise UserError(
-            f"{directory} cannot be resumed, its numbers would differ: {'; '.join(changed)}: set "
-            "what the run was started with"
-        )
-    for name, shown, advice in (
-        (
-            "data",
-            "text",
-            "the text or its tokenizer has changed (the standard library depends on Python's "
-            "version, generated numbers on those of num2words and babel): restore it, name where "
-            "it is now by --data.path, or start a new run",
-        ),
-        ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
-        (
-            "keys",
-            "keys",
-            "random keys differ in this version: use the jax version it was started with",
-        ),
-    ):
-        if saved.get(name) != now[name]:
-            raise UserError(
-                f"{directory} cannot be resumed, its {name} differ: the run has "
-                f"{saved.get(shown, saved.get(name))}, here is {now[shown]}; {advice}"
-            )
-
-
-def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line if other versions of jax or numpy made the checkpoint: it is used nevertheless."""
-    made_with, here = saved.get("versions", {}), now["versions"]
-    changed = [
-        f"{name} {made_with.get(name)} (here {version})"
-        for name, version in here.items()
-        if made_with.get(name, version) != version
-    ]
-    if not changed:
-        return []
-    return [
-        f"made with {' and '.join(changed)}: the run continues, but may differ in its last bits"
-    ]

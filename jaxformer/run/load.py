@@ -39,7 +39,7 @@ from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model
 from jaxformer.run import directory, evaluate, streaming
 from jaxformer.runtime.jax_setup import start_jax
-from jaxformer.tasks.config_io import config_from_json, load_config
+from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.task import TrainSpec
 from jaxformer.training.average import average as average_of
@@ -185,8 +185,8 @@ def require_kind(config: RunConfig, config_type: type, run_dir: Path) -> None:
     """Refuse a run whose configuration is of another type."""
     if not isinstance(config, config_type):
         raise UserError(
-            f"{run_dir} holds a {config.kind} run, which this command does not read: use "
-            f"jaxformer {kind_of(config).command}"
+            f"{run_dir} holds a {config.kind} run, which is not what is asked for: use jaxformer "
+            f"{kind_of(config).command}"
         )
 
 
@@ -234,8 +234,8 @@ def load_run(
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
         print(line, file=sys.stderr)
-    made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
-    directory.check_config(config, made_with, run_dir)
+    advice = f"restore the run's own {directory.CONFIG}"
+    directory.check_config(config, directory.saved_config(found), run_dir, advice)
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))
     data = found.metadata.get("data")
     return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
@@ -255,7 +255,7 @@ def _read_average(
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
     newest = checkpoint.read_metadata(checkpoints, step, [PARAMS])
     skipped = list(newest.skipped)
-    made_with = config_from_json(newest.metadata["config"], f"checkpoint {newest.step}")
+    made_with = directory.saved_config(newest)
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
     verified: list[Checkpoint] = []
     for candidate in directory.checkpoints_to_average(until, made_with):

@@ -9,13 +9,11 @@ each computes and saves its part; the first alone writes the other files and pri
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxformer import checkpoint
 from jaxformer.config import RunConfig, RunOptions
@@ -27,18 +25,17 @@ from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
-from jaxformer.run import directory
+from jaxformer.run import directory, resume
 from jaxformer.runtime import distributed, jax_setup
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
 from jaxformer.runtime.xla_setup import make_deterministic
 from jaxformer.sharding.mesh import make_mesh, shard_batch
-from jaxformer.tasks.config_io import config_from_json, config_to_json, load_config
+from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of, step_cost
 from jaxformer.tasks.program import Program, build, require_x64
 from jaxformer.tasks.task import Task
-from jaxformer.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +80,15 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
     config, data = task.spec.config, task.data
     if options.resume:
-        directory.check_config(config, load_config(run_dir / directory.CONFIG), run_dir)
+        made_with = load_config(run_dir / directory.CONFIG)
+        directory.check_config(config, made_with, run_dir, resume.ADVICE)
     program = build(task.spec, mesh)
-    metadata = {
-        "config": config_to_json(config),
-        "data": data.fingerprint,
-        "tokenizer": data.tokenizer.fingerprint,
-        "text": task.description[0],
-        "rows": task.row_multiple,
-        "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
-        "keys": {"dropout": program.dropout_key.tolist()},
-        "versions": {
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            **jax_setup.settings(*jax_setup.OF_THE_COMPILER),
-        },
-    }
+    metadata = resume.metadata_of(task, program)
     last = min(config.steps, options.stop_after or config.steps)
     evaluation = None
 
     # Restore.
-    state, start = restore(program, config, metadata, options)
+    state, start = resume.restore(program, config, metadata, options)
     step, first = start, distributed.is_first()
     if first:
         directory.fill_run_dir(config, run_dir, data.tokenizer)
@@ -186,30 +171,6 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
 def is_to_validate(config: RunConfig, step: int) -> bool:
     """Whether the validation loss after this step belongs to the run."""
     return step > 0 and (step % config.eval_every == 0 or step == config.steps)
-
-
-def restore(
-    program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
-) -> tuple[TrainState, int]:
-    """State and step of the newest checkpoint that verifies, or a fresh state if there is none."""
-    checkpoints = options.run_dir / directory.CHECKPOINTS
-    alike = [metadata, options.stop_after, options.max_skipped]
-    if not (options.resume and checkpoint.all_steps(checkpoints)):
-        if options.resume:
-            directory.check_nothing_lost(config, options.run_dir)
-        distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
-        return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
-    abstract = checkpoint.split(program.state)
-    found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
-    distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
-    made_with = config_from_json(found.metadata["config"], f"checkpoint {found.step}")
-    directory.check_config(config, made_with, options.run_dir)
-    directory.check_metadata(options.run_dir, found.metadata, metadata)
-    changed = directory.other_versions(found.metadata, metadata)
-    for line in [*found.skipped, *changed]:
-        if distributed.is_first():
-            print(line, file=sys.stderr)
-    return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
 
 
 def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:

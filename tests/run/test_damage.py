@@ -9,7 +9,7 @@ import pytest
 from jaxformer import checkpoint
 from jaxformer.config import LanguageConfig, RunOptions
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.run import loop
+from jaxformer.run import loop, resume
 from jaxformer.run.load import load_run
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
@@ -55,22 +55,24 @@ def damage_and_restore(
     checkpoints = run_dir / "checkpoints"
     good, metadata = load_run(run_dir, step=2), checkpoint.read_metadata(checkpoints).metadata
     program = build(language_spec(good.config), loop.make_mesh(config.mesh))
-    expected = checkpoint.state_hash(whole_state(config, run_dir, 2))
+    expected = {n: checkpoint.state_hash(whole_state(config, run_dir, n)) for n in (2, 3)}
     options = RunOptions(run_dir=run_dir, resume=True)
     intact = directory / "intact"
     shutil.copytree(checkpoints / "3", intact)
     rng = random.Random(2)
     capsys.readouterr()
     for index in range(times):
-        name = damage(checkpoints / "3", KINDS[index % len(KINDS)], rng)
-        state, step = loop.restore(program, good.config, dict(metadata), options)
-        assert step == 2
-        assert checkpoint.state_hash(state) == expected
+        kind = KINDS[index % len(KINDS)]
+        name = damage(checkpoints / "3", kind, rng)
+        state, step = resume.restore(program, good.config, dict(metadata), options)
+        assert step == (3 if kind == "stray" else 2)
+        assert checkpoint.state_hash(state) == expected[step]
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"checkpoint 3 cannot be used: {name} ")
+        fault = f"is used without {name}:" if kind == "stray" else f"cannot be used: {name} "
+        assert line.startswith(f"checkpoint 3 {fault}")
         shutil.rmtree(checkpoints / "3")
         shutil.copytree(intact, checkpoints / "3")
-    assert loop.restore(program, good.config, dict(metadata), options)[1] == 3
+    assert resume.restore(program, good.config, dict(metadata), options)[1] == 3
 
 
 def test_damage_is_noticed_and_named_before_training(

@@ -29,7 +29,7 @@ from jaxformer.config import (
 )
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.run import directory
+from jaxformer.run import directory, resume
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh, shard_batch
@@ -266,10 +266,10 @@ def test_resuming_with_other_settings_of_jax_names_them(config, run_dir, setting
 def test_other_data_are_described_and_other_settings_of_old_runs_unknown(tmp_path):
     here = {"settings": {"JAX_X": 1}, "rows": None, "keys": {}}
     here |= {"data": "0f", "text": "python-3.12.1-stdlib: 30 MB"}
-    directory.check_metadata(tmp_path, {"data": "0f", "rows": None, "keys": {}}, here)
+    resume.check_metadata(tmp_path, {"data": "0f", "rows": None, "keys": {}}, here)
     saved = here | {"data": "1e", "text": "python-3.11.4-stdlib: 29 MB"}
     with pytest.raises(UserError, match=r"python-3\.11\.4-.*python-3\.12\.1-.*Python's"):
-        directory.check_metadata(tmp_path, saved, here)
+        resume.check_metadata(tmp_path, saved, here)
 
 
 def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):

@@ -1,0 +1,132 @@
+"""Resuming a run: its newest checkpoint, and what must be the same for it to go on to the last bit.
+
+A checkpoint's metadata hold the configuration, hashes of data and tokenizer, and what else the
+numbers depend on. A difference ends the run before its first step, unless it is one of versions.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer import checkpoint
+from jaxformer.config import RunConfig, RunOptions
+from jaxformer.errors import UserError
+from jaxformer.monitor.metrics import read_metrics
+from jaxformer.run import directory
+from jaxformer.runtime import distributed, jax_setup
+from jaxformer.tasks.config_io import config_to_json
+from jaxformer.tasks.program import Program
+from jaxformer.tasks.task import Task
+from jaxformer.training.step import TrainState
+
+ADVICE = "resume with the flags it was started with"
+
+
+def metadata_of(task: Task, program: Program) -> dict[str, Any]:
+    """What every checkpoint of a run says beside its step."""
+    return {
+        "config": config_to_json(task.spec.config),
+        "data": task.data.fingerprint,
+        "tokenizer": task.data.tokenizer.fingerprint,
+        "text": task.description[0],
+        "rows": task.row_multiple,
+        "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
+        "keys": {"dropout": program.dropout_key.tolist()},
+        "versions": {
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            **jax_setup.settings(*jax_setup.OF_THE_COMPILER),
+        },
+    }
+
+
+def restore(
+    program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
+) -> tuple[TrainState, int]:
+    """State and step of the newest checkpoint that verifies, or a fresh state if there is none."""
+    checkpoints = options.run_dir / directory.CHECKPOINTS
+    alike = [metadata, options.stop_after, options.max_skipped]
+    if not (options.resume and checkpoint.all_steps(checkpoints)):
+        if options.resume:
+            check_nothing_lost(config, options.run_dir)
+        distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
+        return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
+    abstract = checkpoint.split(program.state)
+    found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
+    distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
+    directory.check_config(config, directory.saved_config(found), options.run_dir, ADVICE)
+    check_metadata(options.run_dir, found.metadata, metadata)
+    changed = other_versions(found.metadata, metadata)
+    for line in [*found.skipped, *changed]:
+        if distributed.is_first():
+            print(line, file=sys.stderr)
+    return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
+
+
+def check_nothing_lost(config: RunConfig, run_dir: Path) -> None:
+    """Refuse to restart a run without checkpoints, unless it was killed before its first one.
+
+    A run that saves every n steps has its first checkpoint before it begins step 2n + 1.
+    """
+    metrics, checkpoints = run_dir / directory.METRICS, run_dir / directory.CHECKPOINTS
+    done = max((row["step"] for row in read_metrics(metrics)), default=0) if metrics.exists() else 0
+    if done and (not checkpoints.is_dir() or done > 2 * config.checkpoint.every):
+        raise UserError(
+            f"{checkpoints} holds no checkpoint, though the run has done {done} steps: put them "
+            "back, or start a new run in another --run-dir"
+        )
+
+
+def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue from a checkpoint of other data, settings of JAX or random keys."""
+    known = saved.get("settings", {})
+    changed = [
+        f"{name} is {value} (the run has {known[name]})"
+        for name, value in now["settings"].items()
+        if known.get(name, value) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{run_dir} cannot be resumed, its numbers would differ: {'; '.join(changed)}: set "
+            "what the run was started with"
+        )
+    for name, shown, advice in (
+        (
+            "data",
+            "text",
+            "the text or its tokenizer has changed (the standard library depends on Python's "
+            "version, generated numbers on those of num2words and babel): restore it, name where "
+            "it is now by --data.path, or start a new run",
+        ),
+        ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
+        (
+            "keys",
+            "keys",
+            "random keys differ in this version: use the jax version it was started with",
+        ),
+    ):
+        if saved.get(name) != now[name]:
+            raise UserError(
+                f"{run_dir} cannot be resumed, its {name} differ: the run has "
+                f"{saved.get(shown, saved.get(name))}, here is {now[shown]}; {advice}"
+            )
+
+
+def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line if other versions of jax or numpy made the checkpoint: it is used nevertheless."""
+    made_with, here = saved.get("versions", {}), now["versions"]
+    changed = [
+        f"{name} {made_with.get(name)} (here {version})"
+        for name, version in here.items()
+        if made_with.get(name, version) != version
+    ]
+    if not changed:
+        return []
+    return [
+        f"made with {' and '.join(changed)}: the run continues, but may differ in its last bits"
+    ]
