@@ -117,22 +117,20 @@ def test_a_moved_text_is_the_same_text(run, tmp_path, capsys):
 
 def test_another_text_is_scored_as_a_whole_and_called_so(run, tmp_path, capsys):
     other = tmp_path / "other.txt"
-    other.write_text("Zehn Jäger\n" * 3, encoding="utf-8")
+    text = "Flasche an Élise!\n" * 3
+    other.write_text(text, encoding="utf-8")
     figures = figures_of(tmp_path, tmp_path / "run", "--data.path", other)
-    assert (figures["split"], figures["bytes"], figures["tokens"]) == ("other", 36, 35)
+    assert (figures["split"], figures["bytes"], figures["tokens"]) == ("other", 57, 53)
     opened = load_run(tmp_path / "run")
-    model, tokens = (
-        merge(opened.graphdef, opened.params),
-        opened.tokenizer.encode("Zehn Jäger\n" * 3),
-    )
-    losses = []  # windows of eight tokens, as in training
-    for start in range(0, len(tokens) - 1, 8):
-        window = tokens[start : start + 9]
+    model, tokens = merge(opened.graphdef, opened.params), opened.tokenizer.encode(text)
+    losses, T = [], opened.config.model.context_length
+    for start in range(0, len(tokens) - 1, T):  # windows, as in training
+        window = tokens[start : start + T + 1]
         logits = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
         chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         losses += [-math.log(row[token]) for row, token in zip(chances, window[1:], strict=True)]
-    assert figures["loss"] == pytest.approx(sum(losses) / 35, rel=1e-5)
-    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2))
+    assert figures["loss"] == pytest.approx(sum(losses) / 53, rel=1e-5)
+    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2) * 54 / 57)
     assert capsys.readouterr().out.startswith("other data than those the run learned from")
     for words in (["--split", "train"], ["--data.source", str(other)]):
         with pytest.raises(SystemExit) as stop:
