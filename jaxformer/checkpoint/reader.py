@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,16 +130,22 @@ def load(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device),
         dict(abstract_items),
     )
-    try:
-        with _late_reads_silenced(), _context_of_readers(target):
-            path = directory.absolute() / str(found.step)
-            items: dict[str, Any] = {}
-            for item, tree in target.items():  # if one fails, Orbax warns of others not yet begun
-                items |= ocp.load_checkpointables(path, {item: tree})
-    except Exception as error:
-        raise UserError(
-            f"checkpoint {found.step} is intact but cannot be loaded: {brief(error)}"
-        ) from error
+    fault = ""
+    items: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        # Orbax leaves reads that were not begun behind a failed one, which keeps them alive.
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+        try:
+            with _late_reads_silenced(), _context_of_readers(target):
+                path = directory.absolute() / str(found.step)
+                for item, tree in target.items():
+                    items |= ocp.load_checkpointables(path, {item: tree})
+        except Exception as error:
+            fault = brief(error)
+        if fault:
+            gc.collect()
+    if fault:
+        raise UserError(f"checkpoint {found.step} is intact but cannot be loaded: {fault}")
     if leaves_of(items) != expected:  # Orbax's threads do not see `with jax.enable_x64(True)`
         raise UserError(
             f"checkpoint {found.step} holds 64-bit numbers: set JAX_ENABLE_X64=1 and start again"
