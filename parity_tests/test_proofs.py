@@ -3,9 +3,14 @@
 The long ones are left out: the tests of training and of resume run them on smaller models.
 """
 
+import dataclasses
+import typing
+
 import pytest
 
+from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.parity.engine.cases import TINY, Case
+from jaxformer.parity.proofs import bert, gpt, transformer
 from jaxformer.parity.report import MODELS
 
 LONG = ("prove_training", "prove_resume")
@@ -28,3 +33,52 @@ PROOFS = [
 def test_the_reports_proof_holds(proof, case):
     found = proof(case)
     assert found.ok, [row for row in found.rows if not row.ok]
+
+
+PROVEN_ELSEWHERE = {
+    "dtype": "the report runs every proof in each type",
+    "initializer": "a proof draws its parameters: test_initialisation.py",
+    "init_std": "test_initialisation.py",
+    "remat": "the twin has none: tests/layers/test_stacks.py, equal to a model without it",
+    "dropout_rate": "every proof of a whole model sets its own",
+    "norm_epsilon": "each model has its own, and a planted bug takes another's",
+    **dict.fromkeys(
+        (
+            "vocab_size", "context_length", "width", "num_heads", "mlp_width", "num_layers",
+            "num_segments",
+        ),
+        "sizes: test_gpt.py, test_transformer.py and test_bert.py draw them",
+    ),
+}  # fmt: skip
+REFUSED = {("bert", "norm_placement"): {"pre"}}
+"""Values that a model's config refuses."""
+
+
+def values_of(kind: object) -> set[object] | None:
+    """What there is to choose for a field of this type, if it can be counted."""
+    if kind is bool:
+        return {True, False}
+    return set(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else None
+
+
+@pytest.mark.parametrize("module", [gpt, transformer, bert], ids=lambda module: module.__name__)
+def test_every_option_of_a_model_is_proven_in_a_whole_model(module):
+    """A new field of a config fails here until a case of these proofs has it: each of its choices,
+    or two of its numbers."""
+    model = module.__name__.rpartition(".")[2]
+    configs = [case.config for _, case in module.proofs(Case(TINY, jit=False))]
+    for field in dataclasses.fields(configs[0]):
+        if field.name in PROVEN_ELSEWHERE:
+            continue
+        proven = {getattr(config, field.name) for config in configs}
+        choices = values_of(field.type)
+        if choices is None:
+            assert len(proven) > 1, f"{model}: {field.name}"
+        else:
+            assert proven == choices - REFUSED.get((model, field.name), set()), field.name
+
+
+def test_what_is_proven_elsewhere_is_still_there():
+    configs = (GPTConfig, TransformerConfig, BertConfig)
+    fields = {field.name for config in configs for field in dataclasses.fields(config)}
+    assert PROVEN_ELSEWHERE.keys() <= fields

@@ -64,10 +64,13 @@ class Case:
         sizes: dict[str, Any] = {name: getattr(self.config, name) for name in names}
         return dataclasses.replace(self, config=kind(**sizes | options))
 
+    def with_options(self, **options: Any) -> "Case":
+        """The case with these fields of its config."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **options))
+
     def with_dropout(self, rate: float) -> "Case":
         """The case with dropout at this rate."""
-        config = dataclasses.replace(self.config, dropout_rate=rate)
-        return dataclasses.replace(self, config=config)
+        return self.with_options(dropout_rate=rate)
 
     def dropping(self) -> "Case":
         """The case with dropout on."""

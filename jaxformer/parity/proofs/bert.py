@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.config import BertConfig
+from jaxformer.config import Activation, BertConfig
 from jaxformer.models.bert import Bert
 from jaxformer.parity.engine.cases import Case, Mask, both_inputs, valid_tokens
 from jaxformer.parity.engine.comparison import Comparison, Proof
@@ -50,7 +50,12 @@ def _segments(case: Case) -> np.ndarray | None:
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every proof of the whole model, each with the case it is run on; one of them compiled."""
+    """Every proof of the whole model, each with the case it is run on; one of them compiled.
+
+    Together they have every value of every option of the config; in bfloat16 without ReLU, of which
+    chance decides whether a number near 0 is left or right of the kink.
+    """
+    kinked: Activation = "gelu" if case.dtype == "bfloat16" else "relu"
     plain = bert_case(case)
     kinds: tuple[Mask, ...] = ("padding", "holes", "nothing")
     segments = dataclasses.replace(plain, masks=("segments",))
@@ -59,8 +64,9 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_bert, dataclasses.replace(segments, jit=True)),
         (prove_bert, plain),
         (prove_bert, padded),
-        (prove_bert, holed),
+        (prove_bert, holed.with_options(activation=kinked)),
         (prove_bert, empty),
-        (prove_bert, bert_case(padded, use_bias=False)),
+        (prove_bert, padded.with_options(use_bias=False, activation="gelu_tanh")),
         (prove_bert_dropout, padded),
+        (prove_bert_dropout, padded.with_options(attention_dropout=False)),
     ]

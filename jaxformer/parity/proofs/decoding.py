@@ -3,7 +3,6 @@
 Both sides get the same Gumbel noise, that of jaxformer's keys.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -153,7 +152,7 @@ def _twin_texts(
 
 
 def _without_dropout(case: Case) -> Case:
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, dropout_rate=0.0))
+    return case.with_dropout(0.0)
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:

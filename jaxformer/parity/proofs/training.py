@@ -3,7 +3,6 @@
 `TRAINING` has a row for each model; a proof takes the row of its case's model.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -151,7 +150,7 @@ def prove_training(case: Case) -> Comparison:
 
 def one_layer(case: Case) -> Case:
     """The case with a model of one layer, which has every kind of leaf."""
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, num_layers=1))
+    return case.with_options(num_layers=1)
 
 
 def gpt_proofs(case: Case) -> list[tuple[Proof, Case]]:
