@@ -13,6 +13,8 @@ import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
+from jaxformer.runtime.signals import ENDING
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight simulated devices, so that every mesh can be tried on any machine.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -46,8 +48,11 @@ settings.register_profile(
 )
 settings.load_profile("few")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests run in the background send it too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# The tests send every signal, also where the shell or nohup that started them has some ignored.
+for number in ENDING:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 
 MEMORY = 1.2e9
