@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test test-slow lint parity clean
 
 demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
-	$(BIN)/python -m train.gpt_stdlib --run-dir $(RUN)
+	$(BIN)/jaxformer train gpt_stdlib --run-dir $(RUN)
 	$(BIN)/jaxformer plot $(RUN)
 	$(BIN)/jaxformer sample $(RUN) --prompt "def " --num-samples 3 --max-new-tokens 120 --temperature 0.8 --top-k 50
 

@@ -3,7 +3,7 @@
     python -m benchmarks.deterministic
     python -m benchmarks.deterministic --preset gpu --repetitions 50 --json deterministic.json
 
-The presets are those of `train.gpt_char`. XLA's flags apply to a whole process, so each side is a
+The presets are those of `gpt_char`. XLA's flags apply to a whole process, so each side is a
 separate process that takes a step on request. Reports the median, fastest and slowest of the
 repetitions, and the ratio to the step without the flag.
 """

@@ -4,7 +4,7 @@
     python -m benchmarks.guard --preset gpu --repetitions 60 --json guard.json
 
 `guarded` is the step as every run takes it, which leaves out an update that is not finite;
-`unguarded` the same with that choice taken out. The presets are those of `train.gpt_char`. Medians
+`unguarded` the same with that choice taken out. The presets are those of `gpt_char`. Medians
 over repetitions, with the fastest and the slowest, and as a ratio to the unguarded step.
 """
 

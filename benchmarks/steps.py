@@ -1,4 +1,4 @@
-"""Shared by the benchmarks of train steps: presets of `train.gpt_char`, timing, a table.
+"""Shared by the benchmarks of train steps: presets of `gpt_char`, timing, a table.
 
 The presets have the vocabulary of tinyshakespeare, 65; tokens are random. The sides take turns, in
 alternating order, so that a slow phase of the machine affects all of them. Compilation and the
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def preset(name: str) -> LanguageConfig:
-    """A preset of `train.gpt_char` with its vocabulary."""
+    """A preset of `gpt_char` with its vocabulary."""
     config = PRESETS[name]
     model = dataclasses.replace(config.model, vocab_size=VOCAB_SIZE)
     return dataclasses.replace(config, model=model)

@@ -3,7 +3,7 @@
     python -m benchmarks.train_step
     python -m benchmarks.train_step --preset gpu --json train_step.json
 
-The presets are those of `train.gpt_char`. Reports the median, fastest and slowest of the
+The presets are those of `gpt_char`. Reports the median, fastest and slowest of the
 repetitions, and the ratio to jaxformer. Needs PyTorch.
 """
 

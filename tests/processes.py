@@ -27,7 +27,10 @@ def command(directory: Path, *words: str) -> list[str]:
     if not text.exists():
         text.write_text(TEXT, encoding="utf-8")
     run = ["--run-dir", str(directory / "run"), "--data.path", str(text)]
-    return [sys.executable, "-W", "error", "-m", "train.gpt_char", *run, *SIZES, *words]
+    return [
+        *(sys.executable, "-W", "error", "-m", "jaxformer", "train", "gpt_char"),
+        *(*run, *SIZES, *words),
+    ]
 
 
 def start(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxformer.cli.arguments import parse_recipe
+from jaxformer.cli.recipes import parse_recipe
 from jaxformer.config import DistributedConfig
 from tests.processes import SIZES, TEXT, free_port, rows
 from train import gpt_char
@@ -48,10 +48,9 @@ def test_the_manifest_starts_a_recipe_with_distributed_auto():
     (container,) = job["template"]["spec"]["containers"]
     (script,) = container["args"]
     subprocess.run(["bash", "-n", "-c", script], check=True)
-    _, _, flags = script.replace("$resume", "").partition("train.gpt_char")
-    config, options = parse_recipe(
-        gpt_char.PRESETS, "cpu", shlex.split(flags.replace("\\\n", "")), gpt_char.PROG, ""
-    )
+    _, _, flags = script.replace("$resume", "").partition("jaxformer train gpt_char")
+    words = shlex.split(flags.replace("\\\n", ""))
+    config, options = parse_recipe(gpt_char.PRESETS, words, gpt_char.__file__, "")
     assert options.distributed == DistributedConfig(auto=True)
     assert config.batch_size % (2 * container["resources"]["limits"]["nvidia.com/gpu"]) == 0
 
@@ -96,7 +95,7 @@ def test_the_slurm_script_trains_resumes_and_requeues_itself(tmp_path):
     assert not (tmp_path / "requeued").exists()
     tries = [(75, 0, 1), (137, 19, 2), (75, 20, 2), (143, 20, 3), (1, 0, 4), (130, 0, 4), (2, 0, 4)]
     for status, restarts, queued in tries:
-        failing = batch_file.replace("python -m", "failing -m")
+        failing = batch_file.replace("jaxformer train", "failing train")
         (tmp_path / "failing").write_text(f"#!/bin/bash\nexit {status}\n")
         (tmp_path / "failing").chmod(0o755)
         counted = environment | {"SLURM_RESTART_COUNT": str(restarts)}

@@ -34,7 +34,7 @@ def commands(block: str) -> list[str]:
 
 
 COMMANDS = [commands(block) for block in blocks("sh")]
-DEMO = "python -m train.gpt_stdlib --run-dir runs/demo"
+DEMO = "jaxformer train gpt_stdlib --run-dir runs/demo"
 AS_TYPED = (DEMO, "jaxformer evaluate runs/demo", "jaxformer plan")
 """Commands that start Python; the others start from one that has imported it all."""
 
@@ -42,18 +42,18 @@ AS_TYPED = (DEMO, "jaxformer evaluate runs/demo", "jaxformer plan")
 def small(command: str) -> list[str]:
     """The command with sizes that take seconds; where it runs and what it names stay."""
     words = shlex.split(command)
-    if words[0] == "python" and "--resume" not in words:
+    if words[:2] == ["jaxformer", "train"] and "--resume" not in words:
         for flag in ("--steps", "--stop-after"):
             if flag in words:
                 words[words.index(flag) + 1] = {"--steps": "4", "--stop-after": "2"}[flag]
-        of_pairs = words[2].startswith("train.transformer")
+        of_pairs = words[2].startswith("transformer")
         tiny = shlex.split(TINY_PAIRS if of_pairs else TINY)
         given = {word for word in words if word.startswith("--")}
         pairs = zip(tiny[::2], tiny[1::2], strict=True)
         words += [word for pair in pairs if pair[0] not in given for word in pair]
         if "--data.path" not in words and not of_pairs:
             words += ["--data.path", "my_texts/"]
-    return ["-m", "jaxformer", *words[1:]] if words[0] == "jaxformer" else words[1:]
+    return words
 
 
 def write_texts(directory: Path) -> None:
@@ -71,11 +71,10 @@ def run(command: str, directory: Path) -> None:
         patch.setenv("JAXFORMER_CACHE", str(directory / "cache"))
         patch.setenv("PYTHONPATH", str(ROOT))
         if command.startswith(AS_TYPED):
-            done = subprocess.run(
-                [sys.executable, *words], cwd=directory, capture_output=True, text=True, input=said
-            )
+            words = [sys.executable, "-m", *words]
+            done = subprocess.run(words, cwd=directory, capture_output=True, text=True, input=said)
         else:
-            done = forked.run(words[1], words[2:], directory, said)
+            done = forked.run(words[0], words[1:], directory, said)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     # On a busy machine a command says how far it is.
     assert re.sub(r"translated \d+ of \d+\n", "", done.stderr) == "", command

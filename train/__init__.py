@@ -1,1 +1,1 @@
-"""Recipes: one runnable training per file, `python -m train.gpt_stdlib --help`."""
+"""Recipes: one runnable training per file, `jaxformer train gpt_stdlib --help`."""

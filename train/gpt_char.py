@@ -1,6 +1,6 @@
 """A character-level GPT on one text file, by nanoGPT's settings for tinyshakespeare.
 
-    python -m train.gpt_char --data.path tinyshakespeare.txt --run-dir runs/shakespeare
+    jaxformer train gpt_char --data.path tinyshakespeare.txt --run-dir runs/shakespeare
 
 Preset `cpu` (4 layers, width 128, 2000 steps) takes a minute or two on two cores; `gpu` (6 layers,
 width 384, 5000 steps) minutes on one GPU. The text's first 90% trains, the rest validates. On
@@ -12,9 +12,7 @@ same run ends at 1.90, without biases at 1.76. Source: the README of
 https://github.com/karpathy/nanoGPT, "quick start".
 """
 
-import sys
-
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     CheckpointConfig,
     DataConfig,
@@ -23,8 +21,6 @@ from jaxformer.config import (
     OptimizerConfig,
 )
 from jaxformer.errors import UserError
-
-PROG = "python -m train.gpt_char"
 
 OPTIMIZER = OptimizerConfig(
     peak_learning_rate=1e-3,
@@ -76,7 +72,7 @@ PRESETS = {
 
 def main(argv: list[str]) -> int:
     """Train by the flags and say what came out."""
-    config, options = parse_recipe(PRESETS, "cpu", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     if config.data.path is None:
         raise UserError("no text to learn from: name a file with --data.path FILE")
     from jaxformer.run.loop import train
@@ -88,4 +84,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

@@ -1,6 +1,6 @@
 """The default recipe: a GPT on the source of Python's own standard library.
 
-    python -m train.gpt_stdlib --run-dir runs/demo
+    jaxformer train gpt_stdlib --run-dir runs/demo
 
 Byte-level BPE of 4,096 tokens. It trains on 4.6 million tokens: about five minutes on two cores
 that process 19,000 tokens per second; a line after the first steps estimates the time of this
@@ -8,9 +8,7 @@ machine. At the end it prints its validation loss in bits per byte beside those 
 bytes and of xz on the same text.
 """
 
-import sys
-
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     CheckpointConfig,
     DataConfig,
@@ -18,8 +16,6 @@ from jaxformer.config import (
     LanguageConfig,
     OptimizerConfig,
 )
-
-PROG = "python -m train.gpt_stdlib"
 
 PRESETS = {
     "demo": LanguageConfig(
@@ -44,7 +40,7 @@ PRESETS = {
 
 def main(argv: list[str]) -> int:
     """Train by the flags and compare what came out with a bigram model and with xz."""
-    config, options = parse_recipe(PRESETS, "demo", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     from jaxformer.data.corpus import read_corpus
     from jaxformer.evaluation.baselines import compare
     from jaxformer.run.loop import train
@@ -59,4 +55,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

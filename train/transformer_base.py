@@ -1,6 +1,6 @@
 r"""The Transformer of 2017 as published (Vaswani et al. 2017, section 5 and table 3), for GPUs.
 
-    python -m train.transformer_base --data.source train.en --data.target train.de \
+    jaxformer train transformer_base --data.source train.en --data.target train.de \
         --data.val-source newstest2013.en --data.val-target newstest2013.de --run-dir runs/base
 
 Preset `base`: 100,000 steps, dropout 0.1; `big`: width 1024, 16 heads, 300,000 steps, dropout 0.3.
@@ -16,9 +16,8 @@ a point lower and are the ones to compare. `--model.dtype bfloat16` is the faste
 """
 
 import dataclasses
-import sys
 
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     TRANSFORMER_PRESETS,
     CheckpointConfig,
@@ -26,8 +25,6 @@ from jaxformer.config import (
     TextPairsConfig,
     TextTranslationConfig,
 )
-
-PROG = "python -m train.transformer_base"
 
 
 def preset(name: str, steps: int, checkpoint: CheckpointConfig) -> TextTranslationConfig:
@@ -52,7 +49,7 @@ PRESETS = {
 
 def main(argv: list[str]) -> int:
     """Train by the flags and score the mean of the last checkpoints on the validation sentences."""
-    config, options = parse_recipe(PRESETS, "base", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     from jaxformer.run.loop import train
     from jaxformer.run.summary import summarise, translated
 
@@ -64,4 +61,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

@@ -1,16 +1,14 @@
 """Strings of letters copied or reversed: the smallest proof that an encoder-decoder learns.
 
-    python -m train.transformer_copy --run-dir runs/copy
-    python -m train.transformer_copy --preset reverse --run-dir runs/reverse
+    jaxformer train transformer_copy --run-dir runs/copy
+    jaxformer train transformer_copy --preset reverse --run-dir runs/reverse
 
 Two layers of width 64 on strings of up to 16 letters, about two minutes on two cores. At the end
 the share of held-out strings that come out right to the last letter is printed: 99.70% of `copy`
 and 99.40% of `reverse` in the runs that chose these settings.
 """
 
-import sys
-
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     BeamConfig,
     CheckpointConfig,
@@ -19,8 +17,6 @@ from jaxformer.config import (
     NoamConfig,
     TransformerConfig,
 )
-
-PROG = "python -m train.transformer_copy"
 
 
 def preset(reverse: bool) -> CopyTranslationConfig:
@@ -50,7 +46,7 @@ PRESETS = {"copy": preset(reverse=False), "reverse": preset(reverse=True)}
 
 def main(argv: list[str]) -> int:
     """Train by the flags and count the held-out strings that come out right."""
-    config, options = parse_recipe(PRESETS, "copy", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     from jaxformer.run.loop import train
     from jaxformer.run.summary import examples, score_held_out, summarise
 
@@ -64,4 +60,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

@@ -1,7 +1,7 @@
 """Numbers and dates in words, from English into German: translation with a known answer.
 
-    python -m train.transformer_numbers --run-dir runs/numbers
-    python -m train.transformer_numbers --data.target-language fr --run-dir runs/french
+    jaxformer train transformer_numbers --run-dir runs/numbers
+    jaxformer train transformer_numbers --data.target-language fr --run-dir runs/french
 
 The pairs are made up with num2words and babel, nothing is downloaded. Three minutes on two cores.
 At the end the share of held-out numbers and dates is printed that come out right to the last
@@ -9,9 +9,7 @@ letter: from English into German expect 100% of 2,000. None of them is learned f
 printed with what the model makes of them.
 """
 
-import sys
-
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     BeamConfig,
     CheckpointConfig,
@@ -19,8 +17,6 @@ from jaxformer.config import (
     NumbersTranslationConfig,
     TransformerConfig,
 )
-
-PROG = "python -m train.transformer_numbers"
 
 PRESETS = {
     "small": NumbersTranslationConfig(
@@ -45,7 +41,7 @@ PRESETS = {
 
 def main(argv: list[str]) -> int:
     """Train by the flags and count the held-out numbers and dates that come out right."""
-    config, options = parse_recipe(PRESETS, "small", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     from jaxformer.run.loop import train
     from jaxformer.run.summary import examples, score_held_out, summarise
 
@@ -59,4 +55,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

@@ -1,6 +1,6 @@
 r"""A Transformer on two plain text files, line i of one the translation of line i of the other.
 
-    python -m train.transformer_text --data.source train.de --data.target train.en \
+    jaxformer train transformer_text --data.source train.de --data.target train.en \
         --data.val-source val.de --data.val-target val.en --run-dir runs/de-en
 
 Byte-level BPE is trained on both languages together and shared. Without validation files some of
@@ -14,9 +14,8 @@ and about 37 from English to German on its 1,014 validation sentences, after 36 
 """
 
 import dataclasses
-import sys
 
-from jaxformer.cli.arguments import parse_recipe, run_command
+from jaxformer.cli.recipes import parse_recipe, run_recipe
 from jaxformer.config import (
     TRANSFORMER_PRESETS,
     CheckpointConfig,
@@ -24,8 +23,6 @@ from jaxformer.config import (
     TextPairsConfig,
     TextTranslationConfig,
 )
-
-PROG = "python -m train.transformer_text"
 
 PRESETS = {
     "small": TextTranslationConfig(
@@ -53,7 +50,7 @@ PRESETS = {
 
 def main(argv: list[str]) -> int:
     """Train by the flags and score the validation sentences."""
-    config, options = parse_recipe(PRESETS, "small", argv, PROG, __doc__)
+    config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
     from jaxformer.run.loop import train
     from jaxformer.run.summary import summarise, translated
 
@@ -65,4 +62,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_command(PROG, lambda: main(sys.argv[1:]))
+    run_recipe(__file__, main)

@@ -9,7 +9,6 @@ longer read, 143 terminated, 128 + N another signal. jax and flax are not import
 """
 
 import contextlib
-import dataclasses
 import errno
 import io
 import os
@@ -17,15 +16,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
-from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
-from jaxformer.runtime.restarts import supervise
 from jaxformer.runtime.signals import ENDING, SignalGuard, Terminated, exit_message, exit_now
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -35,7 +32,6 @@ NARROWEST = 40
 """Columns of help on a narrower terminal, where tyro might not end."""
 
 ConfigT = TypeVar("ConfigT")
-OptionsT = TypeVar("OptionsT")
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
@@ -107,88 +103,6 @@ def parse(
             raise
         refusal = _user_error_behind(stop)
         fail(prog, str(refusal) if refusal else _one_line(complaint.getvalue(), prog))
-
-
-def parse_recipe(
-    presets: Mapping[str, ConfigT],
-    default_preset: str,
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-) -> tuple[ConfigT, RunOptions]:
-    """Read a recipe's flags: `--preset` names the defaults, the config's fields and the options of
-    the run stand beside it at the top level (`--steps`, `--mesh.data`, `--run-dir`).
-
-    The run directory defaults to `runs/` and the last part of `prog`: `python -m train.gpt_char`
-    writes to `runs/gpt_char`. With `--resume` and no `--preset` the run's own config.json gives the
-    defaults, so that no flag need be repeated. With `--restarts` the run is a child process, and
-    this one ends with it.
-
-    Raises:
-        SystemExit: as `parse` does, and with the status of a supervised run; an unknown preset is
-            refused with the list of the known ones.
-    """
-    name = preset_name(presets, default_preset, argv, prog)
-    run = RunOptions(run_dir=Path("runs") / prog.rpartition(".")[2])
-    preset = presets[name]
-    if "--resume" in argv and _last_value("--preset", argv) is None:
-        made_with = Path(_last_value("--run-dir", argv) or run.run_dir) / "config.json"
-        if made_with.is_file():
-            preset = _resumed(made_with, type(preset), prog)
-    config, options = parse_beside(run, presets, name, preset, argv, prog, description)
-    if options.restarts:
-        raise SystemExit(supervise(prog.rpartition(" ")[2], argv, options))
-    return config, options
-
-
-def preset_name(
-    presets: Mapping[str, ConfigT], default_preset: str, argv: Sequence[str], prog: str
-) -> str:
-    """The preset that the words name, or the default one; an unknown one ends the program."""
-    name = _last_value("--preset", argv) or default_preset
-    if name not in presets:
-        fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
-    return name
-
-
-def parse_beside(
-    options: OptionsT,
-    presets: Mapping[str, ConfigT],
-    name: str,
-    preset: ConfigT,
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-) -> tuple[ConfigT, OptionsT]:
-    """A configuration and the options of a program, their fields beside each other as flags.
-
-    `options` and `preset`, which goes by `name`, are the defaults.
-    """
-    flat = tyro.conf.arg(name="")
-    preset_help = "Named set of defaults; every other flag overrides its value."
-    recipe = dataclasses.make_dataclass(
-        "Recipe",
-        [
-            ("preset", Annotated[Literal[tuple(presets)], tyro.conf.arg(help=preset_help)]),
-            ("run", Annotated[type(options), flat]),
-            ("config", Annotated[type(preset), flat]),
-        ],
-        frozen=True,
-    )
-    chosen = parse(recipe, argv, prog, description, recipe(name, options, preset))
-    return chosen.config, chosen.run
-
-
-def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> ConfigT:
-    from jaxformer.tasks.config_io import load_config
-
-    try:
-        config = load_config(config_file)
-    except UserError as error:
-        fail(prog, str(error))
-    if not isinstance(config, config_type):
-        fail(prog, f"{config_file} is of another recipe: resume it with the one that made it")
-    return config
 
 
 def run_command(prog: str, function: Callable[[], int | None]) -> None:
@@ -291,7 +205,7 @@ def _explain(error: OSError) -> str:
     return f"{where}{reason}; {advice}"
 
 
-def _last_value(flag: str, argv: Sequence[str]) -> str | None:
+def last_value(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag, given as `--flag value` or `--flag=value`; the last one counts."""
     value = None
     for index, spelled in enumerate(argv):

@@ -13,6 +13,7 @@ from jaxformer.cli.arguments import run_command
 from jaxformer.errors import UserError
 
 COMMANDS: Mapping[str, str] = {
+    "train": "train a model by a recipe, or by a recipe file of your own",
     "parity": "prove every layer, gradient, update and token equal to PyTorch; print the errors",
     "sample": "write text with a trained GPT",
     "translate": "translate standard input with a trained Transformer",
@@ -66,7 +67,5 @@ def _help() -> str:
             "",
             "commands:",
             *rows,
-            "",
-            "Models are trained by the recipes: python -m train.gpt_stdlib --help",
         ]
     )

@@ -1,10 +1,8 @@
 """`jaxformer plan RECIPE --devices N`: memory, work and time of a recipe, without a device."""
 
 import dataclasses
-import importlib.util
 import json
 import os
-import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxformer.atomic import atomic_write
-from jaxformer.cli.arguments import parse, parse_beside, preset_name
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.recipes import RECIPES, load_recipe, parse_beside, preset_name
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
@@ -27,9 +26,6 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     from jaxformer.planning.verify import Measured
 
 PROG = "jaxformer plan"
-HOME = Path(__file__).parents[2] / "train"
-# By name: recipes stand above commands, and import them.
-RECIPES = tuple(module.name for module in pkgutil.iter_modules([str(HOME)]))
 MOST_DEVICES = 1024
 """Each simulated device has threads of its own."""
 A_MACHINE = 8
@@ -37,8 +33,9 @@ A_MACHINE = 8
 DESCRIPTION = (
     "Compile a recipe's train step for simulated devices, without its data and without allocating "
     "the model, and print what it takes of each: memory, work, and a prediction of its time on a "
-    f"GPU. RECIPE is one of {', '.join(RECIPES)}; its own flags (--preset, --mesh.fsdp, "
-    "--batch-size, --model.width, ...) follow it: jaxformer plan RECIPE --help."
+    f"GPU. RECIPE is one of {', '.join(RECIPES)}, or a file of your own that ends in .py; its own "
+    "flags (--preset, --mesh.fsdp, --batch-size, --model.width, ...) follow it: jaxformer plan "
+    "RECIPE --help."
 )
 
 
@@ -76,8 +73,9 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for a recipe, a GPU, a mesh or a batch that cannot be.
     """
-    if not argv or argv[0].startswith("-"):
-        parse(PlanOptions, [word for word in argv if word in ("-h", "--help")], PROG, DESCRIPTION)
+    if not argv or argv[0] in ("-h", "--help"):
+        parse(PlanOptions, ["--help"], PROG, DESCRIPTION)
+    if argv[0].startswith("-"):
         raise UserError(f"no recipe named first: choose one of {', '.join(RECIPES)}")
     config, options = read(argv)
     start_jax(options.devices, real=options.check)
@@ -86,19 +84,10 @@ def main(argv: Sequence[str]) -> int:
 
 def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
     """The recipe's configuration and the options of the plan."""
-    name = argv[0].removeprefix("train.")
-    if name not in RECIPES:
-        raise UserError(f"recipe {argv[0]} is unknown: choose one of {', '.join(RECIPES)}")
-    found = importlib.util.find_spec("train")
-    if found is None or found.origin != str(HOME / "__init__.py"):
-        raise UserError(
-            f"the recipes are in {HOME}, and Python finds {found and found.origin} in their place: "
-            "plan from another directory"
-        )
-    presets = importlib.import_module(f"train.{name}").PRESETS
-    words = argv[1:]
+    name, *words = argv
+    presets = load_recipe(name).PRESETS
     prog = f"{PROG} {name}"
-    chosen = preset_name(presets, next(iter(presets)), words, prog)
+    chosen = preset_name(presets, words, prog)
     return parse_beside(PlanOptions(), presets, chosen, presets[chosen], words, prog, DESCRIPTION)
 
 

@@ -21,8 +21,9 @@ FINAL = (0, 2, 128 + signal.SIGPIPE, *(128 + number for number in ENDING))
 """Exit statuses after which nothing is started again."""
 
 
-def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
-    """Run `python -m module argv`, up to `options.restarts` times again; its last exit status."""
+def supervise(recipe: str, argv: Sequence[str], options: RunOptions) -> int:
+    """`jaxformer train RECIPE ARGV`, up to `options.restarts` times again; its last exit status."""
+    command = [sys.executable, "-m", "jaxformer", "train", recipe]
     asked: list[int] = []
     own = not _has_begun(options)  # an older run is resumed only if --resume was given
     child: subprocess.Popen[bytes] | None = None
@@ -40,11 +41,11 @@ def supervise(module: str, argv: Sequence[str], options: RunOptions) -> int:
                 return 128 + asked[0]
             if start:
                 line = f"the run ended with status {status}; restart {start} of {options.restarts}"
-                print(f"{module}: {line}", file=sys.stderr, flush=True)
+                print(f"jaxformer train {recipe}: {line}", file=sys.stderr, flush=True)
             resume = ["--resume"] if own and _has_begun(options) else []
             # A group of its own: Ctrl-C on a terminal comes to this process and is passed on, once.
             child = subprocess.Popen(
-                [sys.executable, "-m", module, *argv, *resume, "--restarts", "0"],
+                [*command, *argv, *resume, "--restarts", "0"],
                 process_group=0,
                 preexec_fn=_end_with_parent,
             )

@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxformer.cli.arguments import RunPath, parse, parse_recipe, run_command
-from jaxformer.config import GPT_PRESETS, LanguageConfig, RunOptions
+from jaxformer.cli.arguments import RunPath, parse, run_command
 from jaxformer.errors import UserError
-
-PROG = "python -m train.gpt_char"
-PRESETS = {
-    "cpu": LanguageConfig(model=GPT_PRESETS["toy"], steps=20),
-    "gpu": LanguageConfig(model=GPT_PRESETS["gpt2"], steps=77, seed=5),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +33,6 @@ class Options:
             raise UserError(f"num-samples {self.num_samples} is not positive:\nchoose 1 or more")
 
 
-def recipe(*argv: str) -> tuple[LanguageConfig, RunOptions]:
-    return parse_recipe(PRESETS, "cpu", argv, PROG, "Train a GPT.")
-
-
 def refusal(capsys, function) -> str:
     """The one line of a refused command line, after the program's name."""
     with pytest.raises(SystemExit) as stop:
@@ -56,7 +43,7 @@ def refusal(capsys, function) -> str:
     assert err.count("\n") == 1
     assert err.endswith("\n")
     head, _, line = err.strip().partition(": error: ")
-    assert head in (PROG, "jaxformer sample", "p")
+    assert head in ("jaxformer sample", "p")
     return line
 
 
@@ -120,90 +107,6 @@ def test_help_ends_on_the_narrowest_terminal(columns, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "How random" in shown
     assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 40
-
-
-def test_a_recipe_without_flags_is_the_default_preset():
-    assert recipe() == (PRESETS["cpu"], RunOptions(run_dir=Path("runs/gpt_char")))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--preset", "gpu"], ["--preset=cpu", "--preset=gpu"], ["--preset", "cpu", "--preset", "gpu"]],
-)
-def test_a_preset_gives_the_values_that_no_flag_sets(words):
-    config, _ = recipe("--steps", "9", *words)
-    assert config == dataclasses.replace(PRESETS["gpu"], steps=9)
-
-
-def test_every_common_flag_of_the_recipes():
-    words = (
-        "--preset gpu --run-dir r/x --steps 9 --stop-after 4 --batch-size 8 --seed 3 --resume "
-        "--checkpoint.every 2 --mesh.data 2 --mesh.fsdp 3 --mesh.tensor 4 --data.path f.txt "
-        "--model.width 24 --optimizer.beta2 0.5"
-    )
-    config, run = recipe(*words.split())
-    assert run == RunOptions(run_dir=Path("r/x"), stop_after=4, resume=True)
-    assert (config.steps, config.batch_size, config.seed) == (9, 8, 3)
-    assert config.checkpoint.every == 2
-    assert dataclasses.astuple(config.mesh) == (2, 3, 4)
-    assert config.data.path == Path("f.txt")
-    assert (config.model.width, config.optimizer.beta2) == (24, 0.5)
-    assert config.model.num_layers == PRESETS["gpu"].model.num_layers
-
-
-def test_recipe_help_lists_presets_and_shows_their_defaults(capsys):
-    with pytest.raises(SystemExit) as stop:
-        recipe("--help", "--preset", "gpu")
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert "--preset {cpu,gpu}" in shown
-    assert "(default: gpu)" in shown
-    assert "(default: 77)" in shown
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ("--preset tpu", r"--preset tpu .*cpu, gpu"),
-        ("--preset=tpu --help", r"--preset tpu .*cpu, gpu"),
-        ("--preset", rf"--preset\b.*{PROG} --help"),
-        ("--steps 0", r"\bsteps 0 .*\[1, "),
-        ("--stop-after 0", r"stop-after 0 .*\[1, "),
-        ("--model.num-heads 5", r"model\.width 32 .*model\.num-heads 5\b"),
-        ("--checkpoint.every=-1", r"checkpoint\.every -1 .*\[1, "),
-        ("--optimizer.beta1 nan", r"optimizer\.beta1 nan .*choose"),
-        ("--stepz 3", r"--stepz, 3;.*--steps\b"),
-        ("--mesh 3", r"--mesh, 3;.*--mesh\.data\b"),
-    ],
-)
-def test_recipe_refusals_are_one_line(words, line, capsys):
-    assert re.search(line, refusal(capsys, lambda: recipe(*words.split())))
-
-
-def test_a_newline_in_an_argument_does_not_make_two_lines(capsys):
-    assert refusal(capsys, lambda: recipe("--preset", "a\nb")).startswith("--preset a b ")
-    assert "--steps" in refusal(capsys, lambda: recipe("--steps", "a\n\nb"))
-
-
-FLAGS = (
-    "--preset --preset=gpu --run-dir --steps --mesh.data=2 --resume --no-resume --help --seed "
-    "--model.width --data.path --stop_after -- -x --mesh.foo"
-)
-flags = st.sampled_from(FLAGS.split())
-values = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
-    ["0", "3", "-1", "1e9", "nan", "None", "gpu", "9" * 5000]
-)
-
-
-@given(st.lists(flags | values, max_size=6))
-@settings(deadline=None, max_examples=60)
-def test_no_arguments_of_a_recipe_end_in_a_traceback(words):
-    status = 0
-    try:
-        recipe(*words)
-    except SystemExit as stop:
-        status = stop.code
-    assert status in (0, 2)
 
 
 def raising(error: BaseException):
@@ -308,22 +211,3 @@ def test_the_status_of_the_function_is_that_of_the_program():
     with pytest.raises(SystemExit) as stop:
         run_command("p", lambda: 1)
     assert stop.value.code == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "flag"),
-    [
-        (["--run-dir", ""], "--run-dir"),
-        (["--run-dir="], "--run-dir"),
-        (["--data.path", ""], "--data.path"),
-        (["--data.path="], "--data.path"),
-    ],
-)
-def test_an_empty_path_is_not_the_working_directory(words, flag, capsys):
-    presets = {"tiny": LanguageConfig(model=GPT_PRESETS["toy"])}
-    with pytest.raises(SystemExit) as stop:
-        parse_recipe(presets, "tiny", words, "python -m train.tiny", "")
-    assert stop.value.code == 2
-    complaint = capsys.readouterr().err
-    assert f"{flag} is empty" in complaint
-    assert complaint.count("\n") == 1

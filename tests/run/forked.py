@@ -24,10 +24,11 @@ import jax
 from jaxformer import checkpoint
 
 FORKS = multiprocessing.get_context("forkserver")
-COMMANDS = ("attention", "evaluate", "plot", "sample", "translate")
+COMMANDS = ("attention", "evaluate", "plot", "sample", "train", "translate")
 FORKS.set_forkserver_preload(
     [
-        *("tests.run.forked", "jaxformer.run.loop", "jaxformer.monitor.plots", "train.gpt_char"),
+        *("tests.run.forked", "jaxformer.run.loop", "jaxformer.run.summary"),
+        *("jaxformer.monitor.plots", "train.gpt_char"),
         *(f"jaxformer.cli.{name}" for name in COMMANDS),
     ]
 )
@@ -38,7 +39,7 @@ PATIENCE = 600.0
 
 
 def start(words: list[str], log: Path, **environment: str) -> ForkServerProcess:
-    """`python -m train.gpt_char WORDS` on one device, all it prints appended to `log`."""
+    """`jaxformer train gpt_char WORDS` on one device, all it prints appended to `log`."""
     process = FORKS.Process(target=_main, args=(words, log, environment))
     process.start()
     return process
@@ -133,7 +134,7 @@ def _main(words: list[str], log: Path, environment: dict[str, str]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if os.environ.get("POWERLESS"):
         _obey_permissions()
-    run_command(gpt_char.PROG, lambda: gpt_char.main(words))
+    run_command("jaxformer train gpt_char", lambda: gpt_char.main(words))
 
 
 def _obey_permissions() -> None:

@@ -55,7 +55,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flags(config: LanguageConfig, run_dir: Path) -> list[str]:
-    """The words after `python -m train.gpt_char` that make a `tiny_config`."""
+    """The words after `jaxformer train gpt_char` that make a `tiny_config`."""
     model = config.model
     return [
         *("--run-dir", str(run_dir), "--data.path", str(config.data.path)),

@@ -52,7 +52,7 @@ def kill_while_it_runs(directory: Path, steps: int, kills: int) -> None:
     ((status, output, complaint),) = ends([supervisor])
     assert status == 0, complaint
     assert complaint.splitlines() == [
-        f"train.gpt_char: the run ended with status 137; restart {kill + 1} of {kills}"
+        f"jaxformer train gpt_char: the run ended with status 137; restart {kill + 1} of {kills}"
         for kill in range(kills)
     ]
     assert output.count("resumed from step") == kills
@@ -105,20 +105,22 @@ def test_a_run_that_is_there_is_refused_without_resume(tmp_path):
 
 CHILD = """
 import os, sys
-with open("starts", "a") as file:
-    print(*sys.argv[1:], file=file)
-starts = len(open("starts").readlines())
-if starts == 1:
-    os.makedirs("run", exist_ok=True)
-    open("run/config.json", "w").close()
-sys.exit(int(sys.argv[1].split(",")[starts - 1]))
+PRESETS = {"one": None}
+def main(argv):
+    with open("starts", "a") as file:
+        print(*argv, file=file)
+    starts = len(open("starts").readlines())
+    if starts == 1:
+        os.makedirs("run", exist_ok=True)
+        open("run/config.json", "w").close()
+    sys.exit(int(argv[0].split(",")[starts - 1]))
 """
 SUPERVISOR = """
 import sys
 from pathlib import Path
 from jaxformer.config import RunOptions
 from jaxformer.runtime.restarts import supervise
-sys.exit(supervise("child", sys.argv[1:], RunOptions(run_dir=Path("run"), restarts=2)))
+sys.exit(supervise(sys.argv[1], sys.argv[2:], RunOptions(run_dir=Path("run"), restarts=2)))
 """
 
 
@@ -140,9 +142,8 @@ def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, 
     if was_there:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "config.json").touch()
-    words = [sys.executable, "-c", SUPERVISOR, statuses, "--seed", "3"]
-    path = os.pathsep.join(map(str, (Path(__file__).parents[2], tmp_path)))
-    environment = {**os.environ, "PYTHONPATH": path}
+    words = [sys.executable, "-c", SUPERVISOR, "child.py", statuses, "--seed", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     first, *others = (tmp_path / "starts").read_text().splitlines()
@@ -159,8 +160,7 @@ def test_a_child_that_fails_when_it_is_asked_to_end_is_not_started_again(tmp_pat
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
-    path = os.pathsep.join(map(str, (Path(__file__).parents[2], tmp_path)))
-    supervisor = start([sys.executable, "-c", SUPERVISOR], environment={"PYTHONPATH": path})
+    supervisor = start([sys.executable, "-c", SUPERVISOR, str(tmp_path / "child.py")])
     assert supervisor.stdout is not None
     assert supervisor.stdout.readline() == "ready\n"
     supervisor.send_signal(signal.SIGTERM)

@@ -23,13 +23,13 @@ def build_hanging(*arguments):
         return program.train_step(state, batch)
     return dataclasses.replace(program, train_step=hang_in_the_third)
 loop.build = build_hanging
-run_command("python -m train.gpt_char", lambda: gpt_char.main(sys.argv[1:]))
+run_command("jaxformer train gpt_char", lambda: gpt_char.main(sys.argv[1:]))
 """
 
 
 def test_a_step_that_hangs_ends_the_run_with_the_stacks_of_all_threads(tmp_path: Path) -> None:
     words = command(tmp_path, "--steps", "9", "--watchdog", "20")
-    flags = words[words.index("train.gpt_char") + 1 :]
+    flags = words[words.index("gpt_char") + 1 :]
     ((status, _, complaint),) = ends([start([sys.executable, "-c", HANGING, *flags])])
     assert status == TRY_AGAIN, complaint
     stacks = tmp_path / "run" / "stacks-0.txt"

@@ -42,8 +42,8 @@ OWN_FLAGS = {
 """What each recipe's own kind of data needs; a name here is a recipe."""
 
 
-def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return forked.run(f"train.{module}", words)
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return forked.run("jaxformer", ["train", name, *words])
 
 
 def test_char_presets_are_the_published_settings():
@@ -71,16 +71,16 @@ def test_char_presets_are_the_published_settings():
 def test_help_shows_the_command_and_loads_nothing_heavy(name):
     script = (
         "import sys\n"
-        f"from train import {name}\n"
+        "from jaxformer.cli import train\n"
         "try:\n"
-        f"    {name}.main(['--help'])\n"
+        f"    train.main(['{name}', '--help'])\n"
         "finally:\n"
         "    heavy = {'jax', 'flax', 'torch', 'matplotlib', 'orbax', 'grain', 'numpy'}\n"
         "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert f"python -m train.{name}" in shown.stdout
+    assert f"    jaxformer train {name}" in shown.stdout
     assert set(re.findall(r"--[a-z.-]+", shown.stdout)) >= FLAGS | OWN_FLAGS[name]
 
 
@@ -196,7 +196,7 @@ def refused(tmp_path, monkeypatch, capsys):
         filled = words.format(empty=tmp_path / "empty.txt", text=tmp_path / "text.txt").split()
         filled = ["--run-dir", str(tmp_path / "run"), *filled]
         with pytest.raises(SystemExit) as stop:
-            run_command(recipe.PROG, lambda: recipe.main(filled))
+            run_command(f"jaxformer train {name}", lambda: recipe.main(filled))
         shown = capsys.readouterr()
         assert (stop.value.code, shown.out) == (2, "")
         assert shown.err.count("\n") == 1
