@@ -1,5 +1,6 @@
 """The README's commands and code run as they stand, on a run small enough to make here."""
 
+import math
 import re
 import shlex
 import shutil
@@ -123,6 +124,7 @@ def save_numbers(path):
 def test_the_python_code_runs(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    write_texts(tmp_path)
     shutil.copytree(demo, tmp_path / "runs" / "demo")
     save_numbers(tmp_path / "runs" / "numbers")
     names: dict = {}
@@ -133,6 +135,9 @@ def test_the_python_code_runs(demo, tmp_path, monkeypatch):
     assert names["text"]
     assert 0 < names["bits"] < 16
     assert (len(names["words"]), names["bleu"] >= 0) == (1, True)
+    assert names["outcome"].finished
+    assert names["outcome"].evaluation.loss < math.log(names["data"].tokenizer.vocab_size)
+    assert names["val_loss"] < math.log(names["data"].tokenizer.vocab_size)
     assert (names["found"].layer, names["found"].quantity) == ("norm", "output")
 
 

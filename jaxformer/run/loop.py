@@ -33,9 +33,10 @@ from jaxformer.runtime.watchdog import Watchdog
 from jaxformer.runtime.xla_setup import make_deterministic
 from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
-from jaxformer.tasks.kinds import kind_of, step_cost
+from jaxformer.tasks.kinds import kind_of, step_cost, with_objective
 from jaxformer.tasks.program import Program, build, require_x64
 from jaxformer.tasks.task import Task
+from jaxformer.training.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,14 @@ class Outcome:
 
 
 @distributed.lost_processes_named()
-def train(config: RunConfig, options: RunOptions) -> Outcome:
+def train(config: RunConfig, options: RunOptions, objective: Objective | None = None) -> Outcome:
     """Train a model into `options.run_dir`, or continue the run that is there.
+
+    Args:
+        config: of the run.
+        options: where it lives, and how far this process takes it.
+        objective: what the steps lower, instead of the loss of the config's kind; validation is
+            that loss nevertheless. Checkpoints hold its name.
 
     Raises:
         UserError: when configuration, data, mesh and directory do not go together, before anything
@@ -78,6 +85,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
+    if objective is not None:
+        task = with_objective(task, objective, mesh)
     config, data = task.spec.config, task.data
     if options.resume:
         made_with = load_config(run_dir / directory.CONFIG)

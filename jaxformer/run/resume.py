@@ -35,6 +35,7 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
         "tokenizer": task.data.tokenizer.fingerprint,
         "text": task.description[0],
         "rows": task.row_multiple,
+        "objective": task.spec.own_objective,
         "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
         "keys": {"dropout": program.dropout_key.tolist()},
         "versions": {
@@ -83,7 +84,7 @@ def check_nothing_lost(config: RunConfig, run_dir: Path) -> None:
 
 
 def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue from a checkpoint of other data, settings of JAX or random keys."""
+    """Refuse to continue from a checkpoint of other data, objective, settings of JAX or keys."""
     known = saved.get("settings", {})
     changed = [
         f"{name} is {value} (the run has {known[name]})"
@@ -94,6 +95,12 @@ def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, An
         raise UserError(
             f"{run_dir} cannot be resumed, its numbers would differ: {'; '.join(changed)}: set "
             "what the run was started with"
+        )
+    lowered, lowers = (values.get("objective") or "its kind's own" for values in (saved, now))
+    if "objective" in saved and lowered != lowers:  # earlier versions knew but those of the kinds
+        raise UserError(
+            f"{run_dir} cannot be resumed, its objectives differ: the run has {lowered}, here is "
+            f"{lowers}: pass the objective it was started with"
         )
     for name, shown, advice in (
         (

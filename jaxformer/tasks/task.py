@@ -29,6 +29,8 @@ class TrainSpec:
     eval_objective: Objective
     """What a validation reports, in nats per token."""
     optimizer: Optimizer
+    own_objective: str | None = None
+    """The name of the objective if it is the caller's; None if it is that of the kind."""
 
 
 @dataclasses.dataclass(frozen=True)
