@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -20,11 +21,11 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from jaxformer.cli.arguments import fail, last_value, parse, run_command
-from jaxformer.config import RunOptions
+from jaxformer.config import RunConfig, RunOptions
 from jaxformer.errors import UserError
 from jaxformer.runtime.restarts import supervise
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 OptionsT = TypeVar("OptionsT")
 
 _PACKAGE = Path(__file__).parents[1]
@@ -121,9 +122,9 @@ def parse_recipe(
     the run stand beside it at the top level (`--steps`, `--mesh.data`, `--run-dir`).
 
     The run directory defaults to `runs/` and the name of the recipe's file: `gpt_char` writes to
-    `runs/gpt_char`. With `--resume` and no `--preset` the run's own config.json gives the defaults,
-    so that no flag need be repeated. With `--restarts` the run is a child process, and this one
-    ends with it.
+    `runs/gpt_char`. With `--resume` and no `--preset` the run's own config.json takes the place of
+    the preset, so that no flag need be repeated. With `--restarts` the run is a child process, and
+    this one ends with it.
 
     Args:
         presets: named configurations, the default one first.
@@ -169,20 +170,39 @@ def parse_beside(
 ) -> tuple[ConfigT, OptionsT]:
     """A configuration and the options of a program, their fields beside each other as flags.
 
-    `options` and `preset`, which goes by `name`, are the defaults.
+    `options` and `preset`, which goes by `name`, are the defaults; values of `--config FILE` stand
+    between the preset's and those of other flags.
+
+    Raises:
+        SystemExit: as `parse` does, and with 0 after `--print-config`.
     """
+    from jaxformer.tasks.config_io import config_to_json, with_values
+
     flat = tyro.conf.arg(name="")
-    preset_help = "Named set of defaults; every other flag overrides its value."
+    preset_help = "Named set of defaults; --config and other flags override its values."
+    file_help = "JSON file, a run's config.json or a part of one; other flags override its values."
+    print_help = "Print the whole configuration as JSON, as --config reads it, and end."
+    file = last_value("--config", argv)
+    try:
+        preset = with_values(preset, Path(file)) if file else preset
+    except UserError as error:
+        fail(prog, f"--config {error}")
     recipe = dataclasses.make_dataclass(
         "Recipe",
         [
             ("preset", Annotated[Literal[tuple(presets)], tyro.conf.arg(help=preset_help)]),
+            ("file", Annotated[Path | None, tyro.conf.arg(name="config", help=file_help)]),
+            ("print_config", Annotated[bool, tyro.conf.arg(help=print_help)]),
             ("run", Annotated[type(options), flat]),
             ("config", Annotated[type(preset), flat]),
         ],
         frozen=True,
     )
-    chosen = parse(recipe, argv, prog, description, recipe(name, options, preset))
+    default = recipe(name, None, False, options, preset)
+    chosen = parse(recipe, argv, prog, description, default)
+    if chosen.print_config:
+        print(json.dumps(config_to_json(chosen.config), indent=2))
+        raise SystemExit(0)
     return chosen.config, chosen.run
 
 

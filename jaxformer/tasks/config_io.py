@@ -1,10 +1,13 @@
 """config.json: a run's whole configuration, read back exactly, unknown keys refused."""
 
 import dataclasses
+import difflib
 import functools
 import json
+import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import cattrs
 
@@ -12,6 +15,8 @@ from jaxformer.atomic import atomic_write
 from jaxformer.config import RUN_CONFIGS, RunConfig
 from jaxformer.config.data import TOKENIZERS
 from jaxformer.errors import UserError
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
@@ -62,6 +67,76 @@ def load_config(path: Path) -> RunConfig:
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not JSON: restore the file") from None
     return config_from_json(values, str(path))
+
+
+def with_values(config: ConfigT, path: Path) -> ConfigT:
+    """The configuration with the values of a JSON file in their places.
+
+    The file is a run's config.json or a part of one: `{"steps": 9, "model": {"width": 64}}`.
+
+    Raises:
+        UserError: naming the file, and the key that is unknown, of another type or out of range.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: name a file of settings, such as a config.json"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}: mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{path} holds no settings: write them as {{"steps": 9, ...}}')
+    kind = values.pop("kind", config.kind)
+    if kind != config.kind:
+        raise UserError(
+            f"{path} describes a {kind!r}, and the recipe trains a {config.kind!r}: choose the "
+            "recipe that made it"
+        )
+    try:
+        return _replaced(config, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _replaced(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(config)}
+    changes = {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in types:
+            similar = difflib.get_close_matches(name, types, n=1)
+            hint = f"; perhaps you meant {prefix}{similar[0]}" if similar else ""
+            raise UserError(f"{key} is unknown{hint}; choose from {', '.join(types)}")
+        own, shown = getattr(config, name), json.dumps(value)
+        if dataclasses.is_dataclass(own):
+            if not isinstance(value, dict):
+                raise UserError(f"{key} is {shown}: write its settings as {{...}}")
+            changes[name] = _replaced(own, value, f"{key}.")
+            continue
+        try:
+            changes[name] = _converter().structure(value, types[name])
+        except Exception:
+            raise UserError(f"{key} is {shown}: give {_described(types[name])}") from None
+    return dataclasses.replace(config, **changes)
+
+
+def _described(hint: Any) -> str:
+    """What JSON values a type has, in words."""
+    if typing.get_origin(hint) is Annotated:
+        return _described(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    if typing.get_args(hint):  # X | None
+        return " or ".join(map(_described, typing.get_args(hint)))
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a path",
+        type(None): "null",
+    }[hint]
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
@@ -115,7 +190,7 @@ def _user_error_in(error: BaseException) -> UserError | None:
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Path, str)
-    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, value, _)))
     for number in (int, float, bool, str):
         converter.register_structure_hook(number, functools.partial(_strict, number))
     return converter

@@ -138,6 +138,17 @@ def test_a_preset_gives_the_defaults():
     assert read(["transformer_base", "--preset=big", "--model.width", "32"])[0].model.width == 32
 
 
+def test_a_file_gives_values_to_a_plan_too(tmp_path, capsys):
+    (tmp_path / "part.json").write_text('{"steps": 41, "mesh": {"fsdp": 2}}')
+    words = ["gpt_char", "--config", str(tmp_path / "part.json"), "--devices", "2"]
+    config, options = read(words)
+    assert (config.steps, config.mesh.fsdp, options.devices) == (41, 2, 2)
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *words, "--print-config"])
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["mesh"] == {"data": -1, "fsdp": 2, "tensor": 1}
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -150,6 +161,7 @@ def test_a_preset_gives_the_defaults():
         (["gpt_char", "--reserve", "1"], r"reserve 1\.0 "),
         (["gpt_char", "--link", "0"], r"link 0\b"),
         (["gpt_char", "--run-dir", "x"], r"--run-dir\b"),
+        (["gpt_char", "--config", "no.json"], r"--config no\.json is missing"),
         (["gpt_char", "--json", "no/where.json"], r"\bno is not a directory"),
         (["gpt_char", "--devices", "8"], r"'characters'.*--model\.vocab-size\b"),
         ([*GPT[1:], "--devices", "8", "--mesh.data", "3"], r"--mesh\.data 3 --mesh\.fsdp 1\b"),

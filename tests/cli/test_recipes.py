@@ -1,6 +1,7 @@
 """Recipes: found by name or path whatever lies around, their flags become a configuration."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.cli.main import main
-from jaxformer.cli.recipes import HOME, RECIPES, parse_recipe
+from jaxformer.cli.recipes import HOME, RECIPES, load_recipe, parse_recipe
 from jaxformer.config import GPT_PRESETS, LanguageConfig, RunOptions
+from jaxformer.tasks.config_io import save_config
 
 ROOT = Path(__file__).parents[2]
 PROG = "jaxformer train my_gpt.py"
@@ -101,6 +103,61 @@ def test_a_newline_in_an_argument_does_not_make_two_lines(capsys):
     assert "--steps" in refusal(capsys, lambda: recipe("--steps", "a\n\nb"))
 
 
+def settings_file(path: Path, **values) -> str:
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_stands_between_the_preset_and_the_flags(tmp_path):
+    file = settings_file(tmp_path / "a.json", steps=9, seed=6, model={"width": 64, "num_heads": 4})
+    config, _ = recipe("--preset", "gpu", "--config", file, "--seed", "7")
+    model = dataclasses.replace(PRESETS["gpu"].model, width=64, num_heads=4)
+    assert config == dataclasses.replace(PRESETS["gpu"], steps=9, seed=7, model=model)
+    other = settings_file(tmp_path / "b.json", steps=8)
+    assert recipe("--config", file, f"--config={other}")[0].steps == 8, "the last one counts"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_printed_is_read_again(name, tmp_path, capsys):
+    """--print-config, then --config: the same configuration, and nothing has begun."""
+    module = load_recipe(name)
+    for preset, made in module.PRESETS.items():
+        words = ["--preset", preset, "--steps", "41", "--model.dropout-rate", "0.3"]
+        with pytest.raises(SystemExit) as stop:
+            module.main([*words, "--print-config", "--restarts", "2"])
+        out, err = capsys.readouterr()
+        assert (stop.value.code, err) == (0, "")
+        assert (json.loads(out)["steps"], json.loads(out)["kind"]) == (41, made.kind)
+        (tmp_path / "settings.json").write_text(out)
+        with pytest.raises(SystemExit):
+            module.main(["--config", str(tmp_path / "settings.json"), "--print-config"])
+        assert capsys.readouterr().out == out
+    assert list(tmp_path.iterdir()) == [tmp_path / "settings.json"]
+
+
+def test_a_run_that_is_resumed_is_the_preset_of_a_file(tmp_path):
+    """Its config.json, then --config, then flags; a --preset takes the place of config.json."""
+    made = dataclasses.replace(PRESETS["cpu"], steps=33, eval_every=5)
+    save_config(made, tmp_path / "config.json")
+    words = ["--resume", "--run-dir", str(tmp_path)]
+    file = settings_file(tmp_path / "more.json", eval_every=7)
+    assert recipe(*words)[0] == made
+    assert recipe(*words, "--config", file)[0] == dataclasses.replace(made, eval_every=7)
+    assert recipe(*words, "--config", file, "--eval-every", "9")[0].eval_every == 9
+    chosen = dataclasses.replace(PRESETS["gpu"], eval_every=7)
+    assert recipe(*words, "--preset", "gpu", "--config", file)[0] == chosen
+
+
+@pytest.mark.parametrize("words", [["--config", "a.json"], ["--config=a.json", "--print-config"]])
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "--config a.json is missing" in refusal(capsys, lambda: recipe(*words))
+    settings_file(tmp_path / "a.json", stepz=3)
+    assert re.search(r"--config a\.json: stepz .*steps", refusal(capsys, lambda: recipe(*words)))
+    settings_file(tmp_path / "a.json", steps="3")
+    assert '--config a.json: steps is "3"' in refusal(capsys, lambda: recipe(*words))
+
+
 FLAGS = (
     "--preset --preset=gpu --run-dir --steps --mesh.data=2 --resume --no-resume --help --seed "
     "--model.width --data.path --stop_after -- -x --mesh.foo"
@@ -127,6 +184,7 @@ def test_no_arguments_of_a_recipe_end_in_a_traceback(words):
     [
         (["--run-dir", ""], "--run-dir"),
         (["--run-dir="], "--run-dir"),
+        (["--config="], "--config"),
         (["--data.path", ""], "--data.path"),
         (["--data.path="], "--data.path"),
     ],

@@ -1,9 +1,11 @@
 """config.json: read = written, and anything else is refused by name."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import (
     GPT_PRESETS,
+    RUN_CONFIGS,
     TRANSFORMER_PRESETS,
     DataConfig,
     LanguageConfig,
@@ -24,14 +27,24 @@ from jaxformer.tasks.config_io import (
     differences,
     load_config,
     save_config,
+    with_values,
 )
 
 CONFIG = LanguageConfig(model=GPT_PRESETS["toy"], data=DataConfig(path=Path("/text")))
+CONFIGS = [
+    kind(model=(GPT_PRESETS if name == "gpt" else TRANSFORMER_PRESETS)["toy"])
+    for name, kind in RUN_CONFIGS.items()
+]
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):
@@ -77,6 +90,10 @@ def test_missing_and_unreadable_files_are_refused(tmp_path):
 def test_any_json_is_a_config_or_a_refusal(value):
     with pytest.raises(UserError):
         config_from_json(json.loads(json.dumps(value)), "config.json")
+    with tempfile.TemporaryDirectory() as place:
+        file = write(Path(place) / "some.json", json.dumps(value))
+        with contextlib.nullcontext() if value == {} else pytest.raises(UserError):
+            with_values(CONFIG, file)
 
 
 def test_differences_name_flags_but_not_the_mesh():
@@ -122,3 +139,71 @@ def test_a_config_is_read_without_jax():
     """The supervisor of `--restarts` reads one, and jax warns when a process that has it forks."""
     program = "import sys, jaxformer.tasks.config_io; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
+def test_values_of_a_file_take_their_places(config, tmp_path):
+    """A whole config.json gives its config, whatever it is laid over; a part changes that alone."""
+    other = dataclasses.replace(config, steps=7, seed=8, eval_every=9)
+    save_config(config, tmp_path / "config.json")
+    assert with_values(other, tmp_path / "config.json") == config
+    part = write(tmp_path / "part.json", '{"steps": 41, "model": {"width": 64, "num_heads": 1}}')
+    model = dataclasses.replace(config.model, width=64, num_heads=1)
+    assert with_values(config, part) == dataclasses.replace(config, steps=41, model=model)
+    assert with_values(config, write(tmp_path / "none.json", "{}")) == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
+def test_every_setting_refuses_what_it_cannot_be(config, tmp_path):
+    def refuse(settings: dict, *above: str) -> None:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                refuse(value, *above, name)
+            content: object = []
+            for part in (name, *reversed(above)):
+                content = {part: content}
+            with pytest.raises(
+                UserError, match=rf"{'.'.join((*above, name))} is \[\]: (give|write) "
+            ):
+                with_values(config, write(tmp_path / "a.json", json.dumps(content)))
+
+    values = config_to_json(config)
+    del values["kind"]
+    refuse(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"steps": "9"}', 'steps is "9": give a whole number'),
+        ('{"steps": 1.5}', "steps is 1.5: give a whole number"),
+        ('{"steps": null}', "steps is null: give a whole number"),
+        ('{"steps": 0}', "steps 0 is out of range"),
+        ('{"stepz": 9}', "stepz is unknown; perhaps you meant steps;"),
+        (
+            '{"model": {"num-heads": 1}}',
+            "model.num-heads is unknown; perhaps you meant model.num_h",
+        ),
+        ('{"model": {"num_heads": 5}}', "num-heads 5"),
+        (
+            '{"model": {"dtype": "f8"}}',
+            'model.dtype is "f8": give one of float32, bfloat16, float64',
+        ),
+        ('{"model": {"use_bias": 1}}', "model.use_bias is 1: give true or false"),
+        ('{"model": 64}', "model is 64: write its settings as {...}"),
+        ('{"data": {"path": 3}}', "data.path is 3: give a path or null"),
+        ('{"data": {"tokenizer": null}}', "data.tokenizer is null: give a text"),
+        ('{"optimizer": {"beta1": true}}', "optimizer.beta1 is true: give a number"),
+        ('{"kind": "transformer_copy"}', "'transformer_copy'"),
+        ('{"kind": ["gpt"]}', "['gpt']"),
+        ("[9]", 'write them as {"steps": 9, ...}'),
+        ("{", "is not JSON: "),
+    ],
+)
+def test_a_file_that_cannot_be_is_named_with_its_key(text, named, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        with_values(CONFIG, write(tmp_path / "some.json", text))
+    assert str(refusal.value).startswith(str(tmp_path / "some.json"))
+    assert named in str(refusal.value)
+    with pytest.raises(UserError, match=r"none\.json is missing"):
+        with_values(CONFIG, tmp_path / "none.json")
