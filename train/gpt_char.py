@@ -1,6 +1,6 @@
 """A character-level GPT on one text file, by nanoGPT's settings for tinyshakespeare.
 
-    jaxformer train gpt_char --data.path tinyshakespeare.txt --run-dir runs/shakespeare
+    jaxformer train gpt_char --data.path tinyshakespeare.txt
 
 Preset `cpu` (4 layers, width 128, 2000 steps) takes a minute or two on two cores; `gpu` (6 layers,
 width 384, 5000 steps) minutes on one GPU. The text's first 90% trains, the rest validates. On

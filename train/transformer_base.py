@@ -1,7 +1,8 @@
 r"""The Transformer of 2017 as published (Vaswani et al. 2017, section 5 and table 3), for GPUs.
 
-    jaxformer train transformer_base --data.source train.en --data.target train.de \
-        --data.val-source newstest2013.en --data.val-target newstest2013.de --run-dir runs/base
+    jaxformer train transformer_base --data.source train.en \
+        --data.target train.de --data.val-source newstest2013.en \
+        --data.val-target newstest2013.de --run-dir runs/base
 
 Preset `base`: 100,000 steps, dropout 0.1; `big`: width 1024, 16 heads, 300,000 steps, dropout 0.3.
 Both: 25,000 source and 25,000 target tokens a batch over all devices, Adam with 4,000 steps of

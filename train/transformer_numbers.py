@@ -1,7 +1,8 @@
-"""Numbers and dates in words, from English into German: translation with a known answer.
+r"""Numbers and dates in words, from English into German: translation with a known answer.
 
     jaxformer train transformer_numbers --run-dir runs/numbers
-    jaxformer train transformer_numbers --data.target-language fr --run-dir runs/french
+    jaxformer train transformer_numbers --run-dir runs/french \
+        --data.target-language fr
 
 The pairs are made up with num2words and babel, nothing is downloaded. Three minutes on two cores.
 At the end the share of held-out numbers and dates is printed that come out right to the last

@@ -1,7 +1,7 @@
 r"""A Transformer on two plain text files, line i of one the translation of line i of the other.
 
-    jaxformer train transformer_text --data.source train.de --data.target train.en \
-        --data.val-source val.de --data.val-target val.en --run-dir runs/de-en
+    jaxformer train transformer_text --data.source train.de \
+        --data.target train.en --data.val-source val.de --data.val-target val.en
 
 Byte-level BPE is trained on both languages together and shared. Without validation files some of
 the pairs are set aside. At the end the last checkpoints are averaged and BLEU of the validation

@@ -2,10 +2,8 @@
 
 Flags come from frozen dataclasses through tyro: a field `run_dir` becomes `--run-dir` (underscores
 are accepted too), a nested `mesh: MeshConfig` becomes `--mesh.data`, the docstring under a field is
-its help. Exit statuses: 0 done, 1 a defect of the program, 2 bad input or a file that cannot be
-used, 75 cut off by a hanging step or a lost process, 130 interrupted, 141 the output is no
-longer read, 143 terminated, 128 + N another signal. jax and flax are not imported here, so that
-`--help` answers at once.
+its help. The exit statuses are those of `STATUSES` in main.py. jax and flax are not imported here,
+so that `--help` answers at once.
 """
 
 import contextlib
@@ -13,7 +11,6 @@ import errno
 import io
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +19,12 @@ from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
+from jaxformer.cli.help import BOXES, HELP, program_help
 from jaxformer.errors import UserError
 from jaxformer.runtime.signals import ENDING, SignalGuard, Terminated, exit_message, exit_now
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
-
-NARROWEST = 40
-"""Columns of help on a narrower terminal, where tyro might not end."""
 
 ConfigT = TypeVar("ConfigT")
 
@@ -68,6 +63,7 @@ def parse(
     prog: str,
     description: str,
     default: ConfigT | None = None,
+    usual: Sequence[str] = (),
 ) -> ConfigT:
     """Read a frozen dataclass from the words of a command line.
 
@@ -77,22 +73,28 @@ def parse(
         prog: what the user typed to get here, such as `jaxformer plot`.
         description: the paragraph under the usage line of `--help`.
         default: an instance whose values are the defaults, such as a preset.
+        usual: patterns of the flags that `--help` shows, `--data.*`; by default all, as
+            `--help-all` does.
 
     Raises:
         SystemExit: with 0 after `--help`; with 2 after one line on standard error for anything that
             is wrong with the words, including a UserError from the dataclass itself.
     """
-    complaint = io.StringIO()
-    # Wide, so that tyro's box for an error holds each sentence on one line; help fits the terminal.
-    fitting = max(NARROWEST, shutil.get_terminal_size().columns)
-    width = fitting if {"-h", "--help"} & set(argv) else 10_000
+    asked = set(HELP) & set(argv)
+    boxes, complaint = io.StringIO(), io.StringIO()
+    # Wide, so that tyro's box for an error holds each sentence on one line.
+    width = BOXES if asked else 10_000
     try:
-        with _terminal_width(width), contextlib.redirect_stderr(complaint):
+        with (
+            _terminal_width(width),
+            contextlib.redirect_stderr(complaint),
+            contextlib.redirect_stdout(boxes),
+        ):
             return tyro.cli(
                 config_type,
                 prog=prog,
-                description=description,
-                args=argv,
+                description="",
+                args=["--help"] if asked else argv,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 registry=_PATHS,
             )
@@ -100,6 +102,8 @@ def parse(
         fail(prog, str(error))
     except SystemExit as stop:
         if not stop.code:
+            everything = "--help-all" in asked
+            print(program_help(prog, description, boxes.getvalue(), usual, everything))
             raise
         refusal = _user_error_behind(stop)
         fail(prog, str(refusal) if refusal else _one_line(complaint.getvalue(), prog))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from jaxformer.cli.arguments import run_command
+from jaxformer.cli.help import HELP, filled, table
 from jaxformer.errors import UserError
 
 COMMANDS: Mapping[str, str] = {
@@ -23,6 +24,17 @@ COMMANDS: Mapping[str, str] = {
     "plan": "say what a recipe will take of each device, before there is one",
 }
 """Name and summary of each command; `jaxformer/cli/NAME.py` is its module."""
+STATUSES: Mapping[str, str] = {
+    "0": "done",
+    "1": "an error of the program itself; of parity, a proof that does not hold",
+    "2": "bad input, or a file that cannot be used: one line says what to do",
+    "75": "cut off by a hanging step or a lost process: start it again with --resume",
+    "130": "interrupted (Ctrl-C)",
+    "141": "nobody reads the output any more",
+    "143": "terminated (SIGTERM)",
+    "128+N": "ended by another signal N, such as 129 by a closed terminal",
+}
+"""Exit statuses of every command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,10 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words:
-        raise UserError(f"no command given; choose one of {', '.join(COMMANDS)}")
-    name, *rest = words
-    if name in ("-h", "--help"):
+    name, *rest = words or ["--help"]
+    if name in HELP:
         print(_help())
         return 0
     if name == "--version":
@@ -55,17 +65,11 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: jaxformer COMMAND [ARGUMENTS]",
-            "       jaxformer COMMAND --help",
-            "       jaxformer --version",
-            "",
-            "A Transformer and GPT in JAX and Flax, proven equal to PyTorch.",
-            "",
-            "commands:",
-            *rows,
-        ]
+    usage = (
+        "usage: jaxformer COMMAND [ARGUMENTS]\n"
+        "       jaxformer COMMAND --help\n"
+        "       jaxformer --version"
     )
+    what = filled("A Transformer and GPT in JAX and Flax, proven equal to PyTorch.")
+    commands, statuses = table(COMMANDS.items()), table(STATUSES.items())
+    return f"{usage}\n\n{what}\n\ncommands:\n{commands}\n\nexit statuses:\n{statuses}"

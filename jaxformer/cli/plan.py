@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse
+from jaxformer.cli.help import HELP
 from jaxformer.cli.recipes import RECIPES, load_recipe, parse_beside, preset_name
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
@@ -37,6 +38,12 @@ DESCRIPTION = (
     "flags (--preset, --mesh.fsdp, --batch-size, --model.width, ...) follow it: jaxformer plan "
     "RECIPE --help."
 )
+USUAL = (
+    *("--preset", "--config", "--print-config", "--devices", "--gpu", "--link", "--reserve"),
+    *("--check", "--json", "--batch-*", "--accumulation", "--mesh.*"),
+    *("--model.dtype", "--model.remat", "--model.vocab-size", "--model.context-length"),
+)
+"""Patterns of the flags that `--help` shows after a recipe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for a recipe, a GPU, a mesh or a batch that cannot be.
     """
-    if not argv or argv[0] in ("-h", "--help"):
-        parse(PlanOptions, ["--help"], PROG, DESCRIPTION)
+    if not argv or argv[0] in HELP:
+        parse(PlanOptions, ["--help"], f"{PROG} RECIPE", DESCRIPTION)
     if argv[0].startswith("-"):
         raise UserError(f"no recipe named first: choose one of {', '.join(RECIPES)}")
     config, options = read(argv)
@@ -88,7 +95,9 @@ def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
     presets = load_recipe(name).PRESETS
     prog = f"{PROG} {name}"
     chosen = preset_name(presets, words, prog)
-    return parse_beside(PlanOptions(), presets, chosen, presets[chosen], words, prog, DESCRIPTION)
+    return parse_beside(
+        PlanOptions(), presets, chosen, presets[chosen], words, prog, DESCRIPTION, USUAL
+    )
 
 
 def start_jax(devices: int, real: bool) -> None:

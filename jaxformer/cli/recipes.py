@@ -33,6 +33,11 @@ HOME = next(place for place in (_PACKAGE / "recipes", _PACKAGE.parent / "train")
 """Directory of the recipes: part of an installed package, `train/` of a checkout."""
 RECIPES = tuple(sorted(path.stem for path in HOME.glob("[a-z]*.py")))
 """Their names."""
+USUAL = (
+    *("--preset", "--config", "--print-config", "--run-dir", "--resume", "--init-from"),
+    *("--stop-after", "--steps", "--batch-size", "--batch-tokens", "--seed", "--data.*"),
+)
+"""Patterns of the flags that a recipe's `--help` shows."""
 
 
 def summaries() -> dict[str, str]:
@@ -145,7 +150,7 @@ def parse_recipe(
         made_with = Path(last_value("--run-dir", argv) or run.run_dir) / "config.json"
         if made_with.is_file():
             preset = _resumed(made_with, type(preset), prog)
-    config, options = parse_beside(run, presets, name, preset, argv, prog, description or "")
+    config, options = parse_beside(run, presets, name, preset, argv, prog, description or "", USUAL)
     if options.restarts:
         raise SystemExit(supervise(recipe, argv, options))
     return config, options
@@ -167,11 +172,13 @@ def parse_beside(
     argv: Sequence[str],
     prog: str,
     description: str,
+    usual: Sequence[str],
 ) -> tuple[ConfigT, OptionsT]:
     """A configuration and the options of a program, their fields beside each other as flags.
 
     `options` and `preset`, which goes by `name`, are the defaults; values of `--config FILE` stand
-    between the preset's and those of other flags.
+    between the preset's and those of other flags. `usual` are patterns of the flags that `--help`
+    shows.
 
     Raises:
         SystemExit: as `parse` does, and with 0 after `--print-config`.
@@ -199,7 +206,7 @@ def parse_beside(
         frozen=True,
     )
     default = recipe(name, None, False, options, preset)
-    chosen = parse(recipe, argv, prog, description, default)
+    chosen = parse(recipe, argv, prog, description, default, usual)
     if chosen.print_config:
         print(json.dumps(config_to_json(chosen.config), indent=2))
         raise SystemExit(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxformer.cli.help import HELP, filled, table
 from jaxformer.cli.recipes import RECIPES, load_recipe, summaries
 from jaxformer.errors import UserError
 
@@ -12,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for a recipe that is not there or cannot be loaded.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(_help())
         return 0
     if argv[0].startswith("-"):
@@ -21,15 +22,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, RECIPES))
-    rows = [f"  {name:{width}}  {summary}" for name, summary in summaries().items()]
-    return "\n".join(
-        [
-            "usage: jaxformer train RECIPE [FLAGS]",
-            "       jaxformer train my/recipe.py [FLAGS]",
-            "       jaxformer train RECIPE --help",
-            "",
-            "recipes:",
-            *rows,
-        ]
-    )
+    usage = "usage: jaxformer train RECIPE [FLAGS]\n       jaxformer train RECIPE --help"
+    own = "RECIPE may also be a file of your own that ends in .py: jaxformer train my/recipe.py"
+    return f"{usage}\n\nrecipes:\n{table(summaries().items())}\n\n{filled(own)}"

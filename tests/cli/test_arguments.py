@@ -86,29 +86,6 @@ def test_refusals_are_one_line(words, line, columns, capsys, monkeypatch):
     assert os.environ["COLUMNS"] == columns
 
 
-def test_help_fits_the_terminal(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    with pytest.raises(SystemExit) as stop:
-        parse(Options, ["--help"], "jaxformer sample", "Write text.")
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert "usage: jaxformer sample" in shown
-    assert "Write text." in shown
-    assert "How random" in shown
-    assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 60
-
-
-@pytest.mark.parametrize("columns", ["1", "3", "39"])
-def test_help_ends_on_the_narrowest_terminal(columns, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit) as stop:
-        parse(Options, ["--help"], "jaxformer sample", "Write text.")
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "How random" in shown
-    assert max(map(len, shown[shown.index("Write text.") :].splitlines())) <= 40
-
-
 def raising(error: BaseException):
     def function() -> None:
         raise error

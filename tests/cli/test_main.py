@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxformer.cli.main
-from jaxformer.cli.main import COMMANDS, main
+from jaxformer.cli.main import COMMANDS, STATUSES, main
 
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "matplotlib", "numpy")
 
@@ -35,8 +36,28 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_help_names_every_command(capsys):
     assert status_of("--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name} {summary}" in shown for name, summary in COMMANDS.items())
+
+
+@pytest.mark.parametrize("words", [(), ("train",), ("plan",)])
+def test_alone_a_command_that_needs_more_words_prints_its_usage(words, capsys):
+    assert status_of(*words) == 0
+    alone = capsys.readouterr()
+    assert status_of(*words, "--help") == 0
+    assert alone == capsys.readouterr()
+    assert alone.out.startswith(" ".join(("usage: jaxformer", *words)))
+    assert alone.err == ""
+
+
+def test_the_statuses_are_those_of_the_readme(capsys):
+    assert status_of("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown and summary in shown for name, summary in COMMANDS.items())
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("### Exit statuses")[2].replace("`", "")
+    rows = dict(re.findall(r"^\| (\d+|128\+N) \| (.*) \|$", table, flags=re.MULTILINE))
+    assert rows == {n: text.replace("parity", "jaxformer parity") for n, text in STATUSES.items()}
+    assert all(f"\n  {number} " in shown for number in STATUSES)
 
 
 def test_version_is_that_of_the_package(capsys):
@@ -47,7 +68,6 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), r"train, parity, sample, translate, evaluate, plot\b"),
         (("plto",), r"'plto'.* plot; .*train, parity, sample, translate, evaluate, plot\b"),
         (("zzz",), r"'zzz'; .*train, parity, sample, translate, evaluate, plot\b"),
         (("--flag",), r"'--flag'; .*train, parity, sample, translate, evaluate, plot\b"),

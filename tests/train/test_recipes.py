@@ -28,8 +28,8 @@ TINY_TRANSFORMER = [
     *("--batch-tokens", "128", "--checkpoint.every", "2"),
 ]
 FLAGS = {
-    *("--preset", "--run-dir", "--steps", "--stop-after", "--batch-size", "--seed", "--resume"),
-    *("--checkpoint.every", "--mesh.data", "--mesh.fsdp", "--mesh.tensor"),
+    *("--preset", "--config", "--run-dir", "--steps", "--stop-after", "--batch-size", "--seed"),
+    *("--resume", "--help-all"),
 }
 OWN_FLAGS = {
     "gpt_char": {"--data.path"},
