@@ -30,7 +30,7 @@ parity: $(VENV)/.test  ## the measured-error table and the planted bugs
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[plot]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base

@@ -26,6 +26,7 @@ from jaxformer.config import (
     TextPairsConfig,
     TextTranslationConfig,
 )
+from jaxformer.extras import require_extra
 
 
 def preset(name: str, steps: int, checkpoint: CheckpointConfig) -> TextTranslationConfig:
@@ -51,6 +52,7 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and score the mean of the last checkpoints on the validation sentences."""
     config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
+    require_extra("translate", "BLEU at the end of the training")
     from jaxformer.run.loop import train
     from jaxformer.run.summary import summarise, translated
 

@@ -23,6 +23,7 @@ from jaxformer.config import (
     TextPairsConfig,
     TextTranslationConfig,
 )
+from jaxformer.extras import require_extra
 
 PRESETS = {
     "small": TextTranslationConfig(
@@ -51,6 +52,7 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and score the validation sentences."""
     config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
+    require_extra("translate", "BLEU at the end of the training")
     from jaxformer.run.loop import train
     from jaxformer.run.summary import summarise, translated
 

@@ -9,6 +9,7 @@ import tyro
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.errors import UserError
+from jaxformer.extras import require_extra
 
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     import numpy as np
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: a run that cannot be used, or a text that its model cannot read.
     """
     arguments = parse(AttentionArguments, argv, "jaxformer attention", DESCRIPTION)
+    require_extra("plot", "drawing")
     from jaxformer.config import GPTConfig
     from jaxformer.evaluation.attention_maps import draw_attention
     from jaxformer.run.load import load_run

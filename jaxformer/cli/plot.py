@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.errors import UserError
+from jaxformer.extras import require_extra
 from jaxformer.monitor.metrics import read_metrics
 
 DESCRIPTION = "Draw RUN/curves.png from RUN/metrics.jsonl and print its path."
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     run = parse(PlotArguments, argv, "jaxformer plot", DESCRIPTION).run
     if not run.is_dir():
         raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
+    require_extra("plot", "drawing")
     metrics = read_metrics(run / "metrics.jsonl")
 
     from jaxformer.monitor.plots import draw_curves

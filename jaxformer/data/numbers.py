@@ -18,15 +18,13 @@ import datetime
 import functools
 from collections.abc import Mapping
 
-import num2words
-from babel.dates import get_month_names
-
 from jaxformer.config import NumbersConfig
 from jaxformer.data.clean import Cleaning
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import PairTexts
 from jaxformer.data.rng import HELD_OUT, even_shares, philox, shuffled
 from jaxformer.errors import UserError
+from jaxformer.extras import require_extra
 
 FIRST_DATE, LAST_DATE = datetime.date(1000, 1, 1), datetime.date(2099, 12, 31)
 NUM_DATES = LAST_DATE.toordinal() - FIRST_DATE.toordinal() + 1
@@ -66,8 +64,9 @@ which num2words writes without spaces, some have.)"""
 def number_pairs(data: NumbersConfig) -> PairTexts:
     """The pairs that `data` describes: a pure function of `data` and of the two libraries.
 
-    Raises UserError if `data` asks for more pairs than exist.
+    Raises UserError if `data` asks for more pairs than exist, or without the extra `numbers`.
     """
+    require_extra("numbers", "writing numbers and dates in words")
     if data.num_pairs + data.num_val_pairs > NUM_DATES:
         raise UserError(
             f"data.num-pairs {data.num_pairs} and data.num-val-pairs {data.num_val_pairs} are more "
@@ -119,7 +118,9 @@ def draw_items(max_number: int, num_train: int, num_val: int) -> tuple[list[Item
 def in_words(item: Item, language: str) -> str:
     """A number or a date in the words of `language`."""
     if not isinstance(item, datetime.date):
-        return num2words.num2words(item, lang=language)
+        return _number(item, language)
+    from babel.dates import get_month_names
+
     month = get_month_names("wide", context="format", locale=language)[item.month]
     day, year = _day(item.day, language), _year(item.year, language)
     return LANGUAGES[language].pattern.format(day=day, month=month, year=year)
@@ -130,9 +131,15 @@ def _day(day: int, language: str) -> str:
     rule = LANGUAGES[language]
     if day == 1 and rule.first:
         return rule.first
-    return num2words.num2words(day, lang=language, to="ordinal" if rule.ordinal else "cardinal")
+    return _number(day, language, "ordinal" if rule.ordinal else "cardinal")
 
 
 @functools.cache
 def _year(year: int, language: str) -> str:
-    return num2words.num2words(year, lang=language, to="year")
+    return _number(year, language, "year")
+
+
+def _number(number: int, language: str, to: str = "cardinal") -> str:
+    import num2words  # of the extra `numbers`
+
+    return num2words.num2words(number, lang=language, to=to)

@@ -13,9 +13,10 @@ Sources: sacrebleu's choices by language; https://github.com/mjpost/sacrebleu
 """
 
 import dataclasses
+import functools
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = r"\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
@@ -25,16 +26,35 @@ _WITHOUT_SPACES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Translations compared with their references."""
+    """Translations compared with their references, of which each has one."""
 
-    bleu: float
-    """Corpus BLEU, 0 to 100, of detokenised text."""
-    signature: str
-    """sacrebleu's settings: figures compare under equal signatures only."""
-    exact_match: float
-    """Fraction of translations that equal the reference, apart from white space at the ends."""
     translations: tuple[str, ...]
-    """The translations, in order."""
+    references: tuple[str, ...]
+
+    @property
+    def exact_match(self) -> float:
+        """Fraction of translations that equal the reference, apart from white space at the ends."""
+        pairs = zip(self.translations, self.references, strict=True)
+        matches = [ours.strip() == theirs.strip() for ours, theirs in pairs]
+        return sum(matches) / len(matches)
+
+    @property
+    def bleu(self) -> float:
+        """Corpus BLEU, 0 to 100, of detokenised text; with the extra `translate`."""
+        return self._scored[0]
+
+    @property
+    def signature(self) -> str:
+        """sacrebleu's settings: figures compare under equal signatures only."""
+        return self._scored[1]
+
+    @functools.cached_property
+    def _scored(self) -> tuple[float, str]:
+        from sacrebleu.metrics import BLEU
+
+        metric = BLEU(tokenize=bleu_tokenizer(self.references))
+        found = metric.corpus_score(list(self.translations), [list(self.references)])
+        return found.score, str(metric.get_signature())
 
     def exact_match_line(self) -> str:
         """Exact matches in words."""
@@ -67,19 +87,6 @@ def _is_installed(*packages: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
-def score(translations: Sequence[str], references: Sequence[str]) -> Scores:
+def score(translations: Iterable[str], references: Iterable[str]) -> Scores:
     """The scores of translations, each beside its reference."""
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU(tokenize=bleu_tokenizer(references))
-    found = bleu.corpus_score(list(translations), [list(references)])
-    matches = [
-        ours.strip() == theirs.strip()
-        for ours, theirs in zip(translations, references, strict=True)
-    ]
-    return Scores(
-        bleu=found.score,
-        signature=str(bleu.get_signature()),
-        exact_match=sum(matches) / len(matches),
-        translations=tuple(translations),
-    )
+    return Scores(tuple(translations), tuple(references))

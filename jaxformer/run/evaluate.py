@@ -22,6 +22,7 @@ from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
 from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.extras import require_extra
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
@@ -75,6 +76,8 @@ def translation_figures(
     config: Any = run.config
     settings = moved(run, places)
     label: str = split
+    if split == "val":
+        require_extra("translate", "BLEU of the validation pairs")
     texts: Sequence[Pair] | None
     if is_other(run, places, lambda: pairs_fingerprint(settings, run.tokenizer)):
         label = other(split)

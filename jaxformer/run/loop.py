@@ -19,6 +19,7 @@ from jaxformer import checkpoint
 from jaxformer.config import RunConfig, RunOptions
 from jaxformer.data.batches import training_iterator
 from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.extras import missing
 from jaxformer.models.functional import num_parameters
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter, read_metrics
@@ -173,7 +174,10 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     rows = read_metrics(run_dir / directory.METRICS)
     if rows and interrupt.signal is None:  # a run that is to end draws no picture
         smoothing = kind_of(config).label_smoothing(config)
-        draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing)
+        if lacking := missing("plot"):
+            print(f"the curves are not drawn: {lacking}", file=sys.stderr)
+        else:
+            draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing)
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 
 

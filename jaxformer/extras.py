@@ -1,0 +1,33 @@
+"""Packages that some commands alone need: the extras of the installation, in pyproject.toml."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+from jaxformer.errors import UserError
+
+EXTRAS: Mapping[str, Sequence[str]] = {
+    "plot": ("matplotlib",),
+    "translate": ("sacrebleu",),
+    "numbers": ("num2words", "babel"),
+}
+"""The packages of each extra, as they are imported."""
+
+
+def missing(extra: str) -> str:
+    """What is missing of an extra, and how to install it; empty if nothing is."""
+    absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if not absent:
+        return ""
+    verb = "is" if len(absent) == 1 else "are"
+    return f'{" and ".join(absent)} {verb} not installed: pip install "jaxformer[{extra}]"'
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Refuse what needs an extra that is not there, before its work is begun.
+
+    Args:
+        extra: a key of `EXTRAS`.
+        purpose: what needs it, the beginning of the line.
+    """
+    if line := missing(extra):
+        raise UserError(f"{purpose}: {line}")
