@@ -101,7 +101,7 @@ def program_help(
     """
     groups = list(_groups(boxes))
     arguments = [flag for group in groups for flag in group.flags if not flag.name.startswith("-")]
-    names = "".join(f" {flag.name}" for flag in arguments)
+    names = "".join(f" {flag.usage}" for flag in arguments)
     shown = [filled(f"usage: {prog}{names} [FLAGS]", "", " " * 11), reflowed(description)]
     if arguments:
         shown.append(f"arguments:\n{table(arguments)}")
@@ -135,13 +135,13 @@ def _groups(boxes: str) -> Iterator[Group]:
         flags: list[tuple[str, list[str]]] = []
         for row in rows:
             content = row[2:]
-            if content.startswith(" "):
+            if content.startswith(" ") and flags:
                 flags[-1][1].append(content.strip())
             elif content.startswith("-") or title == "positional arguments":
                 usage, _, beside = content.partition("  ")
                 flags += [(usage, [beside.strip()])] if content.strip("-") else []
             else:
-                text.append(content)
+                text.append(content.strip())
         yield Group(
             "flags" if title == "options" else title.removesuffix(" options"),
             " ".join(text).strip(),

@@ -71,4 +71,4 @@ def _kind_of_number(value: Any) -> str:
 def _name(objective: Objective) -> str:
     while isinstance(objective, functools.partial):
         objective = objective.func
-    return getattr(objective, "__qualname__", type(objective).__qualname__)
+    return getattr(objective, "__name__", type(objective).__name__)
