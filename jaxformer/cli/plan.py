@@ -16,6 +16,7 @@ from jaxformer.cli.arguments import parse, parse_beside, preset_name
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
+from jaxformer.units import count, short_time, size
 
 if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     import jax
@@ -210,7 +211,7 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     )
     yield (
         f"batches of {rows} x {length} at most, slices {config.accumulation} · compiled for "
-        f"{plan.num_devices} simulated devices in {plan.seconds:.1f} s, nothing allocated"
+        f"{plan.num_devices} simulated devices in {short_time(plan.seconds)}, nothing allocated"
     )
     yield "memory of a device"
     for name, number in memory._asdict().items():
@@ -218,9 +219,9 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     yield f"  {'together':12} {size(memory.total):>11}"
     yield from undivided(plan)
     yield "work of a device in a step, by XLA's CPU compiler; a GPU's moves and sends less"
-    yield f"  FLOPs        {count(plan.model_flops):>9} by formula"
+    yield f"  FLOPs        {count(plan.model_flops, 3):>9} by formula"
     if plan.compiled_flops:
-        yield f"               {count(plan.compiled_flops):>9} in the compiled program"
+        yield f"               {count(plan.compiled_flops, 3):>9} in the compiled program"
     yield f"  memory read and written {size(plan.traffic)}"
     for kind, total in plan.collectives.items():
         yield f"  {kind}: {total.number} times, {size(total.sent)} sent"
@@ -245,12 +246,12 @@ def predicted(plan: "Plan", prediction: "Prediction", options: PlanOptions) -> I
         f"{prediction.peak / 1e12:g} TFLOP/s)"
     )
     yield (
-        f"  compute {time(prediction.compute)} or memory {time(prediction.traffic)}, the longer, + "
-        f"collectives {time(prediction.collectives)}"
+        f"  compute {short_time(prediction.compute)} or memory {short_time(prediction.traffic)}, "
+        f"the longer, + collectives {short_time(prediction.collectives)}"
     )
     yield (
-        f"  step {time(prediction.step)}, {rows * length / prediction.step:,.0f} tokens/s, MFU "
-        f"{prediction.mfu:.1%}"
+        f"  step {short_time(prediction.step)}, {count(rows * length / prediction.step)} tokens/s, "
+        f"MFU {prediction.mfu:.1%}"
     )
     if plan.num_devices > A_MACHINE and options.link is None:
         yield (
@@ -263,7 +264,7 @@ def suggested(one: "Suggestion", prediction: "Prediction") -> str:
     """A change and what it leads to."""
     verdict = "fits" if one.fits else "does not fit"
     return (
-        f"{one.flags}: {size(one.plan.memory.total)}, step {time(prediction.step)}, MFU "
+        f"{one.flags}: {size(one.plan.memory.total)}, step {short_time(prediction.step)}, MFU "
         f"{prediction.mfu:.1%}: {verdict}"
     )
 
@@ -300,26 +301,3 @@ def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
         "compile_seconds": plan.seconds,
         "predicted": {**dataclasses.asdict(prediction), "step": prediction.step},
     }
-
-
-def size(number: float) -> str:
-    """Bytes as KiB, MiB or GiB."""
-    for power, unit in ((30, "GiB"), (20, "MiB")):
-        if number >= 2**power:
-            return f"{number / 2**power:,.2f} {unit}"
-    return f"{number / 2**10:,.2f} KiB"
-
-
-def count(number: float) -> str:
-    """FLOPs with the prefix of their size, M, G or T."""
-    for power, prefix in ((12, "T"), (9, "G")):
-        if number >= 10**power:
-            return f"{number / 10**power:,.3f} {prefix}"
-    return f"{number / 10**6:,.3f} M"
-
-
-def time(seconds: float) -> str:
-    """Seconds as µs, ms or s."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2f} µs"

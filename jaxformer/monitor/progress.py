@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from jaxformer.runtime.signals import leave_closed_terminal
+from jaxformer.units import count, duration
 
 if TYPE_CHECKING:
     import rich.progress
@@ -58,18 +59,18 @@ class Progress:
         if learning_rate is not None:
             parts.append(f"lr {learning_rate:.2e}")
         if tokens_per_second is not None:
-            parts.append(f"{_short(tokens_per_second)} tokens/s")
+            parts.append(f"{count(tokens_per_second)} tokens/s")
         if self._paced_from is None:
             self._paced_from = (step, now)  # the first step is not representative: it compiles
         elif step > self._paced_from[0]:
             timed = now - self._paced_from[1]
             left = timed / (step - self._paced_from[0]) * (self.total_steps - step)
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
             if not self._estimated and timed >= TIMED_SECONDS:
                 self._estimated = True
                 if left >= 90:
                     self.print(f"about {left / 60:.0f} minutes at the pace of this machine")
-        parts.append(f"{_duration(now - self._began)} elapsed")
+        parts.append(f"{duration(now - self._began)} elapsed")
         self._show(step, " · ".join(parts), now)
 
     def print(self, line: str) -> None:
@@ -124,18 +125,3 @@ def _live_line(stream: TextIO, total_steps: int, start_step: int) -> "rich.progr
     live = Progress(*bar, text, console=console)
     live.add_task("train", total=total_steps, completed=start_step, line="compiling")
     return live
-
-
-def _short(number: float) -> str:
-    """Three digits and a prefix: 45.1 k, 1.2 M, 830."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {prefix}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """1:02 or 3:04:05."""
-    minutes, second = divmod(max(0, round(seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
