@@ -42,8 +42,8 @@ class Progress:
         self._paced_from: tuple[int, float] | None = None
         self._estimated = False
         self._printed_at = -float("inf")
-        moves = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-        self._live = _live_line(self._stream, total_steps, start_step) if moves else None
+        live = moves(self._stream)
+        self._live = _live_line(self._stream, total_steps, start_step) if live else None
 
     def update(
         self,
@@ -110,6 +110,11 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def moves(stream: TextIO) -> bool:
+    """Whether a line of the stream can be drawn again: a terminal, and not the simplest."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _live_line(stream: TextIO, total_steps: int, start_step: int) -> "rich.progress.Progress":
