@@ -259,8 +259,8 @@ def test_bfloat16_is_proven_where_there_is_a_float64_truth(short, monkeypatch, c
     [
         (["--model", "llama"], "--model: 'llama' is none of"),
         (["--dtype", "float16"], "--dtype: 'float16' is none of"),
-        (["--json", "nowhere/p.json"], "nowhere is not a directory: create it first"),
-        (["--json", "."], ". is a directory: name a file"),
+        (["--json", "nowhere/p.json"], "--json nowhere/p.json"),
+        (["--json", "."], "--json . "),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(argv, expected, capsys, monkeypatch, tmp_path):

@@ -2,13 +2,11 @@
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.atomic import atomic_write
-from jaxformer.cli.arguments import parse
+from jaxformer.cli.arguments import json_output, parse
 from jaxformer.errors import UserError
 
 DESCRIPTION = (
@@ -45,10 +43,6 @@ def main(argv: Sequence[str]) -> int:
             written.
     """
     arguments = parse(ParityArguments, argv, "jaxformer parity", DESCRIPTION)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"{arguments.json.parent} is not a directory: create it first")
-    if arguments.json is not None and arguments.json.is_dir():
-        raise UserError(f"{arguments.json} is a directory: name a file")
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             'PyTorch, to compare with, is not installed: pip install "jaxformer[torch]"'
@@ -61,11 +55,10 @@ def main(argv: Sequence[str]) -> int:
     dtypes: Sequence[DType] = ("float64", "float32")
     if arguments.dtype is not None:
         dtypes = (arguments.dtype,)
-    with Progress() as progress:
-        found = report.run(arguments.model, dtypes, progress, arguments.layer)
-    if arguments.json is not None:
-        with atomic_write(arguments.json) as file:
-            file.write(json.dumps(show.as_json(found), indent=1).encode())
+    with json_output(arguments.json) as write_json:
+        with Progress() as progress:
+            found = report.run(arguments.model, dtypes, progress, arguments.layer)
+        write_json(show.as_json(found))
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console.width = TABLE_WIDTH

@@ -2,17 +2,15 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxformer.atomic import atomic_write
-from jaxformer.cli.arguments import parse, parse_beside, preset_name
+from jaxformer.cli.arguments import json_output, parse, parse_beside, preset_name
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
@@ -65,10 +63,6 @@ class PlanOptions:
         check_fields(self)
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
-        if self.json is not None and not self.json.parent.is_dir():
-            raise UserError(f"{self.json.parent} is not a directory: create it first")
-        if self.json is not None and self.json.exists() and not self.json.is_file():
-            raise UserError(f"{self.json} is not a file: name a file")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,8 +75,9 @@ def main(argv: Sequence[str]) -> int:
         parse(PlanOptions, [word for word in argv if word in ("-h", "--help")], PROG, DESCRIPTION)
         raise UserError(f"no recipe named first: choose one of {', '.join(RECIPES)}")
     config, options = read(argv)
-    start_jax(options.devices, real=options.check)
-    return report(argv[0], config, options)
+    with json_output(options.json) as write_json:
+        start_jax(options.devices, real=options.check)
+        return report(argv[0], config, options, write_json)
 
 
 def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
@@ -136,7 +131,12 @@ def settings(environment: Mapping[str, str], devices: int, real: bool) -> Mappin
     return {"XLA_FLAGS": flags, "JAX_PLATFORMS": wanted if real else "cpu"}
 
 
-def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
+def report(
+    recipe: str,
+    config: "RunConfig",
+    options: PlanOptions,
+    write_json: Callable[[Any], None],
+) -> int:
     """Plan, predict, suggest and check, and print it all."""
     import jax
 
@@ -185,9 +185,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         used = run_two_steps(config, here)
         print("\n".join(checked(plan, used, here[0].device_kind)))
         found["used"] = used._asdict()
-    if options.json is not None:
-        with atomic_write(options.json) as file:
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
+    write_json(found)
     return 0
 
 

@@ -47,10 +47,10 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), r"parity, sample, translate, evaluate, plot\b"),
-        (("plto",), r"'plto'.* plot; .*parity, sample, translate, evaluate, plot\b"),
-        (("zzz",), r"'zzz'; .*parity, sample, translate, evaluate, plot\b"),
-        (("--flag",), r"'--flag'; .*parity, sample, translate, evaluate, plot\b"),
+        ((), r"parity, sample, translate, evaluate, plot, metrics\b"),
+        (("plto",), r"'plto'.* plot; .*parity, sample, translate, evaluate, plot, metrics\b"),
+        (("zzz",), r"'zzz'; .*parity, sample, translate, evaluate, plot, metrics\b"),
+        (("--flag",), r"'--flag'; .*parity, sample, translate, evaluate, plot, metrics\b"),
     ],
 )
 def test_unknown_commands_end_with_one_line(argv, line, capsys):
