@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import errno
 import io
-import json
 import os
 import re
 import shutil
@@ -20,11 +19,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
-from jaxformer.atomic import atomic_write
 from jaxformer.config import RunOptions
 from jaxformer.errors import UserError
 from jaxformer.runtime.restarts import supervise
@@ -40,14 +38,7 @@ ConfigT = TypeVar("ConfigT")
 OptionsT = TypeVar("OptionsT")
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-"""The directory of a run, named first and without a flag: `jaxformer sample RUN`."""
-
-RunPaths = Annotated[
-    tuple[Path, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(one or more)"),
-]
-"""The directories of one or more runs: `jaxformer plot RUN RUN`."""
+"""The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
 
 
 _PATHS = tyro.constructors.ConstructorRegistry()
@@ -198,57 +189,6 @@ def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> Config
     if not isinstance(config, config_type):
         fail(prog, f"{config_file} is of another recipe: resume it with the one that made it")
     return config
-
-
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """A name for each directory of a run: its last parts, as many as tell it from the others.
-
-    Raises:
-        UserError: when none is named, one is named twice, or is no directory.
-    """
-    if not runs:
-        raise UserError("no run is named: name the --run-dir of one or more")
-    for run in runs:
-        if not run.is_dir():
-            raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
-    places = [run.resolve() for run in runs]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UserError(f"{runs[number]} is named twice: name each run once")
-    names = []
-    for place in places:
-        others = [other.parts for other in places if other != place]
-        depth = 1
-        while any(parts[-depth:] == place.parts[-depth:] for parts in others):
-            depth += 1
-        names.append("/".join(place.parts[-depth:]))
-    return names
-
-
-@contextlib.contextmanager
-def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
-    """A function that writes values to the file of `--json`; without a path it does nothing.
-
-    The file is opened before the work in the block begins: one that cannot be written is refused at
-    once, and one that is there stays as it is until the block ends without an error.
-
-    Raises:
-        UserError: when the file cannot be one.
-        OSError: naming the file, when it cannot be written.
-    """
-    if path is None:
-        yield lambda values: None
-        return
-    if not path.parent.is_dir():
-        raise UserError(f"--json {path}: {path.parent} is not a directory: create it first")
-    if path.exists() and not path.is_file():
-        raise UserError(f"--json {path} is not a file: name a file")
-    with atomic_write(path) as file:
-
-        def write(values: Any) -> None:
-            file.write(json.dumps(values, indent=2).encode() + b"\n")
-
-        yield write
 
 
 def run_command(prog: str, function: Callable[[], int | None]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxformer.cli.arguments import RunPath, json_output, parse
+from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.outputs import json_output
 from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
 

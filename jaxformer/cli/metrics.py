@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxformer.cli.arguments import RunPaths, json_output, parse, run_names
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.outputs import json_output
+from jaxformer.cli.runs import RunPaths, run_names
 from jaxformer.units import count, duration, size
 
 if TYPE_CHECKING:  # numpy starts slowly: `--help` does without

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.cli.arguments import json_output, parse
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.outputs import json_output
 from jaxformer.errors import UserError
 
 DESCRIPTION = (

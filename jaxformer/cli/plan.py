@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxformer.cli.arguments import json_output, parse, parse_beside, preset_name
+from jaxformer.cli.arguments import parse, parse_beside, preset_name
+from jaxformer.cli.outputs import json_output
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS

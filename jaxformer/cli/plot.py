@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from jaxformer.cli.arguments import RunPaths, parse, run_names
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.runs import RunPaths, run_names
 from jaxformer.errors import UserError
 from jaxformer.evaluation.pictures import check_output
 from jaxformer.monitor.metrics import read_metrics

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.cli.arguments import RunPath, json_output, parse, parse_recipe, run_command
+from jaxformer.cli.arguments import RunPath, parse, parse_recipe, run_command
 from jaxformer.config import GPT_PRESETS, LanguageConfig, RunOptions
 from jaxformer.errors import UserError
 
@@ -328,34 +327,3 @@ def test_an_empty_path_is_not_the_working_directory(words, flag, capsys):
     complaint = capsys.readouterr().err
     assert f"{flag} is empty" in complaint
     assert complaint.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["absent/a.json", "folder", "fifo"])
-def test_a_file_of_json_that_cannot_be_written_is_refused_before_the_work(name, tmp_path):
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "fifo")
-    path = tmp_path / name
-    with pytest.raises(UserError, match=re.escape(f"--json {path}")), json_output(path):
-        pytest.fail("the work began")
-
-
-def test_a_directory_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OSError, match=r"a\.json"), json_output(tmp_path / "a.json"):
-        pytest.fail("the work began")
-
-
-def test_json_is_written_when_the_work_has_ended_well(tmp_path):
-    path = tmp_path / "a.json"
-    with json_output(path) as write:
-        write({"a": [1]})
-    assert json.loads(path.read_text()) == {"a": [1]}
-    with pytest.raises(ZeroDivisionError), json_output(path) as write:
-        write({"a": 1 / 0})
-    assert json.loads(path.read_text()) == {"a": [1]}
-    with json_output(None) as write:
-        write({})
-    assert os.listdir(tmp_path) == ["a.json"]
