@@ -9,6 +9,7 @@ from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.cli.outputs import json_output
 from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
+from jaxformer.terminal import say
 
 DESCRIPTION = (
     "Score every token of the run's validation data and print the loss in every unit. A "
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     require_used(arguments, isinstance(run.config, LanguageConfig))
     with json_output(arguments.json) as write_json:
         figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
-        print("\n".join(lines(figures)))
+        say("\n".join(lines(figures)))
         write_json(figures)
     return 0
 

@@ -15,6 +15,7 @@ from jaxformer.cli.outputs import json_output
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
+from jaxformer.terminal import say
 from jaxformer.units import count, short_time, size
 
 if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
@@ -170,7 +171,7 @@ def report(
         "fits": fits(plan),
         **figures(plan, prediction),
     }
-    print("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
+    say("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
     if fits(plan):
         print(f"fits: {size(plan.memory.total)} of {size(room)}")
     else:
@@ -178,7 +179,7 @@ def report(
         found["suggestions"] = []
         for one in suggestions(plan, make, fits):
             predicted_change = predict(one.plan, gpu)
-            print(f"  {suggested(one, predicted_change)}", flush=True)
+            say(f"  {suggested(one, predicted_change)}")
             found["suggestions"].append(
                 {"flags": one.flags, "fits": one.fits, **figures(one.plan, predicted_change)}
             )

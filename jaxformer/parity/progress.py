@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
-from jaxformer.monitor.progress import PLAIN_SECONDS, moves
+from jaxformer.monitor.progress import PLAIN_SECONDS
+from jaxformer.terminal import moves
 from jaxformer.units import duration
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from jaxformer.parity.engine.mutation import MutantResult
 from jaxformer.parity.report import Report
 from jaxformer.porting.compare import DType, Row, all_ok
+from jaxformer.terminal import fitted
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -50,26 +51,33 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the settings, the measured errors, the worst of each quantity and the bugs."""
+    """Print the settings, the measured errors, the worst of each quantity and the bugs.
+
+    On a terminal lines end between words; tables keep their width.
+    """
     for name, value in report.settings.items():
-        console.print(f"{name}: {value}", highlight=False)
+        _say(console, f"{name}: {value}")
     console.print(_table(report.rows, _layer_and_quantity, ("layer", "quantity")))
     console.print("Worst of each quantity, the value nearest to its bound:")
     console.print(_worst_table(report.rows))
     for row in [row for row in report.rows if not row.ok][:20]:
-        console.print(f"OUT OF BOUNDS: {row}", style="red", markup=False)
+        _say(console, f"OUT OF BOUNDS: {row}", "red")
     _show_bugs(report.mutants, console)
     verdict = "all in bounds" if all_ok(report.rows) else "NOT ALL IN BOUNDS"
-    console.print(f"{len(report.rows)} values compared, {verdict}")
+    _say(console, f"{len(report.rows)} values compared, {verdict}")
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    console.print(fitted(line, console.file), style=style, markup=False, highlight=False)
 
 
 def _show_bugs(mutants: list[MutantResult], console: Console) -> None:
     for mutant in mutants:
         if not mutant.ok:
             result = f"located in {mutant.named}" if mutant.caught else "not caught"
-            console.print(f"BUG IN {mutant.layer}: {mutant.name}: {result}", style="red")
+            _say(console, f"BUG IN {mutant.layer}: {mutant.name}: {result}", "red")
     caught, named = sum(m.caught for m in mutants), sum(m.ok for m in mutants)
-    console.print(f"{len(mutants)} bugs planted, {caught} caught, {named} named by their layer")
+    _say(console, f"{len(mutants)} bugs planted, {caught} caught, {named} named by their layer")
 
 
 Group = Callable[[Row], tuple[str, ...]]
