@@ -104,12 +104,15 @@ def start_jax(devices: int, real: bool) -> None:
     """Let jax simulate CPU devices; it reads their number once, when it starts.
 
     Raises:
-        UserError: if jax was started before, with fewer.
+        UserError: if jax was started before, with fewer, or XLA_FLAGS has an unknown flag.
     """
     if "jax" not in sys.modules:
         os.environ.update(settings(os.environ, devices, real))
     import jax
 
+    from jaxformer.runtime.xla_setup import check_flags
+
+    check_flags()
     here = len(jax.devices("cpu"))
     if here < devices:
         raise UserError(
