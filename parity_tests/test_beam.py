@@ -30,6 +30,8 @@ from jaxformer.parity.proofs import beam as proofs
 from jaxformer.parity.proofs.transformer import transformer_case
 from jaxformer.porting.compare import relative_error
 
+T = TINY.context_length
+
 
 @pytest.fixture(autouse=True)
 def _float64():
@@ -59,7 +61,7 @@ def as_lists(rows):
     seed=st.integers(0, 2**16),
     width=st.sampled_from([1, 4]),
     alpha=st.sampled_from([0.0, 0.3, 0.6, 1.0, 2.0]),
-    lengths=st.lists(st.integers(1, 8), min_size=5, max_size=8),
+    lengths=st.lists(st.integers(1, T), min_size=5, max_size=8),
 )
 def test_every_hypothesis_and_score_is_the_twins(seed, width, alpha, lengths):
     model, case = drawn(seed)
@@ -80,10 +82,10 @@ def test_drawn_models_branch_and_end_at_different_lengths():
     rows = []
     for seed in range(12):
         model, case = drawn(seed)
-        sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, 5, 8])]
+        sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, 5, T])]
         rows += found_by(model, case, sources, beam)
     lengths = [[len(h.tokens) for h in row] for row in rows]
-    assert {length for row in lengths for length in row} == set(range(8))
+    assert {length for row in lengths for length in row} == set(range(T))
     assert sum(len(set(row)) > 1 for row in lengths) > len(rows) / 2
     # The n-best of a sentence begin with different tokens: the beams have diverged.
     assert sum(len({tuple(h.tokens[:1]) for h in row}) > 1 for row in rows) > len(rows) / 2
@@ -112,7 +114,7 @@ def test_stopping_early_loses_nothing(seed, alpha, monkeypatch):
     """The result is the same if no sentence stops before its maximum length."""
     model, case = drawn(seed)
     beam = BeamConfig(beam=3, length_penalty=alpha, n_best=3, extra_length=4)
-    sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, 8])]
+    sources = [case.tokens(f"source {i}", length) for i, length in enumerate([1, 3, T])]
     arguments = case.model_config, sources, model.specials, beam
     steps = []
 

@@ -6,7 +6,7 @@ from jaxformer.parity import report
 from jaxformer.parity.engine.comparison import Comparison
 from jaxformer.parity.engine.mutation import Bug, MutantResult, run_mutant
 
-BUGS = [bug for bugs in report.BUGS.values() for bug in bugs]
+BUGS = report.bugs_of(report.BUGS)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

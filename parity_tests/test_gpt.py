@@ -71,6 +71,6 @@ def test_every_parameter_has_a_gradient_that_was_compared():
 
 
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch():
-    wide = dataclasses.replace(TINY, width=32, mlp_width=64, vocab_size=32)
-    found = prove_pooled(gpt.prove_gpt, Case(wide, "bfloat16", batch=4, length=8))
+    wide = dataclasses.replace(TINY, width=32, mlp_width=61, vocab_size=31)
+    found = prove_pooled(gpt.prove_gpt, Case(wide, "bfloat16", batch=4))
     assert found.ok, [row for row in found.rows if not row.ok]

@@ -32,10 +32,10 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
     width, num_heads = draw(st.sampled_from([(8, 1), (8, 4), (12, 3)]))
     config = GPTConfig(
         vocab_size=7,
-        context_length=draw(st.sampled_from([4, 6])),
+        context_length=draw(st.sampled_from([5, 7])),
         width=width,
         num_heads=num_heads,
-        mlp_width=draw(st.sampled_from([4, 20])),
+        mlp_width=draw(st.sampled_from([5, 19])),
         num_layers=1,
         activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh"])),
         norm_placement=draw(st.sampled_from(["pre", "post"])),
@@ -49,7 +49,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
         dtype,
         seed=draw(st.integers(0, 2**32 - 1)),
         batch=draw(st.integers(1, 3)) if dtype == "float64" else 4,
-        length=draw(st.sampled_from([1, 4])),
+        length=draw(st.sampled_from([1, 5])),
         memory=draw(st.sampled_from([1, 3])),
         masks=draw(st.sampled_from(MASKS)),
         jit=False,  # most operations repeat; the next test compiles
@@ -102,11 +102,11 @@ def test_dropout_is_its_twin(dtype):
     ],
 )
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch(proof):
-    case = Case(layers_config(width=32, mlp_width=64), "bfloat16", batch=4, length=8)
+    case = Case(layers_config(width=32, mlp_width=61), "bfloat16", batch=4)
     found = prove_pooled(proof, dataclasses.replace(case, masks=("causal",)))
     assert found.ok, [row for row in found.rows if not row.ok]
 
 
 def layers_config(**options):
-    sizes = {"width": 16, "num_heads": 4, "mlp_width": 32} | options
-    return GPTConfig(vocab_size=7, context_length=8, num_layers=1, **sizes)
+    sizes = {"width": 16, "num_heads": 4, "mlp_width": 31} | options
+    return GPTConfig(vocab_size=7, context_length=7, num_layers=1, **sizes)

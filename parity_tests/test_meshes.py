@@ -12,7 +12,7 @@ from jaxformer.parity.proofs.training import GPT_TRAINING, TRANSFORMER_TRAINING_
 from jaxformer.parity.proofs.transformer import transformer_case
 from tests.meshes import EACH_MESH, EVERY_MESH
 
-SMALL = dataclasses.replace(TINY, vocab_size=16, num_layers=1)
+SMALL = dataclasses.replace(TINY, vocab_size=16, context_length=8, mlp_width=32, num_layers=1)
 CASE = Case(SMALL, "float64", batch=8).dropping()
 """Sixteen rows, eight a slice; every axis divides."""
 STEPS = 20

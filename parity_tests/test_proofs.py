@@ -11,7 +11,7 @@ import pytest
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.proofs import bert, gpt, transformer
-from jaxformer.parity.report import MODELS
+from jaxformer.parity.report import MODELS, proofs_of
 
 LONG = ("prove_training", "prove_resume")
 PROOFS = [
@@ -21,10 +21,8 @@ PROOFS = [
         id=f"{model}-{dtype}-{proof.__name__.removeprefix('prove_')}-{place}",
         marks=[pytest.mark.slow] if dtype == "float32" else [],
     )
-    for model, subjects in MODELS.items()
     for dtype in ("float64", "float32")
-    for subject in subjects
-    for place, (proof, case) in enumerate(subject(Case(TINY, dtype, jit=False)))
+    for place, (model, (proof, case)) in enumerate(proofs_of(MODELS, dtype))
     if proof.__name__ not in LONG
 ]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from typing import get_args
 
 import pytest
@@ -13,11 +14,14 @@ from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.parity import report, show
 from jaxformer.parity.engine.comparison import Comparison
+from jaxformer.parity.progress import Progress
 from jaxformer.parity.proofs import layers
 from jaxformer.porting.compare import Row
 
 CONTRACT = {"model", "layer", "quantity", "path", "dtype", "error", "bound", "ok"}
-SINUSOID_BUG = next(bug for bug in report.BUGS["gpt"] if bug.layer == "sinusoidal_positions")
+SINUSOID_BUG = next(
+    bug for bug in report.BUGS["transformer"] if bug.layer == "sinusoidal_positions"
+)
 
 
 def failing(case):
@@ -121,6 +125,117 @@ def test_only_the_bugs_of_the_model_are_planted(short, monkeypatch):
         assert [mutant.name for mutant in found.mutants] == names
 
 
+def test_what_models_share_belongs_to_each_and_is_proven_and_planted_once():
+    for names in (["gpt"], ["transformer"], ["bert"], list(report.MODELS)):
+        planted, proven = report.bugs_of(names), list(report.proofs_of(names, "float64"))
+        assert len({bug.name for bug in planted}) == len(planted)
+        assert set(planted) == {bug for name in names for bug in report.BUGS[name]}
+        assert len({step for _, step in proven}) == len(proven)
+        assert {step for _, step in proven} == {
+            step
+            for name in names
+            for subject in report.MODELS[name]
+            for step in subject(report.Case(report.TINY, jit=False))
+        }
+    shared = set.intersection(*map(set, report.BUGS.values()))
+    assert {"layer_norm", "attention_function", "mlp", "loss", "step"} <= {b.layer for b in shared}
+    assert not any(bug.name.startswith("BERT") for bug in report.BUGS["gpt"])
+    assert SINUSOID_BUG not in report.BUGS["gpt"]
+
+
+@pytest.mark.parametrize("model", report.MODELS)
+def test_every_layer_has_proofs_and_bugs_of_its_own(model):
+    for layer in report.layers_of([model]):
+        proofs = {proof for _, (proof, _) in report.proofs_of([model], "float64", layer)}
+        assert proofs == set(layers.LAYERS[layer].proofs)
+        assert report.bugs_of(report.MODELS, layer)
+
+
+def test_every_proof_of_a_single_layer_has_a_name():
+    subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
+    case = report.Case(report.TINY, jit=False)
+    proven = {proof for subject in subjects for proof, _ in subject(case)}
+    assert proven == {proof for layer in layers.LAYERS.values() for proof in layer.proofs}
+
+
+def test_one_layer_is_proven_with_its_bugs_alone(tmp_path, capsys):
+    path = tmp_path / "parity.json"
+    words = ["--layer", "sinusoidal_positions", "--dtype", "float64", "--json", str(path)]
+    status, _, _ = run_command(words, capsys)
+    found = json.loads(path.read_text())
+    assert status == 0
+    assert {row["layer"] for row in found["rows"]} == {"sinusoidal_positions"}
+    assert [bug["layer"] for bug in found["bugs"]["findings"]] == ["sinusoidal_positions"]
+
+
+def test_one_layer_out_of_bounds_is_status_1(monkeypatch, capsys):
+    broken = layers.Layer((failing,), "sinusoidal_positions")
+    monkeypatch.setitem(layers.LAYERS, "broken", broken)
+    monkeypatch.setitem(report.MODELS, "gpt", (subject(failing),))
+    status, out, _ = run_command(["--layer", "broken", "--dtype", "float64"], capsys)
+    assert status == 1
+    assert "1 bugs planted, 1 caught, 1 named" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--layer", "atention"], ["attention", "decoder_block", "layer_norm"]),
+        (["--layer", "decoder_block", "--model", "bert"], ["attention", "positions", "block"]),
+    ],
+)
+def test_a_layer_that_is_not_there_lists_those_of_the_model(argv, names, capsys):
+    status, out, err = run_command(argv, capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"--layer {argv[1]}" in err
+    assert set(names) <= set(re.split(r"[\s,]+", err))
+    assert ("cross_attention," in err) == ("--model" not in argv)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_that_is_piped_is_a_line_now_and_then_with_numbers():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(stream, clock) as progress:
+        for done in range(12):
+            progress(done, 12, f"gpt float64 proof {done}")
+            clock.now += 4.0
+    assert stream.getvalue().splitlines() == [
+        "proving 0/12 · 0:00 elapsed · gpt float64 proof 0",
+        "proving 3/12 · 0:12 elapsed · 0:36 left · gpt float64 proof 3",
+        "proving 6/12 · 0:24 elapsed · 0:24 left · gpt float64 proof 6",
+        "proving 9/12 · 0:36 elapsed · 0:12 left · gpt float64 proof 9",
+    ]
+
+
+def test_progress_on_a_terminal_has_the_same_numbers(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream, clock = Terminal(), Clock()
+    with Progress(stream, clock) as progress:
+        clock.now = 4.0
+        progress(2, 6, "gpt float64 [mlp]")
+    assert "2/6 · 0:04 elapsed · 0:08 left · gpt float64 [mlp]" in stream.getvalue()
+
+
+def test_progress_counts_every_proof_and_bug(short):
+    calls = []
+    report.run("gpt", ["float64"], lambda *call: calls.append(call))
+    assert [done for done, _, _ in calls] == list(range(3))
+    assert {total for _, total, _ in calls} == {3}
+    assert calls[0][2] == "gpt float64 masks"
+    assert SINUSOID_BUG.name in calls[-1][2]
+
+
 def test_every_model_has_proofs_and_bugs():
     assert report.MODELS.keys() == report.BUGS.keys()
     assert all(report.MODELS.values())
@@ -144,8 +259,8 @@ def test_bfloat16_is_proven_where_there_is_a_float64_truth(short, monkeypatch, c
     [
         (["--model", "llama"], "--model: 'llama' is none of"),
         (["--dtype", "float16"], "--dtype: 'float16' is none of"),
-        (["--json", "nowhere/p.json"], "nowhere is not a directory: create it first"),
-        (["--json", "."], ". is a directory: name a file"),
+        (["--json", "nowhere/p.json"], "--json nowhere/p.json"),
+        (["--json", "."], "--json . "),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(argv, expected, capsys, monkeypatch, tmp_path):
@@ -194,3 +309,31 @@ def test_the_table_marks_what_is_out_of_bounds():
     assert "5.0e-01 NO" in text
     assert "reported" in text
     assert command.DESCRIPTION.endswith("hold.")
+
+
+def worst_of(*values):
+    """The summary of rows with these errors and bounds, by quantity."""
+    rows = [
+        Row("gpt", "mlp", "output", f"{error} of {bound}", "float64", error, bound, ok)
+        for error, bound, ok in values
+    ]
+    return [entry["path"] for entry in show.as_json(report.Report(rows, [], {}))["summary"]]
+
+
+def test_the_worst_is_nearest_to_its_bound_whatever_its_error():
+    small, large = (4e-14, 1e-13, True), (1e-6, 2e-5, True)
+    assert worst_of(large, small) == ["4e-14 of 1e-13"]
+    assert worst_of((0.0, 0.0, True), large, small) == ["4e-14 of 1e-13"]
+
+
+def test_what_is_out_of_bounds_is_worse_than_what_is_not_and_an_equality_missed_the_worst():
+    near, beyond, unequal = (9e-14, 1e-13, True), (2e-13, 1e-13, False), (1.0, 0.0, False)
+    assert worst_of(near, beyond) == ["2e-13 of 1e-13"]
+    assert worst_of((1.0, 1e-13, False), unequal, beyond) == ["1.0 of 0.0"]
+
+
+def test_what_is_only_reported_neither_hides_a_bounded_value_nor_is_hidden():
+    assert set(worst_of((7.0, None, True), (3e-6, 1e-5, True), (2.0, None, True))) == {
+        "7.0 of None",
+        "3e-06 of 1e-05",
+    }

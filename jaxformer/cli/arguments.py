@@ -22,6 +22,7 @@ import tyro
 from jaxformer.cli.help import BOXES, HELP, program_help
 from jaxformer.errors import UserError
 from jaxformer.runtime.signals import ENDING, SignalGuard, Terminated, exit_message, exit_now
+from jaxformer.terminal import say
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 """How XLA says so; on CPU as an internal error."""
@@ -191,7 +192,7 @@ def _jax_setting_behind(error: Exception) -> str | None:
 
 def fail(prog: str, message: str, status: int = 2) -> NoReturn:
     """End the program with one line on standard error."""
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"{prog}: error: {' '.join(message.split())}", sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -9,6 +9,7 @@ import tyro
 
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.errors import UserError
+from jaxformer.evaluation.pictures import check_output
 from jaxformer.extras import require_extra
 
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
@@ -26,6 +27,8 @@ DESCRIPTION = (
 LONGEST = 64
 """Tokens of a side that a picture can still show."""
 UNREADABLE = "\ufffd"
+PARTS = 8
+"""Tokens at most that are joined to whole characters."""
 SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
@@ -43,8 +46,8 @@ class AttentionArguments:
     """The picture, FILE.png; by default attention.png in the run's directory."""
 
     def __post_init__(self) -> None:
-        if self.output is not None and self.output.suffix.lower() != ".png":
-            raise UserError(f"--output {self.output} is not a PNG: end the name in .png")
+        if self.output is not None:
+            check_output("--output", self.output)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -132,16 +135,35 @@ def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarra
 
 
 def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
-    """Each token's text with spaces made visible; a token that is part of a character gets its
-    number, and one that is not text `<s>`."""
-    known = [token for token in tokens.tolist() if token < tokenizer.vocab_size]
-    # Behind another token: some tokenizers drop the blank before a text's first word.
-    before = tokenizer.decode(known[:1])
+    """Each token's text with spaces made visible.
 
-    def label(token: int) -> str:
-        if token >= tokenizer.vocab_size:
-            return "<s>"
-        text = tokenizer.decode([known[0], token])[len(before) :]
-        return f"#{token}" if UNREADABLE in text else text.translate(SHOWN)
+    Tokens that are parts of a character are labelled with it and their place, `é 1/2` and `é 2/2`;
+    one that is part of none gets its number, and one that is not text `<s>`.
+    """
+    found: list[str] = []
+    ids = tokens.tolist()
+    known = [token for token in ids if token < tokenizer.vocab_size]
+    # Behind another text: some tokenizers drop the blank before a text's first word.
+    before = next((known[:n] for n in range(1, PARTS + 1) if _whole(tokenizer, known[:n])), [])
+    skipped = len(tokenizer.decode(before))
+    while len(found) < len(ids):
+        rest = ids[len(found) : len(found) + PARTS]
+        end = next((n for n, t in enumerate(rest) if t >= tokenizer.vocab_size), len(rest))
+        if end == 0:
+            found.append("<s>")
+            continue
+        groups = (rest[:n] for n in range(1, end + 1))
+        parts = next((group for group in groups if _whole(tokenizer, group)), rest[:1])
+        text = tokenizer.decode([*before, *parts])[skipped:].translate(SHOWN)
+        if not _whole(tokenizer, parts):
+            found.append(f"#{parts[0]}")
+        elif len(parts) == 1:
+            found.append(text)
+        else:
+            found += [f"{text} {n}/{len(parts)}" for n in range(1, len(parts) + 1)]
+    return found
 
-    return [label(token) for token in tokens.tolist()]
+
+def _whole(tokenizer: "Tokenizer", tokens: list[int]) -> bool:
+    """Whether the tokens are whole characters, with no bytes of others at their ends."""
+    return UNREADABLE not in tokenizer.decode(tokens)

@@ -1,15 +1,15 @@
 """`jaxformer evaluate RUN`: the loss over a split, and how well a Transformer translates."""
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.outputs import json_output
 from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
+from jaxformer.terminal import say
 
 DESCRIPTION = (
     "Score every token of the run's validation data and print the loss in every unit. A "
@@ -88,18 +88,14 @@ def main(argv: Sequence[str]) -> int:
             kind of run does not use.
     """
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
-    from jaxformer.atomic import atomic_write
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, average=arguments.average)
     require_used(arguments, isinstance(run.config, LanguageConfig))
-    # Opened before the work: a file that cannot be written is refused at once.
-    opened = contextlib.nullcontext() if arguments.json is None else atomic_write(arguments.json)
-    with opened as file:
+    with json_output(arguments.json) as write_json:
         figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
-        print("\n".join(lines(figures)))
-        if file is not None:
-            file.write(json.dumps(figures, indent=2).encode() + b"\n")
+        say("\n".join(lines(figures)))
+        write_json(figures)
     return 0
 
 

@@ -19,7 +19,8 @@ COMMANDS: Mapping[str, str] = {
     "sample": "write text with a trained GPT",
     "translate": "translate standard input with a trained Transformer",
     "evaluate": "measure a trained model on its validation text",
-    "plot": "draw the curves of a run",
+    "plot": "draw the curves of a run, or the losses of several side by side",
+    "metrics": "print what runs have measured and how they differ",
     "attention": "draw who attends to whom in every layer and head",
     "plan": "say what a recipe will take of each device, before there is one",
 }

@@ -2,14 +2,12 @@
 
 import dataclasses
 import importlib.util
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse
+from jaxformer.cli.outputs import json_output
 from jaxformer.errors import UserError
 
 DESCRIPTION = (
@@ -30,6 +28,8 @@ class ParityArguments:
 
     model: Literal["gpt", "transformer", "bert", "all"] = "all"
     """The model to prove; `all` is every model."""
+    layer: str | None = None
+    """One layer to prove, such as attention, layer_norm or block, with its bugs alone."""
     dtype: DType | None = None
     """The type to prove it in; by default float64 and float32."""
     json: Path | None = None
@@ -40,13 +40,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the proofs; the exit status is 0 if all hold, else 1.
 
     Raises:
-        UserError: without PyTorch, for a model that is not there, or a file that cannot be written.
+        UserError: without PyTorch, for a model or layer that is not there, or a file that cannot be
+            written.
     """
     arguments = parse(ParityArguments, argv, "jaxformer parity", DESCRIPTION)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UserError(f"{arguments.json.parent} is not a directory: create it first")
-    if arguments.json is not None and arguments.json.is_dir():
-        raise UserError(f"{arguments.json} is a directory: name a file")
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             'PyTorch, to compare with, is not installed: pip install "jaxformer[torch]"'
@@ -54,15 +51,15 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from jaxformer.parity import report, show
+    from jaxformer.parity.progress import Progress
 
     dtypes: Sequence[DType] = ("float64", "float32")
     if arguments.dtype is not None:
         dtypes = (arguments.dtype,)
-    with Console(file=sys.stderr).status("proving") as status:
-        found = report.run(arguments.model, dtypes, status.update)
-    if arguments.json is not None:
-        with atomic_write(arguments.json) as file:
-            file.write(json.dumps(show.as_json(found), indent=1).encode())
+    with json_output(arguments.json) as write_json:
+        with Progress() as progress:
+            found = report.run(arguments.model, dtypes, progress, arguments.layer)
+        write_json(show.as_json(found))
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console.width = TABLE_WIDTH

@@ -1,21 +1,22 @@
 """`jaxformer plan RECIPE --devices N`: memory, work and time of a recipe, without a device."""
 
 import dataclasses
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxformer.atomic import atomic_write
 from jaxformer.cli.arguments import parse
 from jaxformer.cli.help import HELP
+from jaxformer.cli.outputs import json_output
 from jaxformer.cli.recipes import RECIPES, load_recipe, parse_beside, preset_name
 from jaxformer.config.checks import Bounds, PositiveFloat, Probability, check_fields
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
+from jaxformer.terminal import say
+from jaxformer.units import count, short_time, size
 
 if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     import jax
@@ -68,10 +69,6 @@ class PlanOptions:
         check_fields(self)
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
-        if self.json is not None and not self.json.parent.is_dir():
-            raise UserError(f"{self.json.parent} is not a directory: create it first")
-        if self.json is not None and self.json.exists() and not self.json.is_file():
-            raise UserError(f"{self.json} is not a file: name a file")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,8 +82,9 @@ def main(argv: Sequence[str]) -> int:
     if argv[0].startswith("-"):
         raise UserError(f"no recipe named first: choose one of {', '.join(RECIPES)}")
     config, options = read(argv)
-    start_jax(options.devices, real=options.check)
-    return report(argv[0], config, options)
+    with json_output(options.json) as write_json:
+        start_jax(options.devices, real=options.check)
+        return report(argv[0], config, options, write_json)
 
 
 def read(argv: Sequence[str]) -> "tuple[RunConfig, PlanOptions]":
@@ -104,12 +102,15 @@ def start_jax(devices: int, real: bool) -> None:
     """Let jax simulate CPU devices; it reads their number once, when it starts.
 
     Raises:
-        UserError: if jax was started before, with fewer.
+        UserError: if jax was started before, with fewer, or XLA_FLAGS has an unknown flag.
     """
     if "jax" not in sys.modules:
         os.environ.update(settings(os.environ, devices, real))
     import jax
 
+    from jaxformer.runtime.xla_setup import check_flags
+
+    check_flags()
     here = len(jax.devices("cpu"))
     if here < devices:
         raise UserError(
@@ -133,7 +134,12 @@ def settings(environment: Mapping[str, str], devices: int, real: bool) -> Mappin
     return {"XLA_FLAGS": flags, "JAX_PLATFORMS": wanted if real else "cpu"}
 
 
-def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
+def report(
+    recipe: str,
+    config: "RunConfig",
+    options: PlanOptions,
+    write_json: Callable[[Any], None],
+) -> int:
     """Plan, predict, suggest and check, and print it all."""
     import jax
 
@@ -166,7 +172,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         "fits": fits(plan),
         **figures(plan, prediction),
     }
-    print("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
+    say("\n".join([*described(recipe, plan), *predicted(plan, prediction, options)]))
     if fits(plan):
         print(f"fits: {size(plan.memory.total)} of {size(room)}")
     else:
@@ -174,7 +180,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         found["suggestions"] = []
         for one in suggestions(plan, make, fits):
             predicted_change = predict(one.plan, gpu)
-            print(f"  {suggested(one, predicted_change)}", flush=True)
+            say(f"  {suggested(one, predicted_change)}")
             found["suggestions"].append(
                 {"flags": one.flags, "fits": one.fits, **figures(one.plan, predicted_change)}
             )
@@ -182,9 +188,7 @@ def report(recipe: str, config: "RunConfig", options: PlanOptions) -> int:
         used = run_two_steps(config, here)
         print("\n".join(checked(plan, used, here[0].device_kind)))
         found["used"] = used._asdict()
-    if options.json is not None:
-        with atomic_write(options.json) as file:
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
+    write_json(found)
     return 0
 
 
@@ -208,7 +212,7 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     )
     yield (
         f"batches of {rows} x {length} at most, slices {config.accumulation} · compiled for "
-        f"{plan.num_devices} simulated devices in {plan.seconds:.1f} s, nothing allocated"
+        f"{plan.num_devices} simulated devices in {short_time(plan.seconds)}, nothing allocated"
     )
     yield "memory of a device"
     for name, number in memory._asdict().items():
@@ -216,9 +220,9 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     yield f"  {'together':12} {size(memory.total):>11}"
     yield from undivided(plan)
     yield "work of a device in a step, by XLA's CPU compiler; a GPU's moves and sends less"
-    yield f"  FLOPs        {count(plan.model_flops):>9} by formula"
+    yield f"  FLOPs        {count(plan.model_flops, 3):>9} by formula"
     if plan.compiled_flops:
-        yield f"               {count(plan.compiled_flops):>9} in the compiled program"
+        yield f"               {count(plan.compiled_flops, 3):>9} in the compiled program"
     yield f"  memory read and written {size(plan.traffic)}"
     for kind, total in plan.collectives.items():
         yield f"  {kind}: {total.number} times, {size(total.sent)} sent"
@@ -243,12 +247,12 @@ def predicted(plan: "Plan", prediction: "Prediction", options: PlanOptions) -> I
         f"{prediction.peak / 1e12:g} TFLOP/s)"
     )
     yield (
-        f"  compute {time(prediction.compute)} or memory {time(prediction.traffic)}, the longer, + "
-        f"collectives {time(prediction.collectives)}"
+        f"  compute {short_time(prediction.compute)} or memory {short_time(prediction.traffic)}, "
+        f"the longer, + collectives {short_time(prediction.collectives)}"
     )
     yield (
-        f"  step {time(prediction.step)}, {rows * length / prediction.step:,.0f} tokens/s, MFU "
-        f"{prediction.mfu:.1%}"
+        f"  step {short_time(prediction.step)}, {count(rows * length / prediction.step)} tokens/s, "
+        f"MFU {prediction.mfu:.1%}"
     )
     if plan.num_devices > A_MACHINE and options.link is None:
         yield (
@@ -261,7 +265,7 @@ def suggested(one: "Suggestion", prediction: "Prediction") -> str:
     """A change and what it leads to."""
     verdict = "fits" if one.fits else "does not fit"
     return (
-        f"{one.flags}: {size(one.plan.memory.total)}, step {time(prediction.step)}, MFU "
+        f"{one.flags}: {size(one.plan.memory.total)}, step {short_time(prediction.step)}, MFU "
         f"{prediction.mfu:.1%}: {verdict}"
     )
 
@@ -298,26 +302,3 @@ def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
         "compile_seconds": plan.seconds,
         "predicted": {**dataclasses.asdict(prediction), "step": prediction.step},
     }
-
-
-def size(number: float) -> str:
-    """Bytes as KiB, MiB or GiB."""
-    for power, unit in ((30, "GiB"), (20, "MiB")):
-        if number >= 2**power:
-            return f"{number / 2**power:,.2f} {unit}"
-    return f"{number / 2**10:,.2f} KiB"
-
-
-def count(number: float) -> str:
-    """FLOPs with the prefix of their size, M, G or T."""
-    for power, prefix in ((12, "T"), (9, "G")):
-        if number >= 10**power:
-            return f"{number / 10**power:,.3f} {prefix}"
-    return f"{number / 10**6:,.3f} M"
-
-
-def time(seconds: float) -> str:
-    """Seconds as µs, ms or s."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2f} µs"

@@ -1,44 +1,67 @@
-"""`jaxformer plot RUN`: draw the curves of a run, finished or still going."""
+"""`jaxformer plot RUN [RUN ...]`: draw the curves of runs, finished or still going."""
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-from jaxformer.cli.arguments import RunPath, parse
+import tyro
+
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.runs import RunPaths, run_names
 from jaxformer.errors import UserError
+from jaxformer.evaluation.pictures import check_output
 from jaxformer.extras import require_extra
 from jaxformer.monitor.metrics import read_metrics
 
-DESCRIPTION = "Draw RUN/curves.png from RUN/metrics.jsonl and print its path."
+DESCRIPTION = (
+    "Draw RUN/curves.png from RUN/metrics.jsonl, or the losses of several runs side by side in "
+    "curves.png here, and print the picture's path."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotArguments:
     """What `jaxformer plot` is asked."""
 
-    run: RunPath
-    """Directory of the run."""
+    runs: RunPaths
+    """Directories of the runs."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The picture, FILE.png; by default curves.png, of one run in its directory."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Draw the curves; the exit status is 0.
 
     Raises:
-        UserError: when the directory is missing, or holds no metrics or damaged ones.
+        UserError: when a directory is missing, or holds no metrics or damaged ones, or the file is
+            there and no picture of jaxformer.
     """
-    run = parse(PlotArguments, argv, "jaxformer plot", DESCRIPTION).run
-    if not run.is_dir():
-        raise UserError(f"{run} is not a directory: name the --run-dir of a training run")
+    arguments = parse(PlotArguments, argv, "jaxformer plot", DESCRIPTION)
+    names = run_names(arguments.runs)
     require_extra("plot", "drawing")
-    metrics = read_metrics(run / "metrics.jsonl")
+    several = len(names) > 1
+    output = arguments.output or (Path("curves.png") if several else None)
+    if output is not None:
+        check_output("--output", output)
+    metrics = [read_metrics(run / "metrics.jsonl") for run in arguments.runs]
 
-    from jaxformer.monitor.plots import draw_curves
+    from jaxformer.monitor.plots import draw_curves, draw_side_by_side
     from jaxformer.tasks.config_io import load_config
     from jaxformer.tasks.kinds import kind_of
 
-    curves, smoothing = run / "curves.png", 0.0
+    if several:
+        assert output is not None
+        draw_side_by_side(dict(zip(names, metrics, strict=True)), output)
+        print(output)
+        return 0
+    [run], smoothing = arguments.runs, 0.0
     if (run / "config.json").exists():
         config = load_config(run / "config.json")
         smoothing = kind_of(config).label_smoothing(config)
-    draw_curves(metrics, curves, run.resolve().name, smoothing)
+    curves = output or run / "curves.png"
+    if not metrics[0]:
+        raise UserError(f"no metrics to draw in {run}: wait for the run's first steps")
+    draw_curves(metrics[0], curves, run.resolve().name, smoothing)
     print(curves)
     return 0

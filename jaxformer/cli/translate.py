@@ -13,6 +13,7 @@ import tyro
 from jaxformer.cli.arguments import RunPath, parse
 from jaxformer.config import BeamConfig, TranslationConfig, require_positive
 from jaxformer.errors import UserError
+from jaxformer.terminal import say
 
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     import numpy as np
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
                     sources[number] = encode(run, text)
             except UserError as error:
                 failed = True
-                print(f"line {number}: {error}", file=sys.stderr, flush=True)
+                say(f"line {number}: {error}", sys.stderr)
         empty = ((number, "") for number in chunk if number not in sources)
         blocks = itertools.chain(empty, translations(run, arguments, sources))
         for block in in_order(blocks, first=min(chunk)):

@@ -110,7 +110,7 @@ def _gpt2(width: int, num_heads: int, num_layers: int) -> GPTConfig:
 
 GPT_PRESETS: Mapping[str, GPTConfig] = {
     "toy": GPTConfig(
-        vocab_size=64, context_length=16, width=32, num_heads=4, mlp_width=128, num_layers=2
+        vocab_size=64, context_length=17, width=32, num_heads=4, mlp_width=128, num_layers=2
     ),
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 16, 24),
@@ -162,7 +162,7 @@ def _transformer(
 TRANSFORMER_PRESETS: Mapping[str, TransformerConfig] = {
     "toy": TransformerConfig(
         vocab_size=64,
-        context_length=16,
+        context_length=17,
         width=32,
         num_heads=4,
         mlp_width=64,
@@ -225,7 +225,7 @@ def _bert(width: int, num_heads: int, num_layers: int) -> BertConfig:
 
 BERT_PRESETS: Mapping[str, BertConfig] = {
     "toy": BertConfig(
-        vocab_size=64, context_length=16, width=32, num_heads=4, mlp_width=64, num_layers=2
+        vocab_size=64, context_length=17, width=32, num_heads=4, mlp_width=64, num_layers=2
     ),
     "bert-base": _bert(768, 12, 12),
     "bert-large": _bert(1024, 16, 24),

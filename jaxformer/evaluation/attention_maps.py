@@ -4,10 +4,9 @@ The model runs once, unchanged and uncompiled, while Flax captures what each att
 """
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +14,24 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxformer.atomic import atomic_write
+from jaxformer.evaluation.pictures import fonts, readable, save_picture, text_size, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 READING = "each row is a token that attends, each column one attended to; white 0, dark 1"
 INK, FRAME = "#333333", "#bbbbbb"
 CELL = 0.16
-"""Inches of a token's row or column; its label must fit."""
-SMALLEST = 1.0
+"""Inches of a token's row or column at least; its label must fit."""
+SMALLEST = 0.6
 """Inches of a panel at least."""
-TITLE, GAP, HEADING, LETTER = 0.6, 0.1, 0.45, 0.055
-"""Inches of the picture's title, between panels, above a block, and of a label's letter."""
+MARGIN, GAP, HEAD, PAD = 0.12, 0.1, 0.14, 0.06
+"""Inches at the picture's edges, between panels, of the line that names the heads, and between two
+things that belong together."""
+NARROWEST = 2.6
+"""Inches that the picture's title and its reading take at least."""
+BIG, MIDDLE, SMALL, TINY = 12, 10, 7, 6
+"""Points of the title, of the blocks' titles, of notes, and of the tokens."""
 
 Weights = Mapping[str, Float[np.ndarray, "B H L M"]]
 
@@ -75,54 +82,86 @@ def draw_attention(stacks: Sequence[Stack], path: Path, title: str) -> None:
     Raises:
         OSError: naming the file, when it cannot be written.
     """
+    save_picture(attention_figure(stacks, title), path)
+
+
+def attention_figure(stacks: Sequence[Stack], title: str) -> "Figure":
+    """The picture that `draw_attention` writes. Its size follows from all that is on it."""
     from matplotlib.figure import Figure
 
-    label = max(_longest(words) for s in stacks for words in (s.queries, s.keys))
-    heads = max(len(layer) for stack in stacks for layer in stack.layers)
-    width = label + heads * (max(_panel_size(stack)[0] for stack in stacks) + GAP) + 0.2
-    heights = [
-        HEADING + len(s.layers) * (_panel_size(s)[1] + GAP) + _longest(s.keys) for s in stacks
+    stacks = [
+        stack._replace(
+            queries=[readable(word) for word in stack.queries],
+            keys=[readable(word) for word in stack.keys],
+        )
+        for stack in stacks
     ]
-    height = TITLE + sum(heights)
-    figure = Figure(figsize=(width, height), dpi=min(150, 20_000 / max(width, height)))
-    figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=12, color=INK, parse_math=False)
-    figure.text(0.15 / width, 1 - 0.5 / height, READING, fontsize=7, color=INK)
-    top = height - TITLE
-    for stack, block in zip(stacks, heights, strict=True):
-        _draw_stack(figure, stack, label, top)
-        top -= block
-    with atomic_write(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # tokens of any script
-        figure.savefig(file, format="png")
+    figure = Figure(dpi=150)
+    line = text_size(figure, "layer", SMALL)[1]
+    left = MARGIN + line + PAD + max(_longest(figure, s.queries) for s in stacks) + PAD
+    panels = max(len(max(s.layers, key=len)) * (_panel(figure, s)[0] + GAP) - GAP for s in stacks)
+    titles = max(text_size(figure, s.title, MIDDLE)[0] for s in stacks)
+    width = max(left + max(panels, titles) + MARGIN, NARROWEST + 2 * MARGIN)
+    name, reading = (
+        wrapped(figure, readable(text), size, width - 2 * MARGIN)
+        for text, size in ((title, BIG), (READING, SMALL))
+    )
+    heading = MARGIN + PAD
+    heading += text_size(figure, name, BIG)[1] + text_size(figure, reading, SMALL)[1]
+    height = heading + sum(_block_height(figure, stack) for stack in stacks) + MARGIN
+    figure.set_size_inches(width, height)
+    figure.set_dpi(min(150, 20_000 / max(width, height)))
+    top = _write(figure, name, MARGIN, height - MARGIN, BIG)
+    top = _write(figure, reading, MARGIN, top - PAD, SMALL)
+    for stack in stacks:
+        _draw_stack(figure, stack, left, top)
+        top -= _block_height(figure, stack)
+    return figure
 
 
-def _longest(words: Sequence[str]) -> float:
-    """Inches that the labels take beside a panel."""
-    return LETTER * max(map(len, words)) + 0.3
-
-
-def _panel_size(stack: Stack) -> tuple[float, float]:
-    """Width and height of one head's panel."""
-    return max(CELL * len(stack.keys), SMALLEST), max(CELL * len(stack.queries), SMALLEST)
-
-
-def _draw_stack(figure: Any, stack: Stack, left: float, top: float) -> None:
-    """Draw a stack's panels; `left` and `top` are the corner of its heading."""
+def _write(figure: "Figure", text: str, left: float, top: float, size: float) -> float:
+    """Write a text below a height; returns where it ends, all in inches from below."""
     width, height = figure.get_size_inches()
-    across, down = _panel_size(stack)
-    figure.text(left / width, (top - 0.2) / height, stack.title, fontsize=10, color=INK)
+    at = {"x": left / width, "y": top / height, "va": "top", "fontsize": size}
+    figure.text(s=text, color=INK, parse_math=False, family=fonts([text]), **at)
+    return top - text_size(figure, text, size)[1]
+
+
+def _longest(figure: "Figure", words: Sequence[str]) -> float:
+    """Inches that the longest label takes."""
+    return max(text_size(figure, word, TINY)[0] for word in words)
+
+
+def _panel(figure: "Figure", stack: Stack) -> tuple[float, float]:
+    """Width and height of one head's panel; its rows and columns are as high as their labels."""
+    highest = max(text_size(figure, word, TINY)[1] for word in (*stack.queries, *stack.keys))
+    cell = max(CELL, 1.1 * highest)
+    return max(cell * len(stack.keys), SMALLEST), max(cell * len(stack.queries), SMALLEST)
+
+
+def _block_height(figure: "Figure", stack: Stack) -> float:
+    title = text_size(figure, stack.title, MIDDLE)[1]
+    panels = len(stack.layers) * (_panel(figure, stack)[1] + GAP) - GAP
+    return 2 * PAD + title + PAD + HEAD + panels + PAD + _longest(figure, stack.keys)
+
+
+def _draw_stack(figure: "Figure", stack: Stack, left: float, top: float) -> None:
+    """Draw a stack's panels below a height; its panels begin at `left`."""
+    width, height = figure.get_size_inches()
+    across, down = _panel(figure, stack)
+    top = _write(figure, stack.title, left, top - 2 * PAD, MIDDLE) - PAD - HEAD
     for row, layer in enumerate(stack.layers):
-        bottom = top - HEADING - row * (down + GAP) - down
+        bottom = top - row * (down + GAP) - down
         for column, head in enumerate(layer):
             corner = (left + column * (across + GAP)) / width, bottom / height
             axes = figure.add_axes((*corner, across / width, down / height))
             _draw_panel(axes, head)
             if row == 0:
-                axes.set_title(f"head {column + 1}", fontsize=7, color=INK, pad=2)
+                axes.set_title(f"head {column + 1}", fontsize=SMALL, color=INK, pad=2)
             if column == 0:
                 _label(axes.yaxis, stack.queries)
-                at = {"x": 0.15 / width, "y": (bottom + down / 2) / height, "va": "center"}
-                figure.text(s=f"layer {row + 1}", fontsize=7, color=INK, rotation=90, **at)
+                at = {"x": MARGIN / width, "y": (bottom + down / 2) / height, "va": "center"}
+                figure.text(s=f"layer {row + 1}", fontsize=SMALL, color=INK, rotation=90, **at)
             if row == len(stack.layers) - 1:
                 _label(axes.xaxis, stack.keys, rotation=90)
 
@@ -135,5 +174,12 @@ def _draw_panel(axes: Any, weights: Float[np.ndarray, "L M"]) -> None:
 
 
 def _label(axis: Any, words: Sequence[str], rotation: int = 0) -> None:
-    axis.set_ticks(range(len(words)), words, fontsize=6, rotation=rotation, parse_math=False)
+    axis.set_ticks(
+        range(len(words)),
+        words,
+        fontsize=TINY,
+        rotation=rotation,
+        parse_math=False,
+        family=fonts(words),
+    )
     axis.set_tick_params(length=0, pad=1, colors=INK)

@@ -1,8 +1,11 @@
 """Baselines of a language model: a bigram model of bytes, and a general-purpose compressor."""
 
 import lzma
+import sys
 
 import numpy as np
+
+from jaxformer.terminal import fitted
 
 
 def bigram_bits_per_byte(train: bytes, val: bytes) -> float:
@@ -24,10 +27,12 @@ def xz_bits_per_byte(val: bytes) -> float:
 
 
 def compare(model_bits: float, train: str, val: str) -> str:
-    """One line: a model's bits per byte beside the baselines' on the same validation text."""
+    """A line, or more on a narrow terminal: a model's bits per byte beside the baselines' on the
+    same validation text."""
     train_bytes, val_bytes = train.encode(), val.encode()
     bigram, xz = bigram_bits_per_byte(train_bytes, val_bytes), xz_bits_per_byte(val_bytes)
-    return (
+    line = (
         f"validation text of {len(val_bytes):,} bytes, in bits per byte: this model "
         f"{model_bits:.3f} · bigram model {bigram:.3f} · xz {xz:.3f}"
     )
+    return fitted(line, sys.stdout)

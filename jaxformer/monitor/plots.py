@@ -1,20 +1,23 @@
-"""curves.png: the losses of a run over its steps, and underneath what explains them."""
+"""curves.png: the losses of a run over its steps, and underneath what explains them; or the losses
+of several runs side by side."""
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxformer.atomic import atomic_write
 from jaxformer.errors import UserError
+from jaxformer.evaluation.pictures import fonts, readable, save_picture, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAIN, VALIDATION, ALARM, INK, GRID = "#2a6fbb", "#d9622b", "#c0182f", "#333333", "#e6e6e6"
+
+TITLE, LEGEND = 13, 9
+"""Points of the title, and of the legend of several runs."""
 
 PANELS = (
     # column of metrics.jsonl, label, scale, numbers on the axis
@@ -50,7 +53,8 @@ def draw_curves(
     panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
     margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
     figure = Figure(figsize=(8, 6.75 if panels else 4.9), dpi=150, layout=margins)
-    figure.suptitle(title, color=INK, fontsize=13, parse_math=False)
+    title = wrapped(figure, readable(title), TITLE, 7.8)
+    figure.suptitle(title, color=INK, fontsize=TITLE, parse_math=False, family=fonts([title]))
     heights = (2.7, 1.0) if panels else (1.0,)
     grid = figure.add_gridspec(len(heights), len(panels) or 1, height_ratios=heights)
     _draw_losses(figure.add_subplot(grid[0, :]), metrics, smoothing)
@@ -60,9 +64,83 @@ def draw_curves(
     for axes in figure.axes:
         axes.set_xlim(-0.02 * last, 1.02 * last)
 
-    with atomic_write(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a title in any script
-        figure.savefig(file, format="png")
+    save_picture(figure, path)
+
+
+def draw_side_by_side(runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Draw the losses of several runs, by their names, into a PNG of 1200 pixels width.
+
+    Each run has a colour: its validation losses are a line with dots, the best of them marked, and
+    the mean of its training loss over 2% of the points is a thin line. A run that has measured
+    nothing yet is in the legend alone.
+
+    Raises:
+        UserError: when there is nothing to draw.
+        OSError: naming the file, when it cannot be written.
+    """
+    if not any(runs.values()):
+        raise UserError(f"no metrics to draw of {', '.join(runs)}: wait for the first steps")
+
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+
+    margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
+    figure = Figure(figsize=(8, 4.9), dpi=150, layout=margins)
+    axes = figure.add_subplot()
+    _style(axes)
+    axes.set_ylabel("loss (nats / token)")
+    handles, texts = [], []
+    for color, (name, metrics) in zip(_colors(len(runs)), runs.items(), strict=True):
+        note = _draw_run(axes, metrics, color)
+        handles.append(Line2D([], [], color=color, linewidth=3))
+        texts.append(wrapped(figure, readable(f"{name}: {note}"), LEGEND, 7.2))
+    for style, label in (
+        (Line2D([], [], color=INK, marker="o", markersize=3, linewidth=1.8), "validation"),
+        (Line2D([], [], color=INK, alpha=0.6, linewidth=0.9), "training (running mean)"),
+    ):
+        handles.append(style)
+        texts.append(label)
+    columns = 1 if max(map(len, texts)) > 50 else 2
+    lines = sum(1 + text.count("\n") for text in texts)
+    figure.set_figheight(4.2 + 0.17 * math.ceil(lines / columns))
+    legend = figure.legend(
+        handles,
+        texts,
+        loc="outside lower center",
+        ncols=columns,
+        edgecolor="none",
+        labelcolor=INK,
+        prop={"size": LEGEND, "family": fonts(texts)},
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    save_picture(figure, path)
+
+
+def _draw_run(axes: "Axes", metrics: Sequence[dict[str, Any]], color: Any) -> str:
+    """Draw the losses of one run among others; what the legend says of it."""
+    steps, losses = _curve([row for row in metrics if row["split"] == "train"], "loss")
+    mean, note = smoothed(losses), "nothing measured yet"
+    if np.isfinite(losses).any():
+        axes.plot(steps, mean, _line(losses), color=color, alpha=0.6, linewidth=0.9, ms=2)
+        note = f"training {mean[np.isfinite(mean)][-1]:.4f} at the end"
+    steps, losses = _curve([row for row in metrics if row["split"] == "val"], "loss")
+    if np.isfinite(losses).any():
+        best = np.nanargmin(losses)
+        axes.plot(steps, losses, "o-", color=color, linewidth=1.8, markersize=3)
+        axes.plot(steps[best], losses[best], "o", color=color, markersize=8, fillstyle="none")
+        note = f"best {losses[best]:.4f} at step {steps[best]:,.0f}"
+    return note
+
+
+def _colors(number: int) -> list[Any]:
+    """As many colours as there are runs, all different."""
+    import matplotlib
+
+    if number <= 10:
+        return [matplotlib.colormaps["tab10"](place) for place in range(number)]
+    return list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, number)))
 
 
 def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]], smoothing: float) -> None:
@@ -71,7 +149,7 @@ def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]], smoothing: flo
     steps, losses = _curve([row for row in metrics if row["split"] == "train"], "loss")
     finite = np.isfinite(losses)
     if finite.any():
-        mean = _smoothed(losses)
+        mean = smoothed(losses)
         loss = f"training with label smoothing {smoothing:g}" if smoothing else "training"
         label = f"{loss}, {mean[finite][-1]:.4f} at the end (running mean)"
         axes.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
@@ -122,8 +200,10 @@ def _curve(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
     return steps, np.where(np.isfinite(values), values, np.nan)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """The mean of the finite values among the 2% of the points around each; gaps stay gaps."""
+    if not len(values):
+        return values
     window = np.ones(2 * (len(values) // 100) + 1)
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")

@@ -1,20 +1,23 @@
 """The progress of a training run: a moving line on a terminal, plain lines elsewhere."""
 
 import errno
-import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from jaxformer.runtime.signals import leave_closed_terminal
+from jaxformer.terminal import fitted, moves
+from jaxformer.units import count, duration
 
 if TYPE_CHECKING:
     import rich.progress
 
 PLAIN_SECONDS = 10.0
 """Time between two lines where the output is not a terminal."""
+SEPARATOR = " · "
 TIMED_SECONDS = 3.0
 """Time after the first step's end until the whole duration is estimated."""
 
@@ -22,8 +25,9 @@ TIMED_SECONDS = 3.0
 class Progress:
     """Step, loss, learning rate, speed and the time that is left.
 
-    On a terminal one line is redrawn, in colours unless NO_COLOR is set; elsewhere a line is
-    printed for the first and the last step and every `PLAIN_SECONDS`.
+    On a terminal one line with a bar is redrawn, in colours unless NO_COLOR is set; a narrow one
+    shows less of it. Elsewhere a line is printed for the first and the last step and every
+    `PLAIN_SECONDS`.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class Progress:
         self._paced_from: tuple[int, float] | None = None
         self._estimated = False
         self._printed_at = -float("inf")
-        moves = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-        self._live = _live_line(self._stream, total_steps, start_step) if moves else None
+        self._bar = _bar_width(shutil.get_terminal_size().columns)
+        self._live = None
+        if moves(self._stream):
+            self._live = _live_line(self._stream, total_steps, start_step, self._bar)
 
     def update(
         self,
@@ -54,23 +60,23 @@ class Progress:
     ) -> None:
         """Show that `step` steps are done."""
         now = self._clock()
-        parts = [f"step {step}/{self.total_steps}", f"loss {loss:.4f}"]
+        parts = {"step": f"step {step}/{self.total_steps}", "loss": f"loss {loss:.4f}"}
         if learning_rate is not None:
-            parts.append(f"lr {learning_rate:.2e}")
+            parts["rate"] = f"lr {learning_rate:.2e}"
         if tokens_per_second is not None:
-            parts.append(f"{_short(tokens_per_second)} tokens/s")
+            parts["speed"] = f"{count(tokens_per_second)} tokens/s"
         if self._paced_from is None:
             self._paced_from = (step, now)  # the first step is not representative: it compiles
         elif step > self._paced_from[0]:
             timed = now - self._paced_from[1]
             left = timed / (step - self._paced_from[0]) * (self.total_steps - step)
-            parts.append(f"{_duration(left)} left")
+            parts["left"] = f"{duration(left)} left"
             if not self._estimated and timed >= TIMED_SECONDS:
                 self._estimated = True
                 if left >= 90:
                     self.print(f"about {left / 60:.0f} minutes at the pace of this machine")
-        parts.append(f"{_duration(now - self._began)} elapsed")
-        self._show(step, " · ".join(parts), now)
+        parts["elapsed"] = f"{duration(now - self._began)} elapsed"
+        self._show(step, parts, now)
 
     def print(self, line: str) -> None:
         """Print a line that is not redrawn, such as a validation loss."""
@@ -83,18 +89,20 @@ class Progress:
 
     def _print(self, line: str) -> None:
         if self._live is not None:
+            fitting = fitted(line, self._stream)
             self._live.console.print(
-                line, markup=False, emoji=False, highlight=False, soft_wrap=True
+                fitting, markup=False, emoji=False, highlight=False, soft_wrap=True
             )
         else:
             print(line, file=self._stream, flush=True)
 
-    def _show(self, step: int, line: str, now: float) -> None:
+    def _show(self, step: int, parts: dict[str, str], now: float) -> None:
         if self._live is not None:
+            line = _shortened(parts, self._live.console.width - self._bar - 1)
             self._live.update(self._live.task_ids[0], completed=step, line=line)
         elif step == self.total_steps or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
-            self.print(line)
+            self.print(SEPARATOR.join(parts.values()))
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -111,7 +119,9 @@ class Progress:
             self._live.stop()
 
 
-def _live_line(stream: TextIO, total_steps: int, start_step: int) -> "rich.progress.Progress":
+def _live_line(
+    stream: TextIO, total_steps: int, start_step: int, bar: int
+) -> "rich.progress.Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
@@ -120,22 +130,21 @@ def _live_line(stream: TextIO, total_steps: int, start_step: int) -> "rich.progr
     text = TextColumn(
         "{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
     )
-    bar = [BarColumn(bar_width=20)] if console.width >= 110 else []
-    live = Progress(*bar, text, console=console)
+    live = Progress(BarColumn(bar_width=bar), text, console=console)
     live.add_task("train", total=total_steps, completed=start_step, line="compiling")
     return live
 
 
-def _short(number: float) -> str:
-    """Three digits and a prefix: 45.1 k, 1.2 M, 830."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {prefix}"
-    return f"{number:.0f}"
+def _bar_width(columns: int) -> int:
+    """Columns of the bar of a terminal."""
+    return 20 if columns >= 120 else 10
 
 
-def _duration(seconds: float) -> str:
-    """1:02 or 3:04:05."""
-    minutes, second = divmod(max(0, round(seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+def _shortened(parts: Mapping[str, str], columns: int) -> str:
+    """The parts that fit, the most important ones; the step and the loss are always there."""
+    kept = dict(parts)
+    for name in ("rate", "elapsed", "speed", "left"):
+        if len(SEPARATOR.join(kept.values())) <= columns:
+            break
+        kept.pop(name, None)
+    return SEPARATOR.join(kept.values())

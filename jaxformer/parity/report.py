@@ -1,6 +1,7 @@
 """What is proven, what is planted, and the run of it all."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from jaxformer.errors import UserError
 from jaxformer.parity.bugs import beam as bugs_beam
 from jaxformer.parity.bugs import bert as bugs_bert
 from jaxformer.parity.bugs import decoding as bugs_decoding
+from jaxformer.parity.bugs import layers as bugs_layers
 from jaxformer.parity.bugs import model as bugs_model
 from jaxformer.parity.bugs import training as bugs_training
 from jaxformer.parity.bugs import transformer as bugs_transformer
@@ -37,6 +39,7 @@ Subject = Callable[[Case], list[tuple[Proof, Case]]]
 MODELS: Mapping[str, tuple[Subject, ...]] = {
     "gpt": (
         layers.proofs,
+        layers.position_proofs,
         gpt.proofs,
         losses.proofs,
         optimizers.proofs,
@@ -45,34 +48,47 @@ MODELS: Mapping[str, tuple[Subject, ...]] = {
         resume.proofs,
     ),
     "transformer": (
-        layers.decoder_proofs,
+        layers.proofs,
+        layers.transformer_proofs,
         transformer.proofs,
+        losses.proofs,
         losses.smoothing_proofs,
         optimizers.adam_proofs,
         training.transformer_proofs,
         resume.transformer_proofs,
         beam.proofs,
     ),
-    "bert": (bert.proofs, training.bert_proofs),
+    "bert": (
+        layers.proofs,
+        layers.position_proofs,
+        bert.proofs,
+        losses.proofs,
+        optimizers.proofs,
+        training.bert_proofs,
+    ),
 }
-"""What is proven of each model: its layers, the whole, and all that is done with it.
-
-Layers that several models are made of are proven under the first of them.
-"""
+"""What is proven of each model: its layers, the whole, and all that is done with it."""
 
 BFLOAT16_SUBJECTS = (
     layers.proofs,
+    layers.position_proofs,
     gpt.proofs,
-    layers.decoder_proofs,
+    layers.transformer_proofs,
     transformer.proofs,
     bert.proofs,
 )
 """Subjects with a float64 truth to measure bfloat16 against; the path of an optimizer has none."""
 
+SHARED_BUGS = (*bugs_layers.BUGS, *bugs_training.LOSS_BUGS, *bugs_training.STEP_BUGS)
 BUGS: Mapping[str, tuple[Bug, ...]] = {
-    "gpt": (*bugs_model.BUGS, *bugs_training.BUGS, *bugs_decoding.BUGS),
-    "transformer": (*bugs_transformer.BUGS, *bugs_translation.BUGS, *bugs_beam.BUGS),
-    "bert": tuple(bugs_bert.BUGS),
+    "gpt": (*SHARED_BUGS, *bugs_model.BUGS, *bugs_training.ADAMW_BUGS, *bugs_decoding.BUGS),
+    "transformer": (
+        *SHARED_BUGS,
+        *bugs_transformer.BUGS,
+        *bugs_translation.BUGS,
+        *bugs_beam.BUGS,
+    ),
+    "bert": (*SHARED_BUGS, *bugs_bert.BUGS, *bugs_training.ADAMW_BUGS),
 }
 """The bugs planted in what is proven of each model."""
 
@@ -93,40 +109,79 @@ class Report(NamedTuple):
         return all_ok(self.rows) and bool(self.mutants) and all(m.ok for m in self.mutants)
 
 
-def run(model: str, dtypes: Iterable[DType], progress: Callable[[str], None]) -> Report:
+Progress = Callable[[int, int, str], None]
+"""Called with how many of how many are done, and the name of what runs next."""
+
+
+def run(
+    model: str, dtypes: Iterable[DType], progress: Progress, layer: str | None = None
+) -> Report:
     """Run every proof of a model (or `all`) in each type, then plant its bugs.
+
+    What several models have is proven and planted once, under the first of them.
 
     Args:
         model: a name in MODELS, or `all`.
         dtypes: the types.
-        progress: called with the name of what runs next.
+        progress: called before each proof and each bug.
+        layer: a name in `layers.LAYERS`, to prove it and plant its bugs alone.
 
     Raises:
-        UserError: for a model that is not there.
+        UserError: for a model that is not there, or a layer that it does not have.
     """
     if model != "all" and model not in MODELS:
         raise UserError(
             f"there is no {model} model to prove yet: choose {', '.join(MODELS)} or all"
         )
-    start_jax()
     names = list(MODELS) if model == "all" else [model]
-    rows, mutants = [], []
-    for name in names:
-        for dtype in dtypes:
-            for proof, case in _proofs(MODELS[name], dtype):
-                progress(f"{name} {dtype} {proof.__name__.removeprefix('prove_')}")
-                found = prove_pooled(proof, case) if dtype == "bfloat16" else proof(case)
-                # The layers of a model are reported as part of it.
-                rows += [row._replace(model=name) for row in found.rows]
-    for bug in [bug for name in names for bug in BUGS[name]]:
-        progress(f"planted bug: {bug.name}")
+    if layer is not None and layer not in (known := layers_of(names)):
+        owner = "any model" if model == "all" else model
+        raise UserError(f"--layer {layer} is no layer of {owner}: choose {', '.join(known)}")
+    start_jax()
+    steps = [(name, *step) for dtype in dtypes for name, step in proofs_of(names, dtype, layer)]
+    bugs = bugs_of(names, layer)
+    rows, mutants, total = [], [], len(steps) + len(bugs)
+    for number, (name, proof, case) in enumerate(steps):
+        progress(number, total, f"{name} {case.dtype} {proof.__name__.removeprefix('prove_')}")
+        found = prove_pooled(proof, case) if case.dtype == "bfloat16" else proof(case)
+        # The layers of a model are reported as part of it.
+        rows += [row._replace(model=name) for row in found.rows]
+    for number, bug in enumerate(bugs, len(steps)):
+        progress(number, total, f"planted bug: {bug.name}")
         mutants.append(run_mutant(bug))
     return Report(rows, mutants, described())
 
 
-def _proofs(subjects: Iterable[Subject], dtype: DType) -> Iterator[tuple[Proof, Case]]:
-    for subject in subjects:
-        if dtype != "bfloat16":
-            yield from subject(Case(TINY, dtype, jit=False))
-        elif subject in BFLOAT16_SUBJECTS:
-            yield from subject(Case(WIDER, dtype, length=12, jit=False))
+def proofs_of(
+    names: Iterable[str], dtype: DType, layer: str | None = None
+) -> Iterator[tuple[str, tuple[Proof, Case]]]:
+    """Every proof of the models, or of one of their layers, once, with its model and its case."""
+    owner = {subject: name for name in reversed(list(names)) for subject in MODELS[name]}
+    for name in names:
+        for subject in MODELS[name]:
+            if owner[subject] != name:
+                continue
+            for proof, case in _proofs(subject, dtype):
+                if layer is None or proof in layers.LAYERS[layer].proofs:
+                    yield name, (proof, case)
+
+
+def bugs_of(names: Iterable[str], layer: str | None = None) -> list[Bug]:
+    """The bugs of the models, or of one of their layers, once."""
+    bugs = dict.fromkeys(bug for name in names for bug in BUGS[name])
+    return [
+        bug for bug in bugs if layer is None or re.fullmatch(layers.LAYERS[layer].named, bug.layer)
+    ]
+
+
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The layers of the models that can be proven alone."""
+    return [name for name in layers.LAYERS if any(proofs_of(names, "float64", name))]
+
+
+def _proofs(subject: Subject, dtype: DType) -> list[tuple[Proof, Case]]:
+    if dtype != "bfloat16":
+        return subject(Case(TINY, dtype, jit=False))
+    if subject in BFLOAT16_SUBJECTS:
+        return subject(Case(WIDER, dtype, length=12, jit=False))
+    return []

@@ -22,6 +22,7 @@ from jaxformer.tasks.config_io import (
     load_config,
     save_config,
 )
+from jaxformer.terminal import say
 
 APPEARS = 60.0
 """Seconds within which other hosts see a file: as long as NFS keeps an answer by default."""
@@ -188,10 +189,10 @@ def locked(directory: Path) -> Iterator[None]:
                 "another --run-dir"
             ) from None
         except OSError as error:  # some file systems have none, as Lustre mounted without them
-            print(
+            say(
                 f"{directory / LOCK} cannot be locked ({error.strerror}): let no other process "
                 "train in this directory",
-                file=sys.stderr,
+                sys.stderr,
             )
         for name in NAMES:
             for begun in directory.glob(f".{name}.*"):

@@ -42,6 +42,7 @@ from jaxformer.runtime.jax_setup import start_jax
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.task import TrainSpec
+from jaxformer.terminal import say
 from jaxformer.training.average import average as average_of
 
 
@@ -233,7 +234,7 @@ def load_run(
     read = _read_one if average == 1 else functools.partial(_read_average, count=average)
     params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
     for line in found.skipped:
-        print(line, file=sys.stderr)
+        say(line, sys.stderr)
     advice = f"restore the run's own {directory.CONFIG}"
     directory.check_config(config, directory.saved_config(found), run_dir, advice)
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))

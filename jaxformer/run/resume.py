@@ -22,6 +22,7 @@ from jaxformer.runtime import distributed, jax_setup
 from jaxformer.tasks.config_io import config_to_json
 from jaxformer.tasks.program import Program
 from jaxformer.tasks.task import Task
+from jaxformer.terminal import say
 from jaxformer.training.step import TrainState
 
 ADVICE = "resume with the flags it was started with"
@@ -65,7 +66,7 @@ def restore(
     changed = other_versions(found.metadata, metadata)
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
-            print(line, file=sys.stderr)
+            say(line, sys.stderr)
     return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
 
 

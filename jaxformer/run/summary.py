@@ -1,5 +1,6 @@
 """The summary of a training run: its validation loss and the commands that come next."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from jaxformer.run.evaluate import print_progress
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import Outcome
 from jaxformer.tasks.kinds import kind_of
+from jaxformer.terminal import fitted
 
 
 def summarise(outcome: Outcome, run_dir: Path) -> str:
-    """A few lines: the validation loss in every unit, and the commands that come next."""
+    """A few lines that fit the terminal: the validation loss in every unit, and what comes next."""
     lines = []
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
@@ -32,7 +34,7 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
     drawn = (run_dir / CURVES).is_file()
     curves = f"curves in {run_dir / CURVES}" if drawn else f"curves with: jaxformer plot {run_dir}"
     lines.append(f"{curves}; {verb} with: jaxformer {verb} {run_dir}")
-    return "\n".join(lines)
+    return fitted("\n".join(lines), sys.stdout)
 
 
 def bits_per_byte(outcome: Outcome) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxformer.errors import UserError
+from jaxformer.runtime.xla_setup import check_flags
 
 _GUARDS = ("", "_host_to_device", "_device_to_host", "_device_to_device")
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -44,6 +45,7 @@ def start_jax() -> None:
             raise UserError(
                 f"{name.upper()}={value} forbids what the models and their optimizers do: unset it"
             )
+    check_flags()
     try:
         jax.devices()
     except Exception as error:

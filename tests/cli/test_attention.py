@@ -1,5 +1,7 @@
 """`jaxformer attention RUN`: a picture for both kinds of run, refusals in one line."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -83,9 +85,26 @@ def test_a_label_shows_the_space_before_a_word_at_any_position():
     assert words[: len(words) // 2] == words[len(words) // 2 : -1]
 
 
-def test_labels_of_partial_characters_are_their_token_ids():
-    tokens = ByteTokenizer().encode("aé ")
-    assert attention.labels(ByteTokenizer(), tokens) == ["a", "#195", "#169", "␣"]
+def test_tokens_that_are_parts_of_a_character_are_labelled_with_it():
+    tokens = ByteTokenizer().encode("中é 文")
+    parts = ["中 1/3", "中 2/3", "中 3/3", "é 1/2", "é 2/2", "␣", "文 1/3", "文 2/3", "文 3/3"]
+    assert attention.labels(ByteTokenizer(), tokens) == parts
+
+
+@pytest.mark.parametrize("text", ["中文 日本語 한국어 👍🏽", "שלום سلام naïve ก็", " the 中 cat"])
+def test_labels_of_a_bpe_spell_the_text(text):
+    tokens = SENTENCES.encode(text)
+    words = attention.labels(SENTENCES, tokens)
+    assert len(words) == len(tokens)
+    assert not any(word.startswith("#") or not word for word in words)
+    whole = [word for word in words if not re.search(r" ([2-9])/[2-9]$", word)]
+    spelled = "".join(re.sub(r" 1/[2-9]$", "", word) for word in whole)
+    assert spelled.replace("␣", " ").strip() == text.strip()
+
+
+def test_labels_of_bytes_that_form_no_character_are_their_numbers():
+    tokens = np.array([195, 97, 184, 300, 228, 184])
+    assert attention.labels(ByteTokenizer(), tokens) == ["#195", "a", "#184", "<s>", "#228", "#184"]
 
 
 def test_white_space_around_a_text_is_ignored_as_in_translation(translation):

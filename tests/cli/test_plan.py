@@ -79,21 +79,6 @@ def test_a_vocabulary_that_the_mesh_does_not_divide_is_noted(capsys):
     assert "does not divide" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [(512, "0.50 KiB"), (3 << 20, "3.00 MiB"), (5 << 30, "5.00 GiB"), (0, "0.00 KiB")],
-)
-def test_bytes_are_shown_in_a_fitting_unit(number, shown):
-    assert jaxformer.cli.plan.size(number) == shown
-
-
-@pytest.mark.parametrize(
-    ("number", "shown"), [(1e6, "1.000 M"), (2e9, "2.000 G"), (3e13, "30.000 T")]
-)
-def test_flops_are_shown_with_a_fitting_prefix(number, shown):
-    assert jaxformer.cli.plan.count(number) == shown
-
-
 def test_a_plan_that_does_not_fit_suggests_flags_that_do(tmp_path, capsys, monkeypatch):
     small = {**GPUS, "H100": jaxformer.cli.plan.dataclasses.replace(GPUS["H100"], memory=2e5)}
     monkeypatch.setattr(jaxformer.cli.plan, "GPUS", small)

@@ -9,9 +9,17 @@ from flax import nnx
 from matplotlib.image import imread
 
 from jaxformer.config import GPT_PRESETS, TRANSFORMER_PRESETS
-from jaxformer.evaluation.attention_maps import Stack, attention_weights, draw_attention, layers_of
+from jaxformer.evaluation.attention_maps import (
+    READING,
+    Stack,
+    attention_figure,
+    attention_weights,
+    draw_attention,
+    layers_of,
+)
 from jaxformer.models.gpt import GPT
 from jaxformer.models.transformer import Transformer
+from tests.drawn import assert_readable, written
 
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], init_std=0.6)
 
@@ -67,3 +75,51 @@ def test_a_full_weight_is_dark_and_none_is_light(tmp_path):
     light = tmp_path / "light.png"
     draw_attention([Stack("identity", [np.zeros((1, 5, 5))], words, words)], light, "a $ b_c")
     assert np.mean(imread(light)[..., :3].mean(axis=-1) < 0.45) < 0.02
+
+
+WORDS = [
+    "the",
+    "␣cat",
+    "中 1/3",
+    "日本語",
+    "한국",
+    "שלום",
+    "سلام",
+    "👍",
+    "é",
+    "$x_1",
+    "a_rather_long_word",
+]
+
+
+def one_layer(words, heads=1, title="text attends to text"):
+    return Stack(title, [np.full((heads, len(words), len(words)), 0.5)], words, words)
+
+
+@pytest.mark.parametrize("title", ["run, step 1", "a_long_name_" * 9 + "中文, step 12000"])
+@pytest.mark.parametrize(
+    "stacks",
+    [
+        [one_layer(WORDS, heads=3)],
+        [one_layer(["a"])],
+        [one_layer(WORDS[:1]), one_layer(WORDS, title="decoder: target to source")],
+        [one_layer(WORDS * 5)],
+    ],
+)
+def test_no_text_is_cut_or_an_empty_box(stacks, title):
+    figure = attention_figure(stacks, title)
+    assert_readable(figure)
+    shown = [" ".join(text.get_text().split("\n")) for text in written(figure)]
+    assert READING in shown
+
+
+@pytest.mark.parametrize(("words", "heads"), [(["a"], 1), (WORDS, 1), (WORDS, 4)])
+def test_what_is_drawn_reaches_the_edges(words, heads):
+    figure = attention_figure([one_layer(words, heads)], "run, step 1")
+    boxes = [text.get_window_extent() for text in written(figure)]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    edges, dpi = figure.bbox, figure.dpi
+    right, bottom = max(box.x1 for box in boxes), min(box.y0 for box in boxes)
+    assert (edges.x1 - right) / dpi < 0.3 or edges.width / dpi < 3  # inches
+    assert bottom / dpi < 0.3
+    assert (edges.y1 - max(box.y1 for box in boxes)) / dpi < 0.3

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from jaxformer.errors import UserError
-from jaxformer.monitor.plots import _smoothed, draw_curves
+from jaxformer.monitor.plots import draw_curves, draw_side_by_side, smoothed
+from tests.drawn import assert_readable
 
 NAN, INF = math.nan, math.inf
 
@@ -84,10 +85,13 @@ def test_any_name_of_a_run_is_a_title(title, tmp_path):
 def drawn(tmp_path, monkeypatch):
     """Draws metrics and gives the figure instead of the file."""
 
-    def draw(metrics, **options) -> Figure:
+    def draw(metrics, title="run", **options) -> Figure:
         figures = []
         monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
-        draw_curves(metrics, tmp_path / "curves.png", "run", **options)
+        if isinstance(metrics, dict):
+            draw_side_by_side(metrics, tmp_path / "curves.png")
+        else:
+            draw_curves(metrics, tmp_path / "curves.png", title, **options)
         (figure,) = figures
         return figure
 
@@ -157,10 +161,69 @@ def test_nothing_to_draw_is_refused(tmp_path):
 
 def test_the_mean_is_over_the_finite_values_around_each():
     values = np.arange(200.0)
-    assert np.allclose(_smoothed(values)[2:-2], values[2:-2])  # 2 points before, 2 behind
-    assert np.isclose(_smoothed(values)[0], 1.0)
+    assert np.allclose(smoothed(values)[2:-2], values[2:-2])  # 2 points before, 2 behind
+    assert np.isclose(smoothed(values)[0], 1.0)
     values[100] = NAN
-    smooth = _smoothed(values)
+    smooth = smoothed(values)
     assert np.isnan(smooth[100])
     assert np.isclose(smooth[101], (99 + 101 + 102 + 103) / 4)
-    assert np.array_equal(_smoothed(np.array([5.0, 1.0])), [5.0, 1.0])
+    assert np.array_equal(smoothed(np.array([5.0, 1.0])), [5.0, 1.0])
+
+
+def test_runs_side_by_side_have_a_colour_each_and_their_names(drawn):
+    figure = drawn(
+        {
+            "a": rows([3.0, 2.0, 1.5]) + rows([3.5, 2.5, 2.6], "val"),
+            "b": rows([2.0, 1.0]),
+            "c": [],
+            "d": rows([INF]) + rows([4.0], "val"),
+        }
+    )
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer steps", "loss (nats / token)")
+    assert [points(line) for line in axes.get_lines()] == [
+        [(1, 3.0), (2, 2.0), (3, 1.5)],
+        [(1, 3.5), (2, 2.5), (3, 2.6)],
+        [(2, 2.5)],
+        [(1, 2.0), (2, 1.0)],
+        [(1, 4.0)],
+        [(1, 4.0)],
+    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "a: best 2.5000 at step 2",
+        "b: training 1.0000 at the end",
+        "c: nothing measured yet",
+        "d: best 4.0000 at step 1",
+        "validation",
+        "training (running mean)",
+    ]
+    colors = [handle.get_color() for handle in legend.legend_handles[:4]]
+    assert len({*colors}) == 4
+    drawn_in = [line.get_color() for line in axes.get_lines()]
+    assert drawn_in == [colors[0]] * 3 + [colors[1]] + [colors[3]] * 2
+
+
+def test_thirty_runs_have_thirty_colours(drawn):
+    figure = drawn({f"run {number}": rows([number]) for number in range(30)})
+    assert len({tuple(line.get_color()) for line in figure.axes[0].get_lines()}) == 30
+
+
+NAMES = [
+    "base",
+    "中文 日本 한국",
+    "שלום سلام",
+    "👍 $x_1$ a_{b",
+    "long_" * 40,
+    "many words " * 20,
+    "\x1b\n",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_of_a_picture_is_cut_or_an_empty_box(drawn, name):
+    assert_readable(drawn(rows([2.0, 1.0], grad_norm=[1.0, 2.0]), title=name))
+
+
+def test_no_text_of_a_legend_is_cut_or_an_empty_box(drawn):
+    assert_readable(drawn({name: rows([2.0]) for name in NAMES}))

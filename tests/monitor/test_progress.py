@@ -63,16 +63,45 @@ def test_what_is_not_known_is_not_shown():
     assert stream.getvalue() == "step 5/5 · loss nan · 0:00 elapsed\n"
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_printed_line_stays_as_it_is(terminal, monkeypatch):
+def test_a_printed_line_stays_as_it_is_or_ends_between_words_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "42")
     line = "step 1: validation loss [bold] :smile: and more than fits the terminal"
-    stream = Terminal() if terminal else io.StringIO()
-    with Progress(5, stream=stream, clock=Clock()) as progress:
-        progress.update(1, loss=2.0)
-        progress.print(line)
-    assert line in stream.getvalue()
+    for stream, shown in (
+        (io.StringIO(), line),
+        (Terminal(), "step 1: validation loss [bold] :smile: and\nmore than fits the terminal\n"),
+    ):
+        with Progress(5, stream=stream, clock=Clock()) as progress:
+            progress.update(1, loss=2.0)
+            progress.print(line)
+        assert shown in stream.getvalue()
+
+
+def live_line(columns: int, monkeypatch) -> str:
+    """The last line that a terminal of this width shows in the middle of a run."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream, clock = Terminal(), Clock()
+    with Progress(20_000, 0, stream, clock) as progress:
+        for step in (1, 10_000):
+            clock.now += 8_000.0
+            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens_per_second=999_960.0)
+    return re.sub(r"\x1b\[\??[0-9]*[A-Za-z]", "", stream.getvalue()).strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("columns", [50, 60, 79, 80, 100, 109, 120, 160])
+def test_a_terminal_of_any_width_has_a_bar_and_whole_numbers(columns, monkeypatch):
+    line = live_line(columns, monkeypatch)
+    bar, shown = re.fullmatch(r"(━+ +) (step .*)", line).groups()
+    assert len(bar) == (20 if columns >= 120 else 10)
+    assert len(line) <= columns
+    assert "…" not in line
+    assert shown.startswith("step 10000/20000 · loss 2.3456")
+    assert ("2:13:21 left" in shown) == (columns >= 60)
+    assert ("1.0 M tokens/s" in shown) == (columns >= 79)
+    assert ("4:26:40 elapsed" in shown) == (columns >= 100)
+    assert ("lr 6.00e-04" in shown) == (columns >= 109)
 
 
 def test_a_terminal_shows_one_line_that_moves(monkeypatch):

@@ -30,7 +30,7 @@ def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
     text.write_text(TEXT, encoding="utf-8")
     model = GPTConfig(
         vocab_size=0,
-        context_length=8,
+        context_length=7,
         width=8,
         num_heads=2,
         mlp_width=8,

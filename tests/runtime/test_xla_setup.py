@@ -10,7 +10,8 @@ import pytest
 
 from jaxformer import checkpoint
 from jaxformer.errors import UserError
-from jaxformer.runtime.xla_setup import FLAG, make_deterministic
+from jaxformer.runtime import xla_setup
+from jaxformer.runtime.xla_setup import FLAG, check_flags, make_deterministic
 from tests.run.tiny import flags, tiny_config, whole_state
 
 RECIPE = """
@@ -64,3 +65,45 @@ def test_the_opposite_flag_is_refused(monkeypatch: pytest.MonkeyPatch, value: st
     monkeypatch.setenv("XLA_FLAGS", f"{FLAG}={value}")
     with pytest.raises(UserError, match=f"XLA_FLAGS has {FLAG}={value}: leave that out"):
         make_deterministic()
+
+
+@pytest.fixture
+def not_started(monkeypatch):
+    monkeypatch.setattr(xla_setup, "backends_are_initialized", lambda: False)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        "",
+        "  ",
+        f"--xla_force_host_platform_device_count=8 {FLAG}=true",
+        "--xla_cpu_multi_thread_eigen=false --xla_dump_to='a b' --xla_gpu_autotune_level=0",
+        "a_file_of_flags --xla_no_such_flag",
+        "--xla_dump_to='a",
+    ],
+)
+def test_flags_that_xla_knows_pass(known, not_started, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", known)
+    check_flags()
+
+
+def test_a_flag_that_xla_does_not_know_is_named(not_started, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{FLAG} --xla_no_such_flag=1 --typo")
+    with pytest.raises(UserError, match="XLA_FLAGS has --xla_no_such_flag=1 --typo, "):
+        check_flags()
+
+
+def test_an_unknown_flag_is_one_line_and_status_2() -> None:
+    code = (
+        "from jaxformer.cli.arguments import run_command; "
+        "from jaxformer.runtime.jax_setup import start_jax; run_command('jaxformer', start_jax)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_no_such_flag"},
+    )
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert "XLA_FLAGS has --xla_no_such_flag" in process.stderr

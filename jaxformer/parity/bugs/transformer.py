@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxformer.layers import blocks
+from jaxformer.layers import blocks, positions
 from jaxformer.layers.blocks import DecoderBlock
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 from jaxformer.models import transformer
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.bugs.model import other_path, sinusoid_in_halves, swapped, untied
+from jaxformer.parity.bugs.model import other_path, swapped, untied
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Proof
 from jaxformer.parity.engine.mutation import CASE, Bug, Plant, in_module, method, patched, setting
+from jaxformer.parity.proofs import layers
 from jaxformer.parity.proofs.transformer import (
     prove_transformer,
     prove_transformer_cache,
@@ -39,6 +41,11 @@ CROSS = "decoder.blocks.0.cross_attention"
 def inside(path: str, change: Callable[[Any], None]) -> Plant:
     """Changes one module of every encoder-decoder."""
     return in_module(path, change, Transformer)
+
+
+def sinusoid_in_halves(length: int, width: int) -> np.ndarray:
+    angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def embedded(token_scale: float, position_scale: float) -> Callable[[Any], Any]:
@@ -129,6 +136,12 @@ _dropout = functools.partial(_bug, proof=prove_transformer_dropout)
 _cache = functools.partial(_bug, layer="cache", proof=prove_transformer_cache)
 
 BUGS = [
+    Bug(
+        "sinusoid in halves, not interleaved",
+        "sinusoidal_positions",
+        patched(positions, "sinusoidal_positions", lambda _: sinusoid_in_halves),
+        layers.prove_sinusoid,
+    ),
     _forward(
         "memory is the embeddings of the source",
         "encoder",

@@ -6,8 +6,8 @@ to every parameter. Options (activation, placement of the norms, bias) are field
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -235,22 +235,19 @@ def _option(case: Case, masks: tuple = (), **fields: Any) -> Case:
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """Every layer and option, each with the case it is proven on."""
+    """The layers of every model and their options, each with the case it is proven on."""
     option = functools.partial(_option, case)
     none, dropped = option(dropout_rate=0.0), option(dropout_rate=0.2)
     mask_kinds: list[tuple] = [(), ("causal",), ("padding",), ("segments", "causal"), ("nothing",)]
     masked = [option(masks=kinds, dropout_rate=0.0) for kinds in mask_kinds]
     return [
         (prove_masks, none),
-        (prove_sinusoid, none),
-        (prove_positions, none),
         (prove_layer_norm, none),
         # Eight bits do not hold 1024 and fractions.
         *([] if case.dtype == "bfloat16" else [(prove_layer_norm_far, none)]),
         (prove_dropout, dropped),
         *((prove_attention_function, each) for each in masked),
         *((prove_attention, each) for each in (*masked, dropped)),
-        (prove_cross_attention, option(masks=("padding",), dropout_rate=0.0)),
         *(
             (prove_mlp, option(activation=activation, dropout_rate=0.0))
             for activation in ("relu", "gelu", "gelu_tanh")
@@ -263,13 +260,49 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
     ]
 
 
-def decoder_proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """The decoder block, which GPT does not have, under masks of all kinds and with dropout."""
+def position_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The learned positions of GPT and BERT."""
+    return [(prove_positions, _option(case, dropout_rate=0.0))]
+
+
+def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """What the Transformer alone has: sinusoids, attention to a memory, and the decoder block under
+    masks of all kinds and with dropout."""
     kinds: list[tuple] = [(), ("causal",)]
     kinds += [("causal", kind) for kind in ("padding", "segments", "nothing")]
     rates = [*((masks, 0.0) for masks in kinds), (("causal", "padding"), 0.2)]
     return [
-        (prove_decoder_block, _option(case, masks, norm_placement=placement, dropout_rate=rate))
-        for placement in ("pre", "post")
-        for masks, rate in rates
+        (prove_sinusoid, _option(case, dropout_rate=0.0)),
+        (prove_cross_attention, _option(case, masks=("padding",), dropout_rate=0.0)),
+        *(
+            (prove_decoder_block, _option(case, masks, norm_placement=placement, dropout_rate=rate))
+            for placement in ("pre", "post")
+            for masks, rate in rates
+        ),
     ]
+
+
+class Layer(NamedTuple):
+    """One layer: its proofs, and the names under which a bug in it is located."""
+
+    proofs: tuple[Proof, ...]
+    named: str
+    """A regular expression, of the layer alone and as a part of any model."""
+
+
+LAYERS: Mapping[str, Layer] = {
+    "masks": Layer((prove_masks,), "masks"),
+    "positions": Layer((prove_positions,), "positions"),
+    "sinusoidal_positions": Layer((prove_sinusoid,), "sinusoidal_positions"),
+    "layer_norm": Layer((prove_layer_norm, prove_layer_norm_far), r"(.*[._])?norm"),
+    "dropout": Layer((prove_dropout,), "dropout"),
+    "attention": Layer(
+        (prove_attention_function, prove_attention),
+        r"attention_function|(.*\.)?(self_)?attention(\..*)?",
+    ),
+    "cross_attention": Layer((prove_cross_attention,), r"(.*\.)?cross_attention(\..*)?"),
+    "mlp": Layer((prove_mlp,), r"(.*\.)?mlp(\..*)?"),
+    "block": Layer((prove_block,), r"(encoder\.)?blocks\.\d+"),
+    "decoder_block": Layer((prove_decoder_block,), r"decoder\.blocks\.\d+"),
+}
+"""The layers that can be proven alone, by the name of `jaxformer parity --layer`."""

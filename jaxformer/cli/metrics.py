@@ -1,0 +1,110 @@
+"""`jaxformer metrics RUN [RUN ...]`: what runs have measured and how they differ, side by side."""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.outputs import json_output
+from jaxformer.cli.runs import RunPaths, run_names
+from jaxformer.units import count, duration, size
+
+if TYPE_CHECKING:  # numpy starts slowly: `--help` does without
+    from jaxformer.monitor.comparison import RunFigures
+
+DESCRIPTION = (
+    "Print what runs have measured so far, side by side, and the settings in which they differ. "
+    "Losses are in nats per token: those of runs with different tokenizers cannot be compared."
+)
+UNKNOWN = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsArguments:
+    """What `jaxformer metrics` is asked."""
+
+    runs: RunPaths
+    """Directories of the runs, finished or still going."""
+    json: Path | None = None
+    """File to write the figures and the settings that differ to."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; the exit status is 0.
+
+    Raises:
+        UserError: when a directory is no run's, or a file of it is damaged.
+    """
+    arguments = parse(MetricsArguments, argv, "jaxformer metrics", DESCRIPTION)
+    names = run_names(arguments.runs)
+    from jaxformer.monitor.comparison import differing_settings, read_run
+
+    with json_output(arguments.json) as write_json:
+        found, configs = zip(*map(read_run, arguments.runs), strict=True)
+        differing = differing_settings(configs)
+        rows: dict[str, list[str]] = {"run": names}
+        for figures in found:
+            for heading, cell in described(figures).items():
+                rows.setdefault(heading, []).append(cell)
+        for flag, values in differing.items():
+            rows[flag] = [UNKNOWN if value is None else str(value) for value in values]
+        runs = [
+            {"run": str(run), "name": name, **_for_json(figures)}
+            for run, name, figures in zip(arguments.runs, names, found, strict=True)
+        ]
+        write_json({"runs": runs, "differing": differing})
+        print("\n".join(table(rows, shutil.get_terminal_size((110, 24)).columns)))
+    return 0
+
+
+def described(figures: "RunFigures") -> dict[str, str]:
+    """The figures of a run in words."""
+    planned = "" if figures.planned is None else f" of {figures.planned:,}"
+    return {
+        "steps": f"{figures.steps:,}{planned}",
+        "training loss (running mean)": _loss(figures.training_loss),
+        "validation loss, last": _at(figures.validation_loss, figures.validation_step),
+        "validation loss, best": _at(figures.best_validation_loss, figures.best_validation_step),
+        "tokens/s, median": _said(figures.tokens_per_second, count),
+        "memory, peak": _said(figures.peak_memory_bytes, size),
+        "time of the steps": _said(figures.seconds, duration),
+    }
+
+
+def table(rows: Mapping[str, Sequence[str]], width: int) -> Iterator[str]:
+    """A column per run where all fit the width; else one run after the other."""
+    columns: list[Sequence[str]] = [tuple(rows), *zip(*rows.values(), strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    if sum(widths) + 2 * len(widths) - 2 <= width:
+        for row in zip(*columns, strict=True):
+            first, *cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+            yield "  ".join([first, *cells]).rstrip()
+        return
+    for number, run in enumerate(columns[1:]):
+        if number:
+            yield ""
+        for heading, cell in zip(rows, run, strict=True):
+            yield f"{heading:{widths[0]}}  {cell}"
+
+
+def _said(value: float | None, form: Callable[[float], str]) -> str:
+    return UNKNOWN if value is None else form(value)
+
+
+def _loss(loss: float | None) -> str:
+    return _said(loss, "{:.4f}".format)
+
+
+def _at(loss: float | None, step: int | None) -> str:
+    return UNKNOWN if step is None else f"{_loss(loss)} at step {step:,}"
+
+
+def _for_json(figures: "RunFigures") -> dict[str, Any]:
+    """JSON has no number for a loss that is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in dataclasses.asdict(figures).items()
+    }

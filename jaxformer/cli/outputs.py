@@ -1,0 +1,36 @@
+"""The file of `--json`."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxformer.atomic import atomic_write
+from jaxformer.errors import UserError
+
+
+@contextlib.contextmanager
+def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
+    """A function that writes values to the file of `--json`; without a path it does nothing.
+
+    The file is opened before the work in the block begins: one that cannot be written is refused at
+    once, and one that is there stays as it is until the block ends without an error.
+
+    Raises:
+        UserError: when the file cannot be one.
+        OSError: naming the file, when it cannot be written.
+    """
+    if path is None:
+        yield lambda values: None
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--json {path}: {path.parent} is not a directory: create it first")
+    if path.exists() and not path.is_file():
+        raise UserError(f"--json {path} is not a file: name a file")
+    with atomic_write(path) as file:
+
+        def write(values: Any) -> None:
+            file.write(json.dumps(values, indent=2).encode() + b"\n")
+
+        yield write
