@@ -114,7 +114,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     steps: PositiveInt = 2000
-    """Optimizer steps of the whole schedule."""
+    """Optimizer steps of the whole schedule; `--resume` with more of them extends the run."""
     accumulation: PositiveInt = 1
     """Slices the batch is cut into, one after the other, to save memory."""
     eval_every: PositiveInt = 250

@@ -81,7 +81,7 @@ def saved_config(found: Checkpoint) -> RunConfig:
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Create the directory and its missing files; config.json follows data that were moved.
+    """Create the directory and its missing files; config.json follows moved data and more steps.
 
     config.json comes first: killed at any moment, there is either no run yet or one to resume.
 
@@ -92,8 +92,9 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> No
     if not (directory / CONFIG).exists():
         save_config(config, directory / CONFIG)
     made_with = load_config(directory / CONFIG)
-    if made_with.data != config.data:
-        save_config(dataclasses.replace(made_with, data=config.data), directory / CONFIG)
+    followed = dataclasses.replace(made_with, data=config.data, steps=config.steps)
+    if followed != made_with:
+        save_config(followed, directory / CONFIG)
     if not (directory / TOKENIZER).exists():
         save_tokenizer(tokenizer, directory / TOKENIZER)
     check_tokenizer(directory, load_tokenizer(directory / TOKENIZER), tokenizer.fingerprint)

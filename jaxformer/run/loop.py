@@ -88,7 +88,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     evaluation = None
 
     # Restore.
-    state, start = resume.restore(program, config, metadata, options)
+    state, start, scheduled = resume.restore(program, config, metadata, options)
     step, first = start, distributed.is_first()
     if first:
         directory.fill_run_dir(config, run_dir, data.tokenizer)
@@ -103,7 +103,9 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
-        introduce(progress, task, program, start if options.resume else None)
+        introduce(progress, task, program)
+        for line in resume.introduction(task, start, scheduled) if options.resume else ():
+            progress.print(line)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
         log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
@@ -173,8 +175,8 @@ def is_to_validate(config: RunConfig, step: int) -> bool:
     return step > 0 and (step % config.eval_every == 0 or step == config.steps)
 
 
-def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:
-    """Print what is trained and on what; of a resumed run also from which step."""
+def introduce(progress: Progress, task: Task, program: Program) -> None:
+    """Print what is trained and on what."""
     config = task.spec.config
     device = program.mesh.devices.flat[0]
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
@@ -187,8 +189,3 @@ def introduce(progress: Progress, task: Task, program: Program, resumed: int | N
         f"{config.model.dtype}, products in {product_type(config.model)} · "
         f"{device.device_kind} · mesh {mesh} · {processes}jax {jax.__version__}"
     )
-    if resumed == 0:
-        progress.print("the run has no checkpoint yet: it starts from scratch")
-    elif resumed:
-        done = resumed >= config.steps
-        progress.print(f"resumed from step {resumed}" + (": nothing is left to do" if done else ""))

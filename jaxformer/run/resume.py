@@ -4,11 +4,12 @@ A checkpoint's metadata hold the configuration, hashes of data and tokenizer, an
 numbers depend on. A difference ends the run before its first step, unless it is one of versions.
 """
 
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,12 +20,23 @@ from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
 from jaxformer.runtime import distributed, jax_setup
-from jaxformer.tasks.config_io import config_to_json
+from jaxformer.tasks.config_io import config_to_json, load_config
+from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import Program
 from jaxformer.tasks.task import Task
 from jaxformer.training.step import TrainState
 
-ADVICE = "resume with the flags it was started with"
+ADVICE = "resume with the flags it was started with (more --steps extend it)"
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on."""
+
+    state: TrainState
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps of the schedule that led here, fewer than the config's if the run is extended."""
 
 
 def metadata_of(task: Task, program: Program) -> dict[str, Any]:
@@ -47,25 +59,55 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
 
 def restore(
     program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
-) -> tuple[TrainState, int]:
-    """State and step of the newest checkpoint that verifies, or a fresh state if there is none."""
+) -> Start:
+    """The newest checkpoint that verifies, or a fresh state if there is none."""
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
     if not (options.resume and checkpoint.all_steps(checkpoints)):
+        steps = config.steps
         if options.resume:
             check_nothing_lost(config, options.run_dir)
+            steps = load_config(options.run_dir / directory.CONFIG).steps
         distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
-        return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
+        fresh = jax.block_until_ready(program.fresh_state())  # too large a model fails here
+        return Start(fresh, 0, steps)
     abstract = checkpoint.split(program.state)
     found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
     distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
-    directory.check_config(config, directory.saved_config(found), options.run_dir, ADVICE)
+    made_with = directory.saved_config(found)
+    directory.check_config(config, made_with, options.run_dir, ADVICE)
     check_metadata(options.run_dir, found.metadata, metadata)
     changed = other_versions(found.metadata, metadata)
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
             print(line, file=sys.stderr)
-    return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
+    state = checkpoint.join(checkpoint.load(checkpoints, found, abstract))
+    return Start(state, found.step, made_with.steps)
+
+
+def introduction(task: Task, step: int, steps: int) -> Iterator[str]:
+    """Lines about a resumed run: from which step it goes on, and what more steps do (`Start`)."""
+    config = task.spec.config
+    if config.steps > steps:
+        yield extension(task, step, steps)
+    if step == 0:
+        yield "the run has no checkpoint yet: it starts from scratch"
+    else:
+        done = step >= config.steps
+        yield f"resumed from step {step}" + (": nothing is left to do" if done else "")
+
+
+def extension(task: Task, step: int, steps: int) -> str:
+    """What the schedule does in a run that is extended from `steps`, from the next step on."""
+    config, kind = task.spec.config, kind_of(task.spec.config)
+    made_with = dataclasses.replace(config, steps=steps)
+    before = kind.spec(made_with, task.data.tokenizer.vocab_size).optimizer
+    rates = [f"{rule.learning_rate(step):.2e}" for rule in (task.spec.optimizer, before)]
+    same = "as before" if rates[0] == rates[1] else f"instead of {rates[1]}"
+    return (
+        f"extended from {steps:,} to {config.steps:,} steps: {kind.extended(config)}; the "
+        f"learning rate at step {step + 1:,} is {rates[0]} {same}"
+    )
 
 
 def check_nothing_lost(config: RunConfig, run_dir: Path) -> None:

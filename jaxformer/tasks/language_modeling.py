@@ -83,4 +83,5 @@ LANGUAGE = Kind(
     num_specials=0,
     flops=language_flops,
     batch_shapes=language_batch_shapes,
+    extended=lambda config: f"the cosine now ends at step {config.steps:,}",
 )

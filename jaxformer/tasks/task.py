@@ -75,5 +75,7 @@ class Kind:
     """From a resolved config and a batch: floating-point operations of a step."""
     batch_shapes: Callable[[Any, Mesh], Sequence[Any]]
     """From a resolved config: every shape of a batch that it can meet, as ShapeDtypeStructs."""
+    extended: Callable[[Any], str]
+    """From the config of a run with more steps than it had: what its schedule then does."""
     label_smoothing: Callable[[Any], float] = lambda config: 0.0
     """What the training loss has and the validation loss has not."""

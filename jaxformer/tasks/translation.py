@@ -152,5 +152,6 @@ TRANSLATION = Kind(
     num_specials=NUM_SPECIALS,
     flops=translation_flops,
     batch_shapes=translation_batch_shapes,
+    extended=lambda config: "the schedule of 2017 does not depend on the number of steps",
     label_smoothing=lambda config: config.label_smoothing,
 )

@@ -64,7 +64,7 @@ def damage_and_restore(
     for index in range(times):
         kind = KINDS[index % len(KINDS)]
         name = damage(checkpoints / "3", kind, rng)
-        state, step = resume.restore(program, good.config, dict(metadata), options)
+        state, step, _ = resume.restore(program, good.config, dict(metadata), options)
         assert step == (3 if kind == "stray" else 2)
         assert checkpoint.state_hash(state) == expected[step]
         (line,) = capsys.readouterr().err.splitlines()
@@ -72,7 +72,7 @@ def damage_and_restore(
         assert line.startswith(f"checkpoint 3 {fault}")
         shutil.rmtree(checkpoints / "3")
         shutil.copytree(intact, checkpoints / "3")
-    assert resume.restore(program, good.config, dict(metadata), options)[1] == 3
+    assert resume.restore(program, good.config, dict(metadata), options).step == 3
 
 
 def test_damage_is_noticed_and_named_before_training(
