@@ -121,6 +121,9 @@ class RunConfig:
     """Steps between validation losses."""
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
     """Seed of the initial weights, the dropout and the order of the data."""
+    init_from: Path | None = None
+    """Begin with other weights than random ones: those of a run's newest checkpoint, or of a
+    safetensors file (or the index of several) with the names of the twin or of Hugging Face."""
     model: ModelConfig
     data: Any
     """Where the data come from; every kind has its own."""

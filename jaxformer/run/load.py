@@ -215,12 +215,27 @@ def load_run(
     """
     run_dir = Path(run_dir)
     require_positive("average", average)
+    spec, tokenizer = open_run(run_dir, config_type)
+    start_jax()
+    graphdef, expected = abstract_model(spec.model, spec.config.model)
+    read = _read_one if average == 1 else functools.partial(_read_average, count=average)
+    params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
+    for line in found.skipped:
+        print(line, file=sys.stderr)
+    check_own(run_dir, spec, tokenizer, found)
+    data = found.metadata.get("data")
+    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
+
+
+def open_run(
+    run_dir: Path, config_type: type[RunConfig] | None = None
+) -> tuple[TrainSpec, Tokenizer]:
+    """What a run learns and its tokenizer, before a checkpoint is read."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
     if config_type is not None:
         require_kind(config, config_type, run_dir)
-    start_jax()
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:
@@ -228,17 +243,14 @@ def load_run(
             f"{run_dir / directory.TOKENIZER} knows {needed} tokens but the model "
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
-    spec = kind_of(config).spec(config, tokenizer.vocab_size)
-    graphdef, expected = abstract_model(spec.model, config.model)
-    read = _read_one if average == 1 else functools.partial(_read_average, count=average)
-    params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
-    for line in found.skipped:
-        print(line, file=sys.stderr)
+    return kind_of(config).spec(config, tokenizer.vocab_size), tokenizer
+
+
+def check_own(run_dir: Path, spec: TrainSpec, tokenizer: Tokenizer, found: Checkpoint) -> None:
+    """Refuse a config.json or tokenizer.json that a checkpoint was not made with."""
     advice = f"restore the run's own {directory.CONFIG}"
-    directory.check_config(config, directory.saved_config(found), run_dir, advice)
+    directory.check_config(spec.config, directory.saved_config(found), run_dir, advice)
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))
-    data = found.metadata.get("data")
-    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
 
 
 def _read_one(

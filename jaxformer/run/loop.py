@@ -26,6 +26,7 @@ from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory, resume
+from jaxformer.run.initial import check_there
 from jaxformer.runtime import distributed, jax_setup
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
@@ -77,6 +78,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
+    if not options.resume:
+        check_there(config)
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
     config, data = task.spec.config, task.data
     if options.resume:
@@ -88,8 +91,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     evaluation = None
 
     # Restore.
-    state, start, scheduled = resume.restore(program, config, metadata, options)
-    step, first = start, distributed.is_first()
+    state, begun = resume.restore(task, program, metadata, options)
+    step, first = (start := begun.step), distributed.is_first()
     if first:
         directory.fill_run_dir(config, run_dir, data.tokenizer)
     metrics_file = run_dir / directory.METRICS if first else None
@@ -104,7 +107,7 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
         introduce(progress, task, program)
-        for line in resume.introduction(task, start, scheduled) if options.resume else ():
+        for line in resume.introduction(task, begun, options.resume):
             progress.print(line)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]

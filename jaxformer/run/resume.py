@@ -19,6 +19,7 @@ from jaxformer.config import RunConfig, RunOptions
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
+from jaxformer.run.initial import initial_state
 from jaxformer.runtime import distributed, jax_setup
 from jaxformer.tasks.config_io import config_to_json, load_config
 from jaxformer.tasks.kinds import kind_of
@@ -32,11 +33,12 @@ ADVICE = "resume with the flags it was started with (more --steps extend it)"
 class Start(NamedTuple):
     """Where a run begins or goes on."""
 
-    state: TrainState
     step: int
     """Steps done."""
     steps: int
     """Steps of the schedule that led here, fewer than the config's if the run is extended."""
+    origin: str = ""
+    """A line about the weights of a run that begins with others than random ones."""
 
 
 def metadata_of(task: Task, program: Program) -> dict[str, Any]:
@@ -58,9 +60,10 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
 
 
 def restore(
-    program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
-) -> Start:
-    """The newest checkpoint that verifies, or a fresh state if there is none."""
+    task: Task, program: Program, metadata: dict[str, Any], options: RunOptions
+) -> tuple[TrainState, Start]:
+    """The state of the newest checkpoint that verifies, or the first one if there is none."""
+    config = task.spec.config
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
     if not (options.resume and checkpoint.all_steps(checkpoints)):
@@ -69,8 +72,8 @@ def restore(
             check_nothing_lost(config, options.run_dir)
             steps = load_config(options.run_dir / directory.CONFIG).steps
         distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
-        fresh = jax.block_until_ready(program.fresh_state())  # too large a model fails here
-        return Start(fresh, 0, steps)
+        state, origin = initial_state(task, program)
+        return state, Start(0, steps, origin)
     abstract = checkpoint.split(program.state)
     found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
     distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
@@ -82,31 +85,34 @@ def restore(
         if distributed.is_first():
             print(line, file=sys.stderr)
     state = checkpoint.join(checkpoint.load(checkpoints, found, abstract))
-    return Start(state, found.step, made_with.steps)
+    return state, Start(found.step, made_with.steps)
 
 
-def introduction(task: Task, step: int, steps: int) -> Iterator[str]:
-    """Lines about a resumed run: from which step it goes on, and what more steps do (`Start`)."""
-    config = task.spec.config
-    if config.steps > steps:
-        yield extension(task, step, steps)
-    if step == 0:
+def introduction(task: Task, start: Start, resumed: bool) -> Iterator[str]:
+    """Lines about where a run begins or goes on, and what more steps do."""
+    config, step = task.spec.config, start.step
+    if config.steps > start.steps:
+        yield extension(task, start)
+    if resumed and step == 0:
         yield "the run has no checkpoint yet: it starts from scratch"
-    else:
+    elif resumed:
         done = step >= config.steps
-        yield f"resumed from step {step}" + (": nothing is left to do" if done else "")
+        left = ": nothing is left to do, unless more --steps extend the run" if done else ""
+        yield f"resumed from step {step}{left}"
+    if start.origin:
+        yield start.origin
 
 
-def extension(task: Task, step: int, steps: int) -> str:
-    """What the schedule does in a run that is extended from `steps`, from the next step on."""
+def extension(task: Task, start: Start) -> str:
+    """What the schedule does in a run that is extended."""
     config, kind = task.spec.config, kind_of(task.spec.config)
-    made_with = dataclasses.replace(config, steps=steps)
+    made_with = dataclasses.replace(config, steps=start.steps)
     before = kind.spec(made_with, task.data.tokenizer.vocab_size).optimizer
-    rates = [f"{rule.learning_rate(step):.2e}" for rule in (task.spec.optimizer, before)]
+    rates = [f"{rule.learning_rate(start.step):.2e}" for rule in (task.spec.optimizer, before)]
     same = "as before" if rates[0] == rates[1] else f"instead of {rates[1]}"
     return (
-        f"extended from {steps:,} to {config.steps:,} steps: {kind.extended(config)}; the "
-        f"learning rate at step {step + 1:,} is {rates[0]} {same}"
+        f"extended from {start.steps:,} to {config.steps:,} steps: {kind.extended(config)}; the "
+        f"learning rate at step {start.step + 1:,} is {rates[0]} {same}"
     )
 
 

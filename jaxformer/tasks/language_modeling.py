@@ -19,6 +19,8 @@ from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
+from jaxformer.weights.families import gpt2
+from jaxformer.weights.twin import TWIN
 
 
 def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
@@ -83,5 +85,6 @@ LANGUAGE = Kind(
     num_specials=0,
     flops=language_flops,
     batch_shapes=language_batch_shapes,
+    tables=(TWIN, gpt2.HUGGING_FACE),
     extended=lambda config: f"the cosine now ends at step {config.steps:,}",
 )

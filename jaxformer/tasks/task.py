@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxformer.config import RunConfig
 from jaxformer.training.objectives import Objective
 from jaxformer.training.optimizer import Optimizer
+from jaxformer.weights.convert import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Kind:
     """From a resolved config and a batch: floating-point operations of a step."""
     batch_shapes: Callable[[Any, Mesh], Sequence[Any]]
     """From a resolved config: every shape of a batch that it can meet, as ShapeDtypeStructs."""
+    tables: Sequence[Table]
+    """The layouts of files of weights that such a run can begin with."""
     extended: Callable[[Any], str]
     """From the config of a run with more steps than it had: what its schedule then does."""
     label_smoothing: Callable[[Any], float] = lambda config: 0.0

@@ -5,49 +5,26 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import pytest
 
 from jaxformer import checkpoint
 from jaxformer.config import (
     CheckpointConfig,
-    CopyConfig,
-    CopyTranslationConfig,
-    NoamConfig,
     OptimizerConfig,
     RunConfig,
     RunOptions,
-    TransformerConfig,
 )
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
-from jaxformer.sharding.mesh import make_mesh, shard_batch
+from jaxformer.sharding.mesh import shard_batch
 from jaxformer.tasks.config_io import load_config
-from jaxformer.tasks.kinds import kind_of
-from jaxformer.tasks.program import Program, build
-from jaxformer.tasks.task import Task
 from tests.run import tiny
 
 HAD, HAS = 3, 7
-PAIRS = CopyTranslationConfig(
-    model=TransformerConfig(
-        vocab_size=0,
-        context_length=8,
-        width=8,
-        num_heads=2,
-        mlp_width=8,
-        num_layers=1,
-        dropout_rate=0.1,
-    ),
-    data=CopyConfig(num_symbols=5, max_length=5, num_pairs=97, num_val_pairs=13),
-    optimizer=NoamConfig(warmup_steps=2),
-    batch_size=11,
-)
 
 
 @pytest.fixture(scope="module", params=["gpt", "transformer"])
@@ -55,7 +32,7 @@ def finished(request, tmp_path_factory) -> Iterator[tuple[RunConfig, Path]]:
     """A run of three steps, and its configuration as it was asked for."""
     place = tmp_path_factory.mktemp(request.param)
     rule = OptimizerConfig(warmup_steps=1)
-    text = tiny.tiny_config(place, optimizer=rule) if request.param == "gpt" else PAIRS
+    text = tiny.tiny_config(place, optimizer=rule) if request.param == "gpt" else tiny.PAIRS
     every = CheckpointConfig(every=2, keep=3)
     config = dataclasses.replace(text, steps=HAD, eval_every=2, checkpoint=every)
     with pytest.MonkeyPatch.context() as patch:
@@ -63,20 +40,6 @@ def finished(request, tmp_path_factory) -> Iterator[tuple[RunConfig, Path]]:
         tiny.one_device(patch)
         train(config, RunOptions(run_dir=place / "run"))
         yield config, place / "run"
-
-
-def prepared(config: RunConfig) -> tuple[Task, Program]:
-    """What a run of this configuration does, on one device."""
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    task = kind_of(config).task(config, mesh)
-    return task, build(task.spec, mesh)
-
-
-def state_of(program: Program, run_dir: Path, step: int) -> Any:
-    """The whole state of a checkpoint."""
-    wanted = checkpoint.split(program.state)
-    items, _ = checkpoint.restore(run_dir / "checkpoints", wanted, step)
-    return checkpoint.join(items)
 
 
 def test_an_extended_run_is_the_old_state_and_the_new_schedule(finished, tmp_path, capsys):
@@ -87,12 +50,12 @@ def test_an_extended_run_is_the_old_state_and_the_new_schedule(finished, tmp_pat
     assert (outcome.step, outcome.finished) == (HAS, True)
     said = capsys.readouterr().out
 
-    task, program = prepared(config)
-    state = state_of(program, run_dir, HAD)
+    task, program = tiny.prepared(config)
+    state = tiny.state_of(program, run_dir, HAD)
     for step in range(HAD, HAS):
         state, _ = program.train_step(state, shard_batch(task.batches[step], program.rows))
     expected = checkpoint.state_hash(state)
-    assert checkpoint.state_hash(state_of(program, extended, HAS)) == expected
+    assert checkpoint.state_hash(tiny.state_of(program, extended, HAS)) == expected
 
     # Stopped on the way and resumed with the run's own flags.
     train(config, RunOptions(run_dir=halves, resume=True, stop_after=HAD + 1))
@@ -103,7 +66,7 @@ def test_an_extended_run_is_the_old_state_and_the_new_schedule(finished, tmp_pat
     capsys.readouterr()
     train(own, RunOptions(run_dir=halves, resume=True))
     assert "extended" not in capsys.readouterr().out
-    assert checkpoint.state_hash(state_of(program, halves, HAS)) == expected
+    assert checkpoint.state_hash(tiny.state_of(program, halves, HAS)) == expected
     losses = [
         [(row["step"], row["split"], row["loss"]) for row in read_metrics(run / "metrics.jsonl")]
         for run in (extended, halves)
@@ -111,7 +74,7 @@ def test_an_extended_run_is_the_old_state_and_the_new_schedule(finished, tmp_pat
     assert losses[0] == losses[1]
 
     (line,) = (line for line in said.splitlines() if line.startswith("extended"))
-    had, has = (prepared(dataclasses.replace(config, steps=n))[0].spec for n in (HAD, HAS))
+    had, has = (tiny.prepared(dataclasses.replace(config, steps=n))[0].spec for n in (HAD, HAS))
     before, now = (f"{spec.optimizer.learning_rate(HAD):.2e}" for spec in (had, has))
     assert f"from {HAD} to {HAS} steps" in line
     if config.kind == "gpt":
@@ -143,7 +106,7 @@ def test_killed_before_its_next_checkpoint_it_goes_on_extended(
     assert outcome.config.steps == HAS
     assert f"extended from {HAD} to {HAS} steps" in capsys.readouterr().out
     rates = [row.get("learning_rate") for row in read_metrics(run_dir / "metrics.jsonl")]
-    expected = float(prepared(longer)[0].spec.optimizer.learning_rate(HAD))
+    expected = float(tiny.prepared(longer)[0].spec.optimizer.learning_rate(HAD))
     assert [rate for rate in rates if rate is not None][HAD:] == [pytest.approx(expected)]
 
 
