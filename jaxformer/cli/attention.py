@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.errors import UserError
 
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
@@ -34,6 +34,7 @@ class AttentionArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     text: str
     """Text to read; of a translation model, the source."""
     target: str | None = None
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.evaluation.attention_maps import draw_attention
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, **vars(arguments.checkpoint))
     if isinstance(run.config.model, GPTConfig):
         if arguments.target is not None:
             raise UserError(

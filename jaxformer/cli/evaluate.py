@@ -5,9 +5,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jaxformer.cli.arguments import RunPath, parse
+import tyro
+
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
 
@@ -41,10 +43,12 @@ class EvaluateArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     split: Literal["val", "train"] = "val"
     """Which side of the data to score; sources are translated of the validation side only."""
     average: int = 1
-    """Score the mean of the parameters of the newest N checkpoints."""
+    """Score the mean of the parameters of the newest N checkpoints; with `--step` or `--best`, of
+    that one and those before it."""
     beam: int | None = None
     """Hypotheses that beam search follows, 4 by default; translation runs only."""
     length_penalty: float | None = None
@@ -91,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.atomic import atomic_write
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run, average=arguments.average)
+    run = load_run(arguments.run, average=arguments.average, **vars(arguments.checkpoint))
     require_used(arguments, isinstance(run.config, LanguageConfig))
     # Opened before the work: a file that cannot be written is refused at once.
     opened = contextlib.nullcontext() if arguments.json is None else atomic_write(arguments.json)

@@ -10,7 +10,6 @@ state, such as an imported model's, is opened alike.
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -195,6 +194,7 @@ def load_run(
     config_type: type[RunConfig] | None = None,
     *,
     step: int | None = None,
+    best: bool = False,
     average: int = 1,
 ) -> Run:
     """Open a run at the given step, or else at its newest checkpoint whose parameters verify.
@@ -203,6 +203,7 @@ def load_run(
         run_dir: the run's directory.
         config_type: of the runs that the caller works on, if it works on one kind only.
         step: of the checkpoint.
+        best: take the checkpoint with the lowest validation loss of those that the run has kept.
         average: how many checkpoints to average, that one and those before it that verify
             (Vaswani et al. 2017, section 6.1).
 
@@ -211,15 +212,25 @@ def load_run(
 
     Raises:
         UserError: the directory is missing, holds no run or one of another kind, no checkpoint
-            that can be used, or fewer than are to be averaged.
+            that can be used, or fewer than are to be averaged; or both a step and the best one are
+            asked for.
     """
     run_dir = Path(run_dir)
     require_positive("average", average)
+    if best and step is not None:
+        raise UserError(f"--step {step} and --best name two checkpoints: give one of the two")
     spec, tokenizer = open_run(run_dir, config_type)
     start_jax()
     graphdef, expected = abstract_model(spec.model, spec.config.model)
-    read = _read_one if average == 1 else functools.partial(_read_average, count=average)
-    params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
+    checkpoints = run_dir / directory.CHECKPOINTS
+    if best:
+        found = checkpoint.read_best(checkpoints, [PARAMS])
+    else:
+        found = checkpoint.read_metadata(checkpoints, step, [PARAMS])
+    if average == 1:
+        params = checkpoint.load(checkpoints, found, {PARAMS: expected})[PARAMS]
+    else:
+        params, found = _read_average(checkpoints, expected, found, average)
     for line in found.skipped:
         print(line, file=sys.stderr)
     check_own(run_dir, spec, tokenizer, found)
@@ -253,19 +264,10 @@ def check_own(run_dir: Path, spec: TrainSpec, tokenizer: Tokenizer, found: Check
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))
 
 
-def _read_one(
-    checkpoints: Path, expected: PyTree, step: int | None
-) -> tuple[PyTree[Array], Checkpoint]:
-    """The parameters of a checkpoint, and what it holds beside its arrays."""
-    items, found = checkpoint.restore(checkpoints, {PARAMS: expected}, step)
-    return items[PARAMS], found
-
-
 def _read_average(
-    checkpoints: Path, expected: PyTree, step: int | None, count: int
+    checkpoints: Path, expected: PyTree, newest: Checkpoint, count: int
 ) -> tuple[PyTree[Array], Checkpoint]:
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
-    newest = checkpoint.read_metadata(checkpoints, step, [PARAMS])
     skipped = list(newest.skipped)
     made_with = directory.saved_config(newest)
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]
