@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, LanguageConfig, **vars(arguments.checkpoint))
+    if run.remark:
+        print(run.remark, file=sys.stderr)
     rows = [text for text in arguments.prompt or ("",) for _ in range(arguments.num_samples)]
     batches = [
         run.stream(

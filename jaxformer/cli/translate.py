@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("standard input is closed: give it text, one sentence per line")
     which = vars(arguments.checkpoint)
     run = load_run(arguments.run, TranslationConfig, average=arguments.average, **which)
+    if run.remark:
+        print(run.remark, file=sys.stderr)
     failed = False
     numbers = itertools.count(1)
     for lines in arriving(sys.stdin.buffer, BATCHES_AT_ONCE * arguments.batch):

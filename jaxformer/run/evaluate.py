@@ -13,10 +13,10 @@ from jaxformer.config import BeamConfig, MeshConfig
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.data.corpus import fingerprint_with as text_fingerprint
 from jaxformer.data.corpus import prepare, read_text
+from jaxformer.data.lost_text import lost_share
 from jaxformer.data.pair_batches import evaluation_pair_batches
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import read_aligned
-from jaxformer.data.tokenizer import lost_share
 from jaxformer.data.translation import encode_pairs, prepare_pairs
 from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError

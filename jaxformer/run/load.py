@@ -30,6 +30,7 @@ from jaxformer.config import (
     TranslationConfig,
     require_positive,
 )
+from jaxformer.data.lost_text import percentage
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import special_tokens_of
 from jaxformer.decoding.beam import Hypothesis, translate_all
@@ -57,6 +58,8 @@ class Run:
     """Optimizer steps that made these parameters."""
     data_fingerprint: str | None
     """SHA-256 of the text and tokenizer they were learned from; None if they are unknown."""
+    lost: float = 0.0
+    """Share of the characters of this text that its tokens do not give back, if it is known."""
 
     @property
     def config(self) -> RunConfig:
@@ -67,6 +70,16 @@ class Run:
     def specials(self) -> SpecialTokens:
         """The tokens of a translation run that are not text."""
         return special_tokens_of(self.tokenizer)
+
+    @property
+    def remark(self) -> str:
+        """A line about texts that the run cannot write, since its tokenizer does; else empty."""
+        if not self.lost:
+            return ""
+        return (
+            f"the tokenizer of {self.directory} loses {percentage(self.lost)} of the characters "
+            "that it was trained on: its texts are without them"
+        )
 
     def sample(self, *prompts: str, **options: Any) -> list[str]:
         """The continuation of each prompt by a GPT, without the prompt; options: see `stream`.
@@ -234,8 +247,8 @@ def load_run(
     for line in found.skipped:
         print(line, file=sys.stderr)
     check_own(run_dir, spec, tokenizer, found)
-    data = found.metadata.get("data")
-    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
+    data, lost = found.metadata.get("data"), found.metadata.get("lost", 0.0)
+    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data, lost)
 
 
 def open_run(

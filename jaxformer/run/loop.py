@@ -36,6 +36,7 @@ from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of, step_cost
 from jaxformer.tasks.program import Program, build, require_x64
+from jaxformer.tasks.remarks import remarks
 from jaxformer.tasks.task import Task
 
 
@@ -187,6 +188,8 @@ def introduce(progress: Progress, task: Task, program: Program) -> None:
     processes = f"{jax.process_count()} processes · " if several else ""
     for line in task.description:
         progress.print(line)
+    for line in remarks(config, task.data):
+        progress.print(f"warning: {line}")
     progress.print(
         f"{task.spec.model.__name__} of {num_parameters(program.state.params):,} parameters · "
         f"{config.model.dtype}, products in {product_type(config.model)} · "

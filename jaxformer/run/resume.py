@@ -48,6 +48,7 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
         "data": task.data.fingerprint,
         "tokenizer": task.data.tokenizer.fingerprint,
         "text": task.description[0],
+        "lost": task.data.lost,
         "rows": task.row_multiple,
         "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
         "keys": {"dropout": program.dropout_key.tolist()},

@@ -36,11 +36,9 @@ BAD, GOOD = 0, 1
 """Tokens that `spoil` lets bad and good batches begin with."""
 
 
-def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
-    """A run on a text that is written to the directory; every step is validated and saved."""
-    text = directory / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
-    model = GPTConfig(
+def tiny_model() -> GPTConfig:
+    """A GPT of one layer."""
+    return GPTConfig(
         vocab_size=0,
         context_length=8,
         width=8,
@@ -49,8 +47,14 @@ def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
         num_layers=1,
         dropout_rate=0.1,
     )
+
+
+def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
+    """A run on a text that is written to the directory; every step is validated and saved."""
+    text = directory / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
     config = LanguageConfig(
-        model=model,
+        model=tiny_model(),
         data=DataConfig(path=text, tokenizer="characters"),
         checkpoint=CheckpointConfig(every=1, keep=3),
         steps=12,
