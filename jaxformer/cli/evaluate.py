@@ -14,7 +14,8 @@ from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
 
 DESCRIPTION = (
-    "Score every token of the run's validation data and print the loss in every unit. A "
+    "Score every token of the run's validation data and print the loss in every unit, and the "
+    "accuracy, the share of tokens that the model finds the likeliest. A "
     "translation run also translates the validation sources: BLEU with sacrebleu's signature, "
     "and exact matches. The data may lie elsewhere than in training; other data than those of the "
     "run are scored as a whole, and the output says so."
@@ -130,7 +131,8 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         yield "other data than those the run learned from, scored as a whole:"
     yield (
         f"step {figures['step']} · {figures['split']} loss {figures['loss']:.4f} nats per token · "
-        f"perplexity {figures['perplexity']:.3f} · {bits}{figures['tokens']:,} tokens"
+        f"perplexity {figures['perplexity']:.3f} · accuracy {figures['accuracy']:.2%} · "
+        f"{bits}{figures['tokens']:,} tokens"
     )
     if "bleu" in figures:
         yield (

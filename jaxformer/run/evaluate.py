@@ -21,7 +21,7 @@ from jaxformer.data.translation import encode_pairs, prepare_pairs
 from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
-from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.evaluation.loss import Evaluation, means
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
@@ -35,7 +35,7 @@ PROGRESS_SECONDS = 5.0
 
 
 def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte of a GPT over a split of its text, or another text.
+    """Loss, accuracy and bits per byte of a GPT over a split of its text, or another text.
 
     Bits per byte are None if the tokenizer loses some of the text.
     """
@@ -56,12 +56,13 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
         }[split]
         lost = data.lost
     batches = evaluation_batches(tokens, config.batch_size, config.model.context_length)
-    result = evaluate_params(run, batches)
+    result, accuracy = evaluate_params(run, batches)
     return {
         "step": run.step,
         "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        "accuracy": accuracy,
         "bits_per_byte": None if lost else result.bits_per_byte(len(tokens) / num_bytes),
         "tokens": result.num_tokens,
         "bytes": num_bytes,
@@ -71,7 +72,7 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
 def translation_figures(
     run: "Run", split: Split, search: BeamConfig, places: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Loss and perplexity of the targets; but for training pairs also BLEU and exact matches."""
+    """Loss and accuracy of the targets; but for training pairs also BLEU and exact matches."""
     config: Any = run.config
     settings = moved(run, places)
     label: str = split
@@ -86,12 +87,14 @@ def translation_figures(
         require_same(run, data.fingerprint)
         pairs = data.val if split == "val" else data.train
         texts = data.val_texts if split == "val" else None
-    result = evaluate_params(run, evaluation_pair_batches(pairs, run.specials, config.batch_tokens))
+    batches = evaluation_pair_batches(pairs, run.specials, config.batch_tokens)
+    result, accuracy = evaluate_params(run, batches)
     figures: dict[str, Any] = {
         "step": run.step,
         "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        "accuracy": accuracy,
         "tokens": result.num_tokens,
         "pairs": len(pairs),
     }
@@ -129,11 +132,18 @@ def other(split: Split) -> str:
     return "other"
 
 
-def evaluate_params(run: "Run", batches: Iterable[Any]) -> Evaluation:
-    """The mean loss of a run's parameters over the batches, on one device."""
+def evaluate_params(run: "Run", batches: Iterable[Any]) -> tuple[Evaluation, float]:
+    """The mean loss and the accuracy of a run's parameters over the batches, on one device."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    eval_step = jax.jit(make_eval_step(run.graphdef, run.spec.eval_objective))
-    return evaluate(eval_step, run.params, batches, batch_sharding(mesh))
+    objectives = run.spec.eval_objective, run.spec.accuracy
+    steps = [make_eval_step(run.graphdef, objective) for objective in objectives]
+
+    @jax.jit  # one function for both: XLA merges their forward passes
+    def eval_step(params: Any, batch: Any) -> list[Any]:
+        return [step(params, batch) for step in steps]
+
+    (loss, count), (accuracy, _) = means(eval_step, run.params, batches, batch_sharding(mesh))
+    return Evaluation(loss, count), accuracy
 
 
 def require_same(run: "Run", fingerprint: str) -> None:

@@ -29,6 +29,8 @@ class TrainSpec:
     """What a step lowers."""
     eval_objective: Objective
     """What a validation reports, in nats per token."""
+    accuracy: Objective
+    """What an evaluation reports beside it: targets whose logit is the largest."""
     optimizer: Optimizer
 
 

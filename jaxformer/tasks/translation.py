@@ -19,7 +19,11 @@ from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
 from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
-from jaxformer.training.objectives import translation, translation_cross_entropy
+from jaxformer.training.objectives import (
+    translation,
+    translation_accuracy,
+    translation_cross_entropy,
+)
 from jaxformer.training.optimizer import adam
 from jaxformer.weights.families import marian
 from jaxformer.weights.twin import TWIN
@@ -96,6 +100,7 @@ def translation_spec(config: TranslationConfig, specials: SpecialTokens) -> Trai
         model=Transformer,
         objective=translation(config.loss, config.label_smoothing, specials.padding),
         eval_objective=translation_cross_entropy,
+        accuracy=translation_accuracy,
         optimizer=adam(config.optimizer, config.model.width),
     )
 
