@@ -269,6 +269,9 @@ class RunOptions:
     max_skipped: PositiveInt = 10
     """End the run after this number of skipped updates in a row, for a loss or gradient that is not
     finite or a spike."""
+    log_every: PositiveInt = 1
+    """Steps between the lines of training steps in metrics.jsonl; the last step, and those that are
+    skipped or a spike, have one in any case."""
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
     restarts: NaturalInt = 0

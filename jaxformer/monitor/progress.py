@@ -23,7 +23,7 @@ class Progress:
     """Step, loss, learning rate, speed and the time that is left.
 
     On a terminal one line is redrawn, in colours unless NO_COLOR is set; elsewhere a line is
-    printed for the first and the last step and every `PLAIN_SECONDS`.
+    printed for the first and the last step and every `PLAIN_SECONDS`, with the time of day.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Progress:
             self._live.update(self._live.task_ids[0], completed=step, line=line)
         elif step == self.total_steps or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
-            self.print(line)
+            self.print(f"{line} · {time_of_day()}")
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -109,6 +109,11 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def time_of_day() -> str:
+    """The local time, 14:03:22."""
+    return time.strftime("%H:%M:%S")
 
 
 def _live_line(stream: TextIO, total_steps: int, start_step: int) -> "rich.progress.Progress":

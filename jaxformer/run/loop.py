@@ -112,7 +112,8 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
             progress.print(line)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
-        log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
+        monitor = LossMonitor(options.max_skipped, before)
+        log = StepLog(config, mesh, lines, progress, monitor, options.log_every)
 
         def validate(step: int, params: Any) -> Evaluation | None:
             """Score and log; None if the run was asked to end during it."""
