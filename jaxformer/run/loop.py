@@ -94,13 +94,12 @@ def train(config: RunConfig, options: RunOptions) -> Outcome:
     # Restore.
     state, begun = resume.restore(task, program, metadata, options)
     step, first = (start := begun.step), distributed.is_first()
-    if first:
-        directory.fill_run_dir(config, run_dir, data.tokenizer)
+    is_new = first and directory.fill_run_dir(config, run_dir, data.tokenizer)
     metrics_file = run_dir / directory.METRICS if first else None
     with (
         directory.locked(run_dir) if first else contextlib.nullcontext(),
         PreemptionGuard() if jax.process_count() == 1 else MultiHostPreemptionGuard() as interrupt,
-        directory.checkpoint_writer(run_dir, config) as writer,
+        directory.checkpoint_writer(run_dir, config, is_new) as writer,
         MetricsWriter(metrics_file, start if options.resume else None) as lines,
         open(os.devnull, "w") as nowhere,
         Progress(config.steps, start, (sys.stdout if first else None) or nowhere) as progress,
