@@ -31,6 +31,11 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"
 LOCK = ".lock"
+OF_VERSIONS = (
+    "the standard library depends on Python's version, generated numbers on those of num2words and "
+    "babel"
+)
+"""Why the same configuration may have other data."""
 NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
 
 

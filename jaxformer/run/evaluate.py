@@ -22,6 +22,7 @@ from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
 from jaxformer.evaluation.loss import Evaluation, means
+from jaxformer.run.directory import OF_VERSIONS
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
@@ -49,7 +50,7 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
         lost = lost_share(run.tokenizer, [text])
     else:
         data = prepare(settings)
-        require_same(run, data.fingerprint)
+        require_same(run, data)
         tokens, num_bytes = {
             "train": (data.train, data.train_bytes),
             "val": (data.val, data.val_bytes),
@@ -84,7 +85,7 @@ def translation_figures(
         check_lengths(config.model.context_length, pairs)
     else:
         data = prepare_pairs(settings)
-        require_same(run, data.fingerprint)
+        require_same(run, data)
         pairs = data.val if split == "val" else data.train
         texts = data.val_texts if split == "val" else None
     batches = evaluation_pair_batches(pairs, run.specials, config.batch_tokens)
@@ -146,12 +147,14 @@ def evaluate_params(run: "Run", batches: Iterable[Any]) -> tuple[Evaluation, flo
     return Evaluation(loss, count), accuracy
 
 
-def require_same(run: "Run", fingerprint: str) -> None:
+def require_same(run: "Run", data: Any) -> None:
     """Refuse data that are not those of the run; those of an imported model are unknown."""
-    if run.data_fingerprint not in (None, fingerprint):
+    if run.data_fingerprint not in (None, data.fingerprint):
+        known = f": it was {run.text}, here is {data.description}" if run.text else ""
         raise UserError(
-            f"the text that {run.directory} learned from has changed: restore it, or name where it "
-            "is now, or another text, by --data.path (of pairs --data.source and --data.target)"
+            f"the text that {run.directory} learned from has changed ({OF_VERSIONS}){known}; "
+            "restore it, or name where it is now, or another text, by --data.path (of pairs "
+            "--data.source and --data.target)"
         )
 
 

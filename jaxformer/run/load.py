@@ -58,6 +58,8 @@ class Run:
     """Optimizer steps that made these parameters."""
     data_fingerprint: str | None
     """SHA-256 of the text and tokenizer they were learned from; None if they are unknown."""
+    text: str | None = None
+    """The line of the log about this text, such as its name and size, if it is known."""
     lost: float = 0.0
     """Share of the characters of this text that its tokens do not give back, if it is known."""
 
@@ -247,8 +249,9 @@ def load_run(
     for line in found.skipped:
         print(line, file=sys.stderr)
     check_own(run_dir, spec, tokenizer, found)
-    data, lost = found.metadata.get("data"), found.metadata.get("lost", 0.0)
-    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data, lost)
+    known = found.metadata
+    learned_from = known.get("data"), known.get("text"), known.get("lost", 0.0)
+    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, *learned_from)
 
 
 def open_run(

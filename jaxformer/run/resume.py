@@ -148,9 +148,8 @@ def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, An
         (
             "data",
             "text",
-            "the text or its tokenizer has changed (the standard library depends on Python's "
-            "version, generated numbers on those of num2words and babel): restore it, name where "
-            "it is now by --data.path, or start a new run",
+            f"the text or its tokenizer has changed ({directory.OF_VERSIONS}): restore it, name "
+            "where it is now by --data.path, or start a new run",
         ),
         ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
         (

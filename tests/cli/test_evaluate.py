@@ -95,7 +95,10 @@ def test_a_changed_text_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert str(tmp_path / "run") in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert str(tmp_path / "run") in line
+    assert f"it was {run.data.description}, here is text.txt" in line
+    assert "Python's version" in line
 
 
 def figures_of(directory, *words):
