@@ -64,13 +64,16 @@ def initial_state(task: Task, program: Program) -> tuple[TrainState, str]:
 def params_of_run(path: Path, task: Task, program: Program) -> tuple[PyTree, int]:
     """The parameters of another run's newest checkpoint that verifies, and its step."""
     spec, tokenizer = open_run(path)
-    problems = [*differences(task.spec, spec)]
-    if tokenizer.fingerprint != task.data.tokenizer.fingerprint:
+    same_tokens = tokenizer.fingerprint == task.data.tokenizer.fingerprint
+    problems = [*differences(task.spec, spec, same_tokens)]
+    if not same_tokens:
         taken = f": take it by --data.tokenizer {path / TOKENIZER}"
         can_be = hasattr(task.spec.config.data, "tokenizer")
         problems.append(f"its tokenizer is another{taken if can_be else ''}")
     if problems:
-        raise UserError(f"init-from {path} does not fit this run: {'; '.join(problems)}")
+        raise UserError(
+            f"init-from {path} does not fit this run: {'; '.join(problems)}; choose what it has"
+        )
     found = checkpoint.read_metadata(path / CHECKPOINTS, items=[PARAMS])
     check_own(path, spec, tokenizer, found)
     distributed.assert_same_on_all_processes(f"begins with step {found.step} of {path}")
@@ -96,12 +99,16 @@ def params_of_file(path: Path, config: RunConfig, program: Program) -> PyTree:
     return jax.tree.map(place, params, like)
 
 
-def differences(ours: TrainSpec, theirs: TrainSpec) -> Iterator[str]:
-    """In which settings another run's model is not the same function of its weights."""
+def differences(ours: TrainSpec, theirs: TrainSpec, same_tokens: bool) -> Iterator[str]:
+    """In which settings another run's model is not the same function of its weights.
+
+    The size of the vocabulary is one of them if both have the same tokenizer.
+    """
     if theirs.model is not ours.model:
         yield f"it is a {theirs.model.__name__}, not a {ours.model.__name__}"
         return
     alike = OF_TRAINING | (OF_LEAVES if leaves(ours) == leaves(theirs) else set())
+    alike = alike if same_tokens else alike | {"vocab_size"}
     for field in dataclasses.fields(ours.config.model):
         our, their = (getattr(spec.config.model, field.name) for spec in (ours, theirs))
         if our != their and field.name not in alike:
