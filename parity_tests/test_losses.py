@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from jaxformer.parity.bounds import BOUNDS, UNITS_IN_LAST_PLACE
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import relative_error
-from jaxformer.training.loss import cross_entropy, label_smoothing_kl, smoothed_cross_entropy
+from jaxformer.training.loss import (
+    accuracy,
+    cross_entropy,
+    label_smoothing_kl,
+    smoothed_cross_entropy,
+)
 
 SHAPE = (3, 5)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -90,6 +95,18 @@ def test_label_smoothing_kl_is_the_divergence_from_its_written_out_distribution(
     expected = with_grad(logits, lambda x: divergence(x.log_softmax(-1), true))
     found = ours(label_smoothing_kl, logits, targets, mask, smoothing, padding)
     assert_equal(found, expected, mask)
+
+
+@given(seed=SEEDS, vocab_size=VOCAB_SIZES)
+def test_accuracy_counts_the_targets_whose_logit_is_the_largest(seed, vocab_size):
+    logits, targets, mask, _ = draw(seed, vocab_size)
+    right = 0
+    for row, place in np.argwhere(mask):
+        others = np.delete(logits[row, place], targets[row, place])
+        right += bool((logits[row, place, targets[row, place]] > others).all())
+    total, grad, count = ours(accuracy, logits, targets, mask)
+    assert (total, count) == (right, mask.sum())
+    assert not grad.any()
 
 
 @pytest.mark.parametrize(

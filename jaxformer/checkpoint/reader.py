@@ -6,7 +6,7 @@ import gc
 import hashlib
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxformer.checkpoint.layout import (
     brief,
     check_path,
     leaves_of,
+    read_manifest,
     verify,
 )
 from jaxformer.errors import UserError
@@ -68,11 +69,43 @@ def read_metadata(
     are read.
 
     Raises:
-        UserError: there is no such checkpoint, none verifies (each is named with the faulty file),
-            one of `items` is not in it, or an earlier version of this library wrote it.
+        UserError: there is no such checkpoint (those that are there are named), none verifies (each
+            is named with the faulty file), one of `items` is not in it, or an earlier version of
+            this library wrote it.
     """
+    there = all_steps(directory)
+    if step is not None and there and step not in there:
+        raise UserError(
+            f"there is no checkpoint {step} in {directory}: choose one of the steps "
+            f"{', '.join(map(str, there))}"
+        )
+    return _first_of(directory, reversed(there) if step is None else [step], items)
+
+
+def read_best(directory: Path, items: Collection[str] | None = None) -> Checkpoint:
+    """`read_metadata` of the checkpoint with the lowest validation loss of those that verify.
+
+    Raises:
+        UserError: as `read_metadata` does, and if no checkpoint has a validation loss.
+    """
+    losses = []
+    for step in all_steps(directory):
+        with contextlib.suppress(CorruptionError):
+            losses.append((read_manifest(directory, step)["val_loss"], step))
+    scored = sorted((loss, step) for loss, step in losses if loss is not None)
+    if losses and not scored:
+        raise UserError(
+            f"no checkpoint in {directory} has a validation loss, so none is the best: name a step"
+        )
+    return _first_of(directory, [step for _, step in scored], items)
+
+
+def _first_of(
+    directory: Path, candidates: Iterable[int], items: Collection[str] | None
+) -> Checkpoint:
+    """What the first of these steps that verifies holds beside its arrays."""
     skipped: list[str] = []
-    for candidate in reversed(all_steps(directory)) if step is None else [step]:
+    for candidate in candidates:
         try:
             content = verify(directory, candidate, items)
         except CorruptionError as fault:

@@ -7,6 +7,7 @@ so that `--help` answers at once.
 """
 
 import contextlib
+import dataclasses
 import errno
 import io
 import os
@@ -31,6 +32,16 @@ ConfigT = TypeVar("ConfigT")
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The directory of a run, named first and without a flag: `jaxformer plot RUN`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointArguments:
+    """Which checkpoint of a run a command reads, as `load_run` takes it."""
+
+    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Use the checkpoint of this step; by default the newest."""
+    best: bool = False
+    """Use the checkpoint with the lowest validation loss, which every run keeps."""
 
 
 _PATHS = tyro.constructors.ConstructorRegistry()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.errors import UserError
 from jaxformer.evaluation.pictures import check_output
 from jaxformer.extras import require_extra
@@ -38,6 +38,7 @@ class AttentionArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     text: str
     """Text to read; of a translation model, the source."""
     target: str | None = None
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.evaluation.attention_maps import draw_attention
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, **vars(arguments.checkpoint))
     if isinstance(run.config.model, GPTConfig):
         if arguments.target is not None:
             raise UserError(

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jaxformer.cli.arguments import RunPath, parse
+import tyro
+
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.cli.outputs import json_output
 from jaxformer.config import BeamConfig, LanguageConfig, require_positive
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
 DESCRIPTION = (
-    "Score every token of the run's validation data and print the loss in every unit. A "
+    "Score every token of the run's validation data and print the loss in every unit, and the "
+    "accuracy, the share of tokens that the model finds the likeliest. A "
     "translation run also translates the validation sources: BLEU with sacrebleu's signature, "
     "and exact matches. The data may lie elsewhere than in training; other data than those of the "
     "run are scored as a whole, and the output says so."
@@ -41,10 +44,12 @@ class EvaluateArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     split: Literal["val", "train"] = "val"
     """Which side of the data to score; sources are translated of the validation side only."""
     average: int = 1
-    """Score the mean of the parameters of the newest N checkpoints."""
+    """Score the mean of the parameters of the newest N checkpoints; with `--step` or `--best`, of
+    that one and those before it."""
     beam: int | None = None
     """Hypotheses that beam search follows, 4 by default; translation runs only."""
     length_penalty: float | None = None
@@ -90,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(EvaluateArguments, argv, "jaxformer evaluate", DESCRIPTION)
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run, average=arguments.average)
+    run = load_run(arguments.run, average=arguments.average, **vars(arguments.checkpoint))
     require_used(arguments, isinstance(run.config, LanguageConfig))
     with json_output(arguments.json) as write_json:
         figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
@@ -122,7 +127,8 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         yield "other data than those the run learned from, scored as a whole:"
     yield (
         f"step {figures['step']} · {figures['split']} loss {figures['loss']:.4f} nats per token · "
-        f"perplexity {figures['perplexity']:.3f} · {bits}{figures['tokens']:,} tokens"
+        f"perplexity {figures['perplexity']:.3f} · accuracy {figures['accuracy']:.2%} · "
+        f"{bits}{figures['tokens']:,} tokens"
     )
     if "bleu" in figures:
         yield (

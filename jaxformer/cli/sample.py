@@ -2,18 +2,20 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
-from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.config import LanguageConfig, SamplingConfig, require_positive
 from jaxformer.decoding.stop_strings import StopFilter
 
 DESCRIPTION = (
-    "Continue each prompt with text from the run's newest checkpoint. One sample is shown as it is "
-    "written; several, each under a line that numbers it. The same seed writes the same text."
+    "Continue each prompt with text from the run's newest checkpoint, or another. One "
+    "sample is shown as it is written; several, each under a line that numbers it. The same seed "
+    "writes the same text."
 )
 ROWS_AT_ONCE = 16  # the memory of the key-value cache grows with them
 RULE = "-" * 24
@@ -25,6 +27,7 @@ class SampleArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")]
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to continue; may be given several times. By default a newline."""
@@ -52,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(SampleArguments, argv, "jaxformer sample", DESCRIPTION)
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run, LanguageConfig)
+    run = load_run(arguments.run, LanguageConfig, **vars(arguments.checkpoint))
+    if run.remark:
+        print(run.remark, file=sys.stderr)
     rows = [text for text in arguments.prompt or ("",) for _ in range(arguments.num_samples)]
     batches = [
         run.stream(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jaxformer.cli.arguments import RunPath, parse
+from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.config import BeamConfig, TranslationConfig, require_positive
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     from jaxformer.run.load import Run
 
 DESCRIPTION = (
-    "Translate each line of standard input by beam search with the run's newest checkpoint and "
-    "print one line for it, in order, as batches are done; a pipe that stays open is answered as "
-    "its lines arrive. With --n-best N above 1 print N lines for it: its number, score and text, "
-    "separated by tabs. A line that cannot be translated is reported on standard error by its "
-    "number and printed as an empty one; the exit status is 2."
+    "Translate each line of standard input by beam search with the run's newest checkpoint, or "
+    "another, and print one line for it, in order, as batches are done; a pipe that stays open is "
+    "answered as its lines arrive. With --n-best N above 1 print N lines for it: its number, score "
+    "and text, separated by tabs. A line that cannot be translated is reported on standard error "
+    "by its number and printed as an empty one; the exit status is 2."
 )
 BATCHES_AT_ONCE = 16  # lines that are read ahead and sorted by length
 READ_BYTES = 2**16  # as many as a pipe of Linux holds
@@ -38,9 +38,11 @@ class TranslateArguments:
 
     run: RunPath
     """Directory of the run."""
+    checkpoint: Annotated[CheckpointArguments, tyro.conf.arg(name="")]
     search: Annotated[BeamConfig, tyro.conf.arg(name="")]
     average: int = 1
-    """Translate with the mean of the parameters of the newest N checkpoints."""
+    """Translate with the mean of the parameters of the newest N checkpoints; with `--step` or
+    `--best`, of that one and those before it."""
     batch: int = 64
     """Lines that are translated together; lines of similar length share a batch."""
 
@@ -60,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
 
     if sys.stdin is None:
         raise UserError("standard input is closed: give it text, one sentence per line")
-    run = load_run(arguments.run, TranslationConfig, average=arguments.average)
+    which = vars(arguments.checkpoint)
+    run = load_run(arguments.run, TranslationConfig, average=arguments.average, **which)
+    if run.remark:
+        print(run.remark, file=sys.stderr)
     failed = False
     numbers = itertools.count(1)
     for lines in arriving(sys.stdin.buffer, BATCHES_AT_ONCE * arguments.batch):

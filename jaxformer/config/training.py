@@ -114,13 +114,16 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     steps: PositiveInt = 2000
-    """Optimizer steps of the whole schedule."""
+    """Optimizer steps of the whole schedule; `--resume` with more of them extends the run."""
     accumulation: PositiveInt = 1
     """Slices the batch is cut into, one after the other, to save memory."""
     eval_every: PositiveInt = 250
     """Steps between validation losses."""
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
     """Seed of the initial weights, the dropout and the order of the data."""
+    init_from: Path | None = None
+    """Begin with other weights than random ones: those of a run's newest checkpoint, or of a
+    safetensors file (or the index of several) with the names of the twin or of Hugging Face."""
     model: ModelConfig
     data: Any
     """Where the data come from; every kind has its own."""
@@ -266,6 +269,9 @@ class RunOptions:
     max_skipped: PositiveInt = 10
     """End the run after this number of skipped updates in a row, for a loss or gradient that is not
     finite or a spike."""
+    log_every: PositiveInt = 1
+    """Steps between the lines of training steps in metrics.jsonl; the last step, and those that are
+    skipped or a spike, have one in any case."""
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
     restarts: NaturalInt = 0

@@ -32,12 +32,11 @@ from jaxformer.atomic import atomic_write
 from jaxformer.config import RUN_CONFIGS, DataConfig
 from jaxformer.data import sources
 from jaxformer.data.cache import default_cache, load_or_build
+from jaxformer.data.lost_text import loss_note, lost_share
 from jaxformer.data.tokenizer import (
     BUILT_IN,
     Tokenizer,
     load_tokenizer,
-    loss_note,
-    lost_share,
     make_tokenizer,
     save_tokenizer,
 )
@@ -105,6 +104,11 @@ class PreparedData:
     text have no meaning."""
     description: str
     """One line for the log."""
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens that the training text comes to."""
+        return len(self.train)
 
     @property
     def num_val_tokens(self) -> int:

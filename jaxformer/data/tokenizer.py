@@ -18,7 +18,6 @@ import itertools
 import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from jaxformer.config.data import NUM_BYTES
 from jaxformer.errors import UserError
 
 PIECE_LENGTH = 1 << 16  # characters given to one call of the library's byte-pair encoder
-CHARACTERS_AT_ONCE = 1 << 20  # of a text that is encoded and decoded to compare it
 PIECES_AT_ONCE = 64  # the library holds over 100 bytes per token until a call returns
 TEXTS_AT_ONCE = 4096
 BUILT_IN = ("bytes", "characters", "bpe")
@@ -174,7 +172,7 @@ class BPETokenizer(Tokenizer):
         the same tokenizer. Words of more than `LONGEST_WORD` characters are learned from in parts.
         """
         library = _byte_level()
-        pieces = (piece for text in texts for piece in _pieces(text, PIECE_LENGTH))
+        pieces = (piece for text in texts for piece in pieces_of(text, PIECE_LENGTH))
         library.train_from_iterator(_with_cut_words(pieces), _trainer(vocab_size))
         return cls(library)
 
@@ -203,7 +201,7 @@ class BPETokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         _encoded(text, "utf-8")
-        pieces = _pieces(text, PIECE_LENGTH) if self._splits_at_newlines else [text]
+        pieces = pieces_of(text, PIECE_LENGTH) if self._splits_at_newlines else [text]
         return np.concatenate(list(self._encode_batches(pieces, PIECES_AT_ONCE)))
 
     def encode_each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
@@ -243,32 +241,6 @@ def make_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenize
             "choose bytes, characters, bpe or the path of a tokenizer.json"
         )
     return load_tokenizer(kind)
-
-
-def lost_share(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Share of the characters of `texts` that decoding their tokens does not give back.
-
-    It is 0 only if every text comes back exactly, but for a space before it, which tokenizers of
-    SentencePiece's kind add. Unknown words, case and white space are often lost.
-    """
-    lost = total = 0
-    for text in itertools.chain.from_iterable(_pieces(text, CHARACTERS_AT_ONCE) for text in texts):
-        total += len(text)
-        found = tokenizer.decode(tokenizer.encode(text))
-        if found.removeprefix(" ") != text.removeprefix(" "):
-            lost += max(1, (Counter(text) - Counter(found)).total())
-    return lost / max(total, 1)
-
-
-def loss_note(lost: float) -> str:
-    """What a log says of a tokenizer that loses this share of the text; empty for none."""
-    if not lost:
-        return ""
-    share = f"{lost:.2%}" if lost >= 1e-4 else "less than 0.01%"
-    return (
-        f"; {share} of the characters are lost, as decoding does not reproduce the text: there are "
-        "no bits per byte"
-    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
@@ -334,7 +306,7 @@ def _trainer(vocab_size: int) -> tokenizers.trainers.BpeTrainer:
     )
 
 
-def _pieces(text: str, length: int) -> Iterator[str]:
+def pieces_of(text: str, length: int) -> Iterator[str]:
     """Cut `text` into pieces of about `length` characters that byte-level BPE encodes as the whole.
 
     It cuts before a newline that follows a letter, a digit or a printable ASCII character: GPT-2's
@@ -369,7 +341,7 @@ def _with_cut_words(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _splits_at_newlines(rules: dict[str, Any]) -> bool:
-    """Whether the pieces of `_pieces` encode to the same ids as the whole text."""
+    """Whether the pieces of `pieces_of` encode to the same ids as the whole text."""
     pre_tokenizer = rules["pre_tokenizer"] or {}
     return (
         rules["normalizer"] is None

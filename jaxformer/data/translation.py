@@ -34,6 +34,7 @@ from jaxformer.config import CopyConfig, NumbersConfig, TextPairsConfig
 from jaxformer.data import sources
 from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.clean import Cleaning, length_faults
+from jaxformer.data.lost_text import loss_note, lost_share
 from jaxformer.data.numbers import number_pairs
 from jaxformer.data.pairs import Pair, Sequences, TokenPairs
 from jaxformer.data.parallel_text import PairTexts, read_text_pairs
@@ -44,8 +45,6 @@ from jaxformer.data.tokenizer import (
     CharTokenizer,
     Tokenizer,
     load_tokenizer,
-    loss_note,
-    lost_share,
     make_tokenizer,
     save_tokenizer,
 )
@@ -75,6 +74,11 @@ class PreparedPairs:
     text have no meaning."""
     description: str
     """One line for the log."""
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens of the targets to learn from, an end token with each."""
+        return len(self.train.targets.tokens) + len(self.train)
 
     @property
     def num_val_tokens(self) -> int:

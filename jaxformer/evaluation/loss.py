@@ -1,8 +1,8 @@
-"""The loss of a model on a split, as nats per token, perplexity and bits per byte."""
+"""The loss of a model on a split, as nats per token, perplexity and bits per byte; accuracy."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -38,11 +38,27 @@ def evaluate(
     sharding: NamedSharding,
 ) -> Evaluation:
     """The mean loss over every token that counts in the batches."""
-    sums: list[Any] = []
+    [(loss, count)] = means(lambda *args: [eval_step(*args)], params, batches, sharding)
+    return Evaluation(loss, count)
+
+
+def means(
+    eval_step: Callable[[PyTree, Any], Sequence[Any]],
+    params: PyTree,
+    batches: Iterable[Any],
+    sharding: NamedSharding,
+) -> list[tuple[float, int]]:
+    """The mean of each figure over all batches, and the number of tokens that it is the mean over.
+
+    `eval_step` gives a batch's sum and number for each figure.
+    """
+    steps: list[Sequence[Any]] = []
     for batch in batches:
-        sums.append(eval_step(params, shard_batch(batch, sharding)))
-        jax.block_until_ready(sums[-2:-1])  # an interrupt waits for two batches, not for all
+        steps.append(eval_step(params, shard_batch(batch, sharding)))
+        jax.block_until_ready(steps[-2:-1])  # an interrupt waits for two batches, not for all
     # Summed in float64 on the host: the result depends on no device and no order.
-    total = math.fsum(float(loss) for loss, _ in sums)
-    count = sum(int(number) for _, number in sums)
-    return Evaluation(total / count, count)
+    found = []
+    for figure in zip(*steps, strict=True):
+        count = sum(int(number) for _, number in figure)
+        found.append((math.fsum(float(total) for total, _ in figure) / count, count))
+    return found

@@ -19,7 +19,7 @@ class LossMonitor:
         """`before` are the lines of metrics.jsonl up to the step a run is resumed from."""
         self._max_skipped = max_skipped
         self._in_a_row = 0
-        self._last_good = 0
+        self._last_skipped = 0
         for row in before:
             if row["split"] == "train":
                 self._count(row["step"], "skipped" in row)
@@ -49,15 +49,18 @@ class LossMonitor:
         Raises:
             UserError: naming the last good step and the first batch after it.
         """
+        last_good = self._last_skipped - self._in_a_row
         if self._in_a_row >= self._max_skipped:
             raise UserError(
                 f"{self._in_a_row} updates in a row were skipped: the last good step is "
-                f"{self._last_good}, the first bad batch {self._last_good}, counted from 0; look "
+                f"{last_good}, the first bad batch {last_good}, counted from 0; look "
                 "at the batch, train with a lower learning rate, or resume with a larger "
                 "--max-skipped"
             )
 
     def _count(self, step: int, skipped: bool) -> None:
-        self._in_a_row = self._in_a_row + 1 if skipped else 0
-        if not skipped:
-            self._last_good = step
+        # A step without a line in metrics.jsonl (--log-every) was not skipped.
+        if not skipped or step != self._last_skipped + 1:
+            self._in_a_row = 0
+        if skipped:
+            self._in_a_row, self._last_skipped = self._in_a_row + 1, step

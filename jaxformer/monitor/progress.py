@@ -27,7 +27,7 @@ class Progress:
 
     On a terminal one line with a bar is redrawn, in colours unless NO_COLOR is set; a narrow one
     shows less of it. Elsewhere a line is printed for the first and the last step and every
-    `PLAIN_SECONDS`.
+    `PLAIN_SECONDS`, with the time of day.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Progress:
             self._live.update(self._live.task_ids[0], completed=step, line=line)
         elif step == self.total_steps or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
-            self.print(SEPARATOR.join(parts.values()))
+            self.print(SEPARATOR.join([*parts.values(), time_of_day()]))
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -117,6 +117,11 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def time_of_day() -> str:
+    """The local time, 14:03:22."""
+    return time.strftime("%H:%M:%S")
 
 
 def _live_line(

@@ -1,4 +1,4 @@
-"""The log of a run: each step's line in metrics.jsonl, and its place in the progress line.
+"""The log of a run: a step's line in metrics.jsonl, and its place in the progress line.
 
 The metrics of a step are read back only after the next step was started, so that the device does
 not wait for the host.
@@ -15,7 +15,7 @@ from jaxformer.config import BlockConfig, RunConfig
 from jaxformer.evaluation.loss import Evaluation
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter
-from jaxformer.monitor.progress import Progress
+from jaxformer.monitor.progress import Progress, time_of_day
 from jaxformer.planning.hardware import Product, mfu
 from jaxformer.runtime.memory import memory_bytes
 from jaxformer.tasks.task import StepCost
@@ -23,7 +23,7 @@ from jaxformer.training.step import Metrics
 
 
 class StepLog:
-    """Writes each step's metrics once and in order, with its duration."""
+    """Writes steps' metrics once and in order, with durations; the monitor sees every step."""
 
     def __init__(
         self,
@@ -32,12 +32,15 @@ class StepLog:
         writer: MetricsWriter,
         progress: Progress,
         monitor: LossMonitor,
+        every: int = 1,
     ):
+        """`every` is the number of steps between two lines of training steps."""
         self.config = config
         self.mesh = mesh
         self.writer = writer
         self.progress = progress
         self.monitor = monitor
+        self.every = every
         self._pending: tuple[int, Metrics, StepCost] | None = None
         self._since: float | None = None
 
@@ -58,13 +61,14 @@ class StepLog:
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write a validation loss."""
-        self.writer.write(step, "val", loss=evaluation.loss, tokens=evaluation.num_tokens)
+        values = {"tokens": evaluation.num_tokens, "time": now()}
+        self.writer.write(step, "val", loss=evaluation.loss, **values)
         line = f"step {step}/{self.config.steps} · validation loss {evaluation.loss:.4f} · "
         if math.isfinite(evaluation.loss):
             line += f"perplexity {evaluation.perplexity:.2f}"
         else:
             line += "no finite number, so this step is never the best checkpoint"
-        self.progress.print(line)
+        self.progress.print(f"{line} · {time_of_day()}")
 
     def note_compilations(self, number: int, expected: int) -> None:
         """Report it if the train step was compiled more often than batches have shapes.
@@ -81,21 +85,23 @@ class StepLog:
         step, metrics, cost = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)  # waits for the step to end
-        now, since = time.perf_counter(), self._since
-        self._since = now
-        speed = {} if since is None else self._speed(cost, now - since)
+        ended, since = time.perf_counter(), self._since
+        self._since = ended
+        speed = {} if since is None else self._speed(cost, ended - since)
         marks, warning = self.monitor.observe(step, metrics)
         loss, learning_rate = float(metrics.loss), float(metrics.learning_rate)
-        self.writer.write(
-            step,
-            "train",
-            loss=loss,
-            grad_norm=float(metrics.grad_norm),
-            learning_rate=learning_rate,
-            memory_bytes=memory_bytes(self.mesh.local_devices),
-            **speed,
-            **marks,
-        )
+        if step % self.every == 0 or step == self.config.steps or marks:
+            self.writer.write(
+                step,
+                "train",
+                loss=loss,
+                grad_norm=float(metrics.grad_norm),
+                learning_rate=learning_rate,
+                memory_bytes=memory_bytes(self.mesh.local_devices),
+                time=now(),
+                **speed,
+                **marks,
+            )
         if warning is not None:
             self.progress.print(warning)
         self.monitor.raise_if_stalled()
@@ -111,6 +117,11 @@ class StepLog:
         devices = list(self.mesh.devices.flat)
         share = mfu(cost.flops, seconds, devices, product_type(self.config.model))
         return speed if share is None else {**speed, "mfu": share}
+
+
+def now() -> float:
+    """Seconds since 1970 in UTC, to the millisecond."""
+    return round(time.time(), 3)
 
 
 def product_type(config: BlockConfig) -> Product:

@@ -32,6 +32,11 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"
 LOCK = ".lock"
+OF_VERSIONS = (
+    "the standard library depends on Python's version, generated numbers on those of num2words and "
+    "babel"
+)
+"""Why the same configuration may have other data."""
 NAMES = (CONFIG, TOKENIZER, METRICS, CHECKPOINTS, CURVES)
 
 
@@ -81,23 +86,29 @@ def saved_config(found: Checkpoint) -> RunConfig:
     return config_from_json(found.metadata["config"], f"checkpoint {found.step}")
 
 
-def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> None:
-    """Create the directory and its missing files; config.json follows data that were moved.
+def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> bool:
+    """Create the directory and its missing files; config.json follows moved data and more steps.
 
     config.json comes first: killed at any moment, there is either no run yet or one to resume.
+
+    Returns:
+        whether the run is a new one.
 
     Raises:
         UserError: tokenizer.json is there and is that of another run.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / CONFIG).exists():
+    is_new = not (directory / CONFIG).exists()
+    if is_new:
         save_config(config, directory / CONFIG)
     made_with = load_config(directory / CONFIG)
-    if made_with.data != config.data:
-        save_config(dataclasses.replace(made_with, data=config.data), directory / CONFIG)
+    followed = dataclasses.replace(made_with, data=config.data, steps=config.steps)
+    if followed != made_with:
+        save_config(followed, directory / CONFIG)
     if not (directory / TOKENIZER).exists():
         save_tokenizer(tokenizer, directory / TOKENIZER)
     check_tokenizer(directory, load_tokenizer(directory / TOKENIZER), tokenizer.fingerprint)
+    return is_new
 
 
 def check_tokenizer(directory: Path, tokenizer: Tokenizer, made_with: str | None) -> None:
@@ -140,8 +151,8 @@ def save_params(
         UserError: the directory holds a run, or cannot be written.
     """
     check_run_dir(RunOptions(run_dir=directory))
-    fill_run_dir(config, directory, tokenizer)
-    with checkpoint_writer(directory, config) as writer:
+    is_new = fill_run_dir(config, directory, tokenizer)
+    with checkpoint_writer(directory, config, is_new) as writer:
         metadata = {
             "config": config_to_json(config),
             "data": data,
@@ -158,10 +169,22 @@ def wait_until_visible(directory: Path) -> bool:
     return seen
 
 
-def checkpoint_writer(directory: Path, config: RunConfig) -> CheckpointWriter:
-    """The writer of the run's checkpoints, with its config's retention."""
-    settings = config.checkpoint
-    return CheckpointWriter(directory / CHECKPOINTS, keep=settings.keep, every=settings.every)
+def checkpoint_writer(directory: Path, config: RunConfig, is_new: bool = False) -> CheckpointWriter:
+    """The writer of the run's checkpoints, with its config's retention.
+
+    If the directory cannot hold checkpoints, nothing stays there of a run that is new.
+    """
+    settings, checkpoints = config.checkpoint, directory / CHECKPOINTS
+    try:
+        return CheckpointWriter(checkpoints, keep=settings.keep, every=settings.every)
+    except UserError:
+        if is_new:
+            for name in (CONFIG, TOKENIZER, LOCK):
+                (directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                checkpoints.rmdir()
+                directory.rmdir()
+        raise
 
 
 def checkpoints_to_average(steps: Sequence[int], config: RunConfig) -> list[int]:

@@ -13,16 +13,17 @@ from jaxformer.config import BeamConfig, MeshConfig
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.data.corpus import fingerprint_with as text_fingerprint
 from jaxformer.data.corpus import prepare, read_text
+from jaxformer.data.lost_text import lost_share
 from jaxformer.data.pair_batches import evaluation_pair_batches
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import read_aligned
-from jaxformer.data.tokenizer import lost_share
 from jaxformer.data.translation import encode_pairs, prepare_pairs
 from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
-from jaxformer.evaluation.loss import Evaluation, evaluate
+from jaxformer.evaluation.loss import Evaluation, means
 from jaxformer.extras import require_extra
+from jaxformer.run.directory import OF_VERSIONS
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
@@ -36,7 +37,7 @@ PROGRESS_SECONDS = 5.0
 
 
 def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte of a GPT over a split of its text, or another text.
+    """Loss, accuracy and bits per byte of a GPT over a split of its text, or another text.
 
     Bits per byte are None if the tokenizer loses some of the text.
     """
@@ -50,19 +51,20 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
         lost = lost_share(run.tokenizer, [text])
     else:
         data = prepare(settings)
-        require_same(run, data.fingerprint)
+        require_same(run, data)
         tokens, num_bytes = {
             "train": (data.train, data.train_bytes),
             "val": (data.val, data.val_bytes),
         }[split]
         lost = data.lost
     batches = evaluation_batches(tokens, config.batch_size, config.model.context_length)
-    result = evaluate_params(run, batches)
+    result, accuracy = evaluate_params(run, batches)
     return {
         "step": run.step,
         "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        "accuracy": accuracy,
         "bits_per_byte": None if lost else result.bits_per_byte(len(tokens) / num_bytes),
         "tokens": result.num_tokens,
         "bytes": num_bytes,
@@ -72,7 +74,7 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
 def translation_figures(
     run: "Run", split: Split, search: BeamConfig, places: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Loss and perplexity of the targets; but for training pairs also BLEU and exact matches."""
+    """Loss and accuracy of the targets; but for training pairs also BLEU and exact matches."""
     config: Any = run.config
     settings = moved(run, places)
     label: str = split
@@ -86,15 +88,17 @@ def translation_figures(
         check_lengths(config.model.context_length, pairs)
     else:
         data = prepare_pairs(settings)
-        require_same(run, data.fingerprint)
+        require_same(run, data)
         pairs = data.val if split == "val" else data.train
         texts = data.val_texts if split == "val" else None
-    result = evaluate_params(run, evaluation_pair_batches(pairs, run.specials, config.batch_tokens))
+    batches = evaluation_pair_batches(pairs, run.specials, config.batch_tokens)
+    result, accuracy = evaluate_params(run, batches)
     figures: dict[str, Any] = {
         "step": run.step,
         "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
+        "accuracy": accuracy,
         "tokens": result.num_tokens,
         "pairs": len(pairs),
     }
@@ -132,19 +136,28 @@ def other(split: Split) -> str:
     return "other"
 
 
-def evaluate_params(run: "Run", batches: Iterable[Any]) -> Evaluation:
-    """The mean loss of a run's parameters over the batches, on one device."""
+def evaluate_params(run: "Run", batches: Iterable[Any]) -> tuple[Evaluation, float]:
+    """The mean loss and the accuracy of a run's parameters over the batches, on one device."""
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    eval_step = jax.jit(make_eval_step(run.graphdef, run.spec.eval_objective))
-    return evaluate(eval_step, run.params, batches, batch_sharding(mesh))
+    objectives = run.spec.eval_objective, run.spec.accuracy
+    steps = [make_eval_step(run.graphdef, objective) for objective in objectives]
+
+    @jax.jit  # one function for both: XLA merges their forward passes
+    def eval_step(params: Any, batch: Any) -> list[Any]:
+        return [step(params, batch) for step in steps]
+
+    (loss, count), (accuracy, _) = means(eval_step, run.params, batches, batch_sharding(mesh))
+    return Evaluation(loss, count), accuracy
 
 
-def require_same(run: "Run", fingerprint: str) -> None:
+def require_same(run: "Run", data: Any) -> None:
     """Refuse data that are not those of the run; those of an imported model are unknown."""
-    if run.data_fingerprint not in (None, fingerprint):
+    if run.data_fingerprint not in (None, data.fingerprint):
+        known = f": it was {run.text}, here is {data.description}" if run.text else ""
         raise UserError(
-            f"the text that {run.directory} learned from has changed: restore it, or name where it "
-            "is now, or another text, by --data.path (of pairs --data.source and --data.target)"
+            f"the text that {run.directory} learned from has changed ({OF_VERSIONS}){known}; "
+            "restore it, or name where it is now, or another text, by --data.path (of pairs "
+            "--data.source and --data.target)"
         )
 
 

@@ -10,7 +10,6 @@ state, such as an imported model's, is opened alike.
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from jaxformer.config import (
     TranslationConfig,
     require_positive,
 )
+from jaxformer.data.lost_text import percentage
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.translation import special_tokens_of
 from jaxformer.decoding.beam import Hypothesis, translate_all
@@ -59,6 +59,10 @@ class Run:
     """Optimizer steps that made these parameters."""
     data_fingerprint: str | None
     """SHA-256 of the text and tokenizer they were learned from; None if they are unknown."""
+    text: str | None = None
+    """The line of the log about this text, such as its name and size, if it is known."""
+    lost: float = 0.0
+    """Share of the characters of this text that its tokens do not give back, if it is known."""
 
     @property
     def config(self) -> RunConfig:
@@ -69,6 +73,16 @@ class Run:
     def specials(self) -> SpecialTokens:
         """The tokens of a translation run that are not text."""
         return special_tokens_of(self.tokenizer)
+
+    @property
+    def remark(self) -> str:
+        """A line about texts that the run cannot write, since its tokenizer does; else empty."""
+        if not self.lost:
+            return ""
+        return (
+            f"the tokenizer of {self.directory} loses {percentage(self.lost)} of the characters "
+            "that it was trained on: its texts are without them"
+        )
 
     def sample(self, *prompts: str, **options: Any) -> list[str]:
         """The continuation of each prompt by a GPT, without the prompt; options: see `stream`.
@@ -196,6 +210,7 @@ def load_run(
     config_type: type[RunConfig] | None = None,
     *,
     step: int | None = None,
+    best: bool = False,
     average: int = 1,
 ) -> Run:
     """Open a run at the given step, or else at its newest checkpoint whose parameters verify.
@@ -204,6 +219,7 @@ def load_run(
         run_dir: the run's directory.
         config_type: of the runs that the caller works on, if it works on one kind only.
         step: of the checkpoint.
+        best: take the checkpoint with the lowest validation loss of those that the run has kept.
         average: how many checkpoints to average, that one and those before it that verify
             (Vaswani et al. 2017, section 6.1).
 
@@ -212,16 +228,42 @@ def load_run(
 
     Raises:
         UserError: the directory is missing, holds no run or one of another kind, no checkpoint
-            that can be used, or fewer than are to be averaged.
+            that can be used, or fewer than are to be averaged; or both a step and the best one are
+            asked for.
     """
     run_dir = Path(run_dir)
     require_positive("average", average)
+    if best and step is not None:
+        raise UserError(f"--step {step} and --best name two checkpoints: give one of the two")
+    spec, tokenizer = open_run(run_dir, config_type)
+    start_jax()
+    graphdef, expected = abstract_model(spec.model, spec.config.model)
+    checkpoints = run_dir / directory.CHECKPOINTS
+    if best:
+        found = checkpoint.read_best(checkpoints, [PARAMS])
+    else:
+        found = checkpoint.read_metadata(checkpoints, step, [PARAMS])
+    if average == 1:
+        params = checkpoint.load(checkpoints, found, {PARAMS: expected})[PARAMS]
+    else:
+        params, found = _read_average(checkpoints, expected, found, average)
+    for line in found.skipped:
+        say(line, sys.stderr)
+    check_own(run_dir, spec, tokenizer, found)
+    known = found.metadata
+    learned_from = known.get("data"), known.get("text"), known.get("lost", 0.0)
+    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, *learned_from)
+
+
+def open_run(
+    run_dir: Path, config_type: type[RunConfig] | None = None
+) -> tuple[TrainSpec, Tokenizer]:
+    """What a run learns and its tokenizer, before a checkpoint is read."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
     if config_type is not None:
         require_kind(config, config_type, run_dir)
-    start_jax()
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
     needed = tokenizer.vocab_size + kind_of(config).num_specials
     if needed > config.model.vocab_size:
@@ -229,32 +271,20 @@ def load_run(
             f"{run_dir / directory.TOKENIZER} knows {needed} tokens but the model "
             f"only {config.model.vocab_size}: restore the run's own tokenizer"
         )
-    spec = kind_of(config).spec(config, tokenizer.vocab_size)
-    graphdef, expected = abstract_model(spec.model, config.model)
-    read = _read_one if average == 1 else functools.partial(_read_average, count=average)
-    params, found = read(run_dir / directory.CHECKPOINTS, expected, step)
-    for line in found.skipped:
-        say(line, sys.stderr)
+    return kind_of(config).spec(config, tokenizer.vocab_size), tokenizer
+
+
+def check_own(run_dir: Path, spec: TrainSpec, tokenizer: Tokenizer, found: Checkpoint) -> None:
+    """Refuse a config.json or tokenizer.json that a checkpoint was not made with."""
     advice = f"restore the run's own {directory.CONFIG}"
-    directory.check_config(config, directory.saved_config(found), run_dir, advice)
+    directory.check_config(spec.config, directory.saved_config(found), run_dir, advice)
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))
-    data = found.metadata.get("data")
-    return Run(run_dir, spec, tokenizer, graphdef, params, found.step, data)
-
-
-def _read_one(
-    checkpoints: Path, expected: PyTree, step: int | None
-) -> tuple[PyTree[Array], Checkpoint]:
-    """The parameters of a checkpoint, and what it holds beside its arrays."""
-    items, found = checkpoint.restore(checkpoints, {PARAMS: expected}, step)
-    return items[PARAMS], found
 
 
 def _read_average(
-    checkpoints: Path, expected: PyTree, step: int | None, count: int
+    checkpoints: Path, expected: PyTree, newest: Checkpoint, count: int
 ) -> tuple[PyTree[Array], Checkpoint]:
     """The mean of a checkpoint's parameters and those of the newest before it that verify."""
-    newest = checkpoint.read_metadata(checkpoints, step, [PARAMS])
     skipped = list(newest.skipped)
     made_with = directory.saved_config(newest)
     until = [other for other in checkpoint.steps(checkpoints) if other <= newest.step]

@@ -27,6 +27,7 @@ from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory, resume
+from jaxformer.run.initial import check_there
 from jaxformer.runtime import distributed, jax_setup
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
@@ -36,6 +37,7 @@ from jaxformer.sharding.mesh import make_mesh, shard_batch
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of, step_cost, with_objective
 from jaxformer.tasks.program import Program, build, require_x64
+from jaxformer.tasks.remarks import remarks
 from jaxformer.tasks.task import Task
 from jaxformer.training.objectives import Objective
 
@@ -85,6 +87,8 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
+    if not options.resume:
+        check_there(config)
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
     if objective is not None:
         task = with_objective(task, objective, mesh)
@@ -98,25 +102,27 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     evaluation = None
 
     # Restore.
-    state, start = resume.restore(program, config, metadata, options)
-    step, first = start, distributed.is_first()
-    if first:
-        directory.fill_run_dir(config, run_dir, data.tokenizer)
+    state, begun = resume.restore(task, program, metadata, options)
+    step, first = (start := begun.step), distributed.is_first()
+    is_new = first and directory.fill_run_dir(config, run_dir, data.tokenizer)
     metrics_file = run_dir / directory.METRICS if first else None
     with (
         directory.locked(run_dir) if first else contextlib.nullcontext(),
         PreemptionGuard() if jax.process_count() == 1 else MultiHostPreemptionGuard() as interrupt,
-        directory.checkpoint_writer(run_dir, config) as writer,
+        directory.checkpoint_writer(run_dir, config, is_new) as writer,
         MetricsWriter(metrics_file, start if options.resume else None) as lines,
         open(os.devnull, "w") as nowhere,
         Progress(config.steps, start, (sys.stdout if first else None) or nowhere) as progress,
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
     ):
-        introduce(progress, task, program, start if options.resume else None)
+        introduce(progress, task, program)
+        for line in resume.introduction(task, begun, options.resume):
+            progress.print(line)
         done = read_metrics(run_dir / directory.METRICS) if start else []
         before = [row for row in done if row["step"] <= start]
-        log = StepLog(config, mesh, lines, progress, LossMonitor(options.max_skipped, before))
+        monitor = LossMonitor(options.max_skipped, before)
+        log = StepLog(config, mesh, lines, progress, monitor, options.log_every)
 
         def validate(step: int, params: Any) -> Evaluation | None:
             """Score and log; None if the run was asked to end during it."""
@@ -186,8 +192,8 @@ def is_to_validate(config: RunConfig, step: int) -> bool:
     return step > 0 and (step % config.eval_every == 0 or step == config.steps)
 
 
-def introduce(progress: Progress, task: Task, program: Program, resumed: int | None) -> None:
-    """Print what is trained and on what; of a resumed run also from which step."""
+def introduce(progress: Progress, task: Task, program: Program) -> None:
+    """Print what is trained and on what."""
     config = task.spec.config
     device = program.mesh.devices.flat[0]
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
@@ -195,13 +201,10 @@ def introduce(progress: Progress, task: Task, program: Program, resumed: int | N
     processes = f"{jax.process_count()} processes · " if several else ""
     for line in task.description:
         progress.print(line)
+    for line in remarks(config, task.data):
+        progress.print(f"warning: {line}")
     progress.print(
         f"{task.spec.model.__name__} of {num_parameters(program.state.params):,} parameters · "
         f"{config.model.dtype}, products in {product_type(config.model)} · "
         f"{device.device_kind} · mesh {mesh} · {processes}jax {jax.__version__}"
     )
-    if resumed == 0:
-        progress.print("the run has no checkpoint yet: it starts from scratch")
-    elif resumed:
-        done = resumed >= config.steps
-        progress.print(f"resumed from step {resumed}" + (": nothing is left to do" if done else ""))

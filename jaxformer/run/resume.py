@@ -4,11 +4,12 @@ A checkpoint's metadata hold the configuration, hashes of data and tokenizer, an
 numbers depend on. A difference ends the run before its first step, unless it is one of versions.
 """
 
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +19,27 @@ from jaxformer.config import RunConfig, RunOptions
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import directory
+from jaxformer.run.initial import initial_state
 from jaxformer.runtime import distributed, jax_setup
-from jaxformer.tasks.config_io import config_to_json
+from jaxformer.tasks.config_io import config_to_json, load_config
+from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import Program
 from jaxformer.tasks.task import Task
 from jaxformer.terminal import say
 from jaxformer.training.step import TrainState
 
-ADVICE = "resume with the flags it was started with"
+ADVICE = "resume with the flags it was started with (more --steps extend it)"
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps of the schedule that led here, fewer than the config's if the run is extended."""
+    origin: str = ""
+    """A line about the weights of a run that begins with others than random ones."""
 
 
 def metadata_of(task: Task, program: Program) -> dict[str, Any]:
@@ -35,6 +49,7 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
         "data": task.data.fingerprint,
         "tokenizer": task.data.tokenizer.fingerprint,
         "text": task.description[0],
+        "lost": task.data.lost,
         "rows": task.row_multiple,
         "objective": task.spec.own_objective,
         "settings": jax_setup.settings(*jax_setup.OF_THE_RUN),
@@ -48,26 +63,60 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
 
 
 def restore(
-    program: Program, config: RunConfig, metadata: dict[str, Any], options: RunOptions
-) -> tuple[TrainState, int]:
-    """State and step of the newest checkpoint that verifies, or a fresh state if there is none."""
+    task: Task, program: Program, metadata: dict[str, Any], options: RunOptions
+) -> tuple[TrainState, Start]:
+    """The state of the newest checkpoint that verifies, or the first one if there is none."""
+    config = task.spec.config
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
     if not (options.resume and checkpoint.all_steps(checkpoints)):
+        steps = config.steps
         if options.resume:
             check_nothing_lost(config, options.run_dir)
+            steps = load_config(options.run_dir / directory.CONFIG).steps
         distributed.assert_same_on_all_processes(json.dumps([*alike, 0]))
-        return jax.block_until_ready(program.fresh_state()), 0  # too large a model fails here
+        state, origin = initial_state(task, program)
+        return state, Start(0, steps, origin)
     abstract = checkpoint.split(program.state)
     found = checkpoint.read_metadata(checkpoints, items=abstract.keys())
     distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
-    directory.check_config(config, directory.saved_config(found), options.run_dir, ADVICE)
+    made_with = directory.saved_config(found)
+    directory.check_config(config, made_with, options.run_dir, ADVICE)
     check_metadata(options.run_dir, found.metadata, metadata)
     changed = other_versions(found.metadata, metadata)
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
             say(line, sys.stderr)
-    return checkpoint.join(checkpoint.load(checkpoints, found, abstract)), found.step
+    state = checkpoint.join(checkpoint.load(checkpoints, found, abstract))
+    return state, Start(found.step, made_with.steps)
+
+
+def introduction(task: Task, start: Start, resumed: bool) -> Iterator[str]:
+    """Lines about where a run begins or goes on, and what more steps do."""
+    config, step = task.spec.config, start.step
+    if config.steps > start.steps:
+        yield extension(task, start)
+    if resumed and step == 0:
+        yield "the run has no checkpoint yet: it starts from scratch"
+    elif resumed:
+        done = step >= config.steps
+        left = ": nothing is left to do, unless more --steps extend the run" if done else ""
+        yield f"resumed from step {step}{left}"
+    if start.origin:
+        yield start.origin
+
+
+def extension(task: Task, start: Start) -> str:
+    """What the schedule does in a run that is extended."""
+    config, kind = task.spec.config, kind_of(task.spec.config)
+    made_with = dataclasses.replace(config, steps=start.steps)
+    before = kind.spec(made_with, task.data.tokenizer.vocab_size).optimizer
+    rates = [f"{rule.learning_rate(start.step):.2e}" for rule in (task.spec.optimizer, before)]
+    same = "as before" if rates[0] == rates[1] else f"instead of {rates[1]}"
+    return (
+        f"extended from {start.steps:,} to {config.steps:,} steps: {kind.extended(config)}; the "
+        f"learning rate at step {start.step + 1:,} is {rates[0]} {same}"
+    )
 
 
 def check_nothing_lost(config: RunConfig, run_dir: Path) -> None:
@@ -107,9 +156,8 @@ def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, An
         (
             "data",
             "text",
-            "the text or its tokenizer has changed (the standard library depends on Python's "
-            "version, generated numbers on those of num2words and babel): restore it, name where "
-            "it is now by --data.path, or start a new run",
+            f"the text or its tokenizer has changed ({directory.OF_VERSIONS}): restore it, name "
+            "where it is now by --data.path, or start a new run",
         ),
         ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
         (

@@ -143,8 +143,8 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
     The mesh, the checkpoints and the times of validations may change when a run is resumed, so
-    they are left out. So are paths of the data: a run knows its text and tokenizer by their hash,
-    wherever they lie.
+    they are left out. So are more steps, which extend a run, and paths of the data: a run knows its
+    text and tokenizer by their hash, wherever they lie.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]
@@ -153,6 +153,8 @@ def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
         if name == "eval_every" or name.startswith(("mesh.", "checkpoint.")):
             continue
         our, their = _value(ours, name), _value(theirs, name)
+        if name == "steps" and our > their:
+            continue
         if our != their and not (_is_place(name, our) and _is_place(name, their)):
             found.append(f"--{name.replace('_', '-')} {our} (the run has {their})")
     return found

@@ -17,8 +17,10 @@ from jaxformer.sharding.mesh import check_batch_size
 from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
-from jaxformer.training.objectives import next_token
+from jaxformer.training.objectives import next_token, next_token_accuracy
 from jaxformer.training.optimizer import adamw
+from jaxformer.weights.families import gpt2
+from jaxformer.weights.twin import TWIN
 
 
 def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
@@ -54,6 +56,7 @@ def language_spec(config: LanguageConfig) -> TrainSpec:
         model=GPT,
         objective=next_token,
         eval_objective=next_token,
+        accuracy=next_token_accuracy,
         optimizer=adamw(config.optimizer, config.steps),
     )
 
@@ -83,4 +86,6 @@ LANGUAGE = Kind(
     num_specials=0,
     flops=language_flops,
     batch_shapes=language_batch_shapes,
+    tables=(TWIN, gpt2.HUGGING_FACE),
+    extended=lambda config: f"the cosine now ends at step {config.steps:,}",
 )

@@ -28,6 +28,8 @@ class Program:
     """Shape, type and sharding of every leaf of the train state."""
     fresh_state: Any
     """A jitted function () -> TrainState that initialises each shard on its own device."""
+    state_of: Any
+    """A jitted function params -> TrainState before the first step, of given parameters."""
     train_step: Any
     """A jitted `jaxformer.training.step.TrainStep`; the state is donated."""
     eval_step: Callable[[PyTree, Any], Any]
@@ -60,6 +62,11 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
         rows=rows,
         state=jax.tree.map(_sharded, shapes, shardings),
         fresh_state=jax.jit(fresh_state, out_shardings=shardings),
+        state_of=jax.jit(
+            lambda params: init_state(params, optimizer),
+            in_shardings=(shardings.params,),
+            out_shardings=shardings,
+        ),
         train_step=jax.jit(
             make_train_step(
                 graphdef,

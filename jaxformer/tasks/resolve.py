@@ -24,7 +24,10 @@ def resolve_config(config: ConfigT, needed: int) -> ConfigT:
             "text of fewer tokens: restore it, or start a new run"
         )
     model: Any = dataclasses.replace(config.model, vocab_size=chosen or needed)
-    return dataclasses.replace(config, model=model, data=paths_in_full(config.data))
+    data, weights = paths_in_full(config.data), config.init_from
+    if weights is not None:  # a link stays one: beside an index by that name are its parts
+        weights = weights.absolute()
+    return dataclasses.replace(config, model=model, data=data, init_from=weights)
 
 
 def paths_in_full(data: Any) -> Any:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxformer.config import RunConfig
 from jaxformer.training.objectives import Objective
 from jaxformer.training.optimizer import Optimizer
+from jaxformer.weights.convert import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainSpec:
     """What a step lowers."""
     eval_objective: Objective
     """What a validation reports, in nats per token."""
+    accuracy: Objective
+    """What an evaluation reports beside it: targets whose logit is the largest."""
     optimizer: Optimizer
     own_objective: str | None = None
     """The name of the objective if it is the caller's; None if it is that of the kind."""
@@ -77,5 +80,9 @@ class Kind:
     """From a resolved config and a batch: floating-point operations of a step."""
     batch_shapes: Callable[[Any, Mesh], Sequence[Any]]
     """From a resolved config: every shape of a batch that it can meet, as ShapeDtypeStructs."""
+    tables: Sequence[Table]
+    """The layouts of files of weights that such a run can begin with."""
+    extended: Callable[[Any], str]
+    """From the config of a run with more steps than it had: what its schedule then does."""
     label_smoothing: Callable[[Any], float] = lambda config: 0.0
     """What the training loss has and the validation loss has not."""

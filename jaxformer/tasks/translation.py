@@ -19,8 +19,14 @@ from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
 from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
-from jaxformer.training.objectives import translation, translation_cross_entropy
+from jaxformer.training.objectives import (
+    translation,
+    translation_accuracy,
+    translation_cross_entropy,
+)
 from jaxformer.training.optimizer import adam
+from jaxformer.weights.families import marian
+from jaxformer.weights.twin import TWIN
 
 ROWS = 8
 """Batches have a multiple of 8 rows, so that they are the same on 1, 2, 4 and 8 devices."""
@@ -94,6 +100,7 @@ def translation_spec(config: TranslationConfig, specials: SpecialTokens) -> Trai
         model=Transformer,
         objective=translation(config.loss, config.label_smoothing, specials.padding),
         eval_objective=translation_cross_entropy,
+        accuracy=translation_accuracy,
         optimizer=adam(config.optimizer, config.model.width),
     )
 
@@ -152,5 +159,7 @@ TRANSLATION = Kind(
     num_specials=NUM_SPECIALS,
     flops=translation_flops,
     batch_shapes=translation_batch_shapes,
+    tables=(TWIN, marian.HUGGING_FACE),
+    extended=lambda config: "the schedule of 2017 does not depend on the number of steps",
     label_smoothing=lambda config: config.label_smoothing,
 )

@@ -1,4 +1,4 @@
-"""Losses over tokens: each is a sum and the number of tokens in it.
+"""Losses over tokens, and their accuracy: each is a sum and the number of tokens in it.
 
 Cross-entropy, and label smoothing (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section
 5.4) in its two usual forms: PyTorch's, which spreads eps over all V tokens, and the Annotated
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxformer.layers.masks import require_boolean
 
 SumAndCount = tuple[Float[Array, ""], Int[Array, ""]]
-"""A loss summed over the tokens that count, and their number."""
+"""A loss, or 1 for what is right, summed over the tokens that count, and their number."""
 
 
 def cross_entropy(
@@ -67,6 +67,17 @@ def label_smoothing_kl(
     q_BLV = jnp.where(tokens == padding_id, 0.0, q_BLV).astype(log_probs.dtype)
     losses_BL = (jax.scipy.special.xlogy(q_BLV, q_BLV) - q_BLV * log_probs).sum(-1)
     return masked_sum(losses_BL, mask_BL)
+
+
+def accuracy(
+    logits_BLV: Float[Array, "B L V"],
+    targets_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
+) -> SumAndCount:
+    """(number of tokens with argmax logits = target, number of tokens) where the mask is True."""
+    wide = upcast(logits_BLV)
+    right_BL = wide.argmax(axis=-1) == targets_BL
+    return masked_sum(right_BL.astype(wide.dtype), mask_BL)
 
 
 def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:

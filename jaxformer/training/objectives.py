@@ -13,6 +13,7 @@ from jaxformer.batch import Batch, MaskedBatch, PairBatch
 from jaxformer.config import LossKind
 from jaxformer.training.loss import (
     SumAndCount,
+    accuracy,
     cross_entropy,
     label_smoothing_kl,
     smoothed_cross_entropy,
@@ -26,6 +27,14 @@ def next_token(model: Any, batch: Batch, dropout_key: Key[Array, ""] | None) -> 
     """The cross-entropy of a GPT: each token from those before it."""
     logits_BLV = model(batch.inputs, dropout_key=dropout_key)
     return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def next_token_accuracy(
+    model: Any, batch: Batch, dropout_key: Key[Array, ""] | None
+) -> SumAndCount:
+    """The accuracy of a GPT: how many tokens are the likeliest after those before them."""
+    logits_BLV = model(batch.inputs, dropout_key=dropout_key)
+    return accuracy(logits_BLV, batch.targets, batch.mask)
 
 
 def translation(loss: LossKind, smoothing: float, padding_id: int) -> Objective:
@@ -54,6 +63,14 @@ def translation_cross_entropy(
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
     logits_BLV = translation_logits(model, batch, dropout_key)
     return cross_entropy(logits_BLV, batch.targets, batch.mask)
+
+
+def translation_accuracy(
+    model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
+) -> SumAndCount:
+    """The accuracy of an encoder-decoder: how many target tokens are the likeliest."""
+    logits_BLV = translation_logits(model, batch, dropout_key)
+    return accuracy(logits_BLV, batch.targets, batch.mask)
 
 
 def masked_token(model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:

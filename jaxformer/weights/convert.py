@@ -150,6 +150,16 @@ def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree
     return jax.tree_util.tree_map_with_path(lambda path, _: filled[leaf_path(path)], like)
 
 
+def matching(tensors: Mapping[str, Any], tables: Sequence[Table], like: PyTree) -> Table:
+    """The table that knows most of the tensors' names; the first of several that know as many."""
+
+    def known(table: Table) -> int:
+        rows, _, _ = _assign(flat_params(like), table)
+        return len(_recognize(tensors, rows, table)[0])
+
+    return max(tables, key=known)
+
+
 def _array(name: str, tensor: Any) -> np.ndarray:
     """A tensor of numpy, JAX or PyTorch in numpy."""
     try:

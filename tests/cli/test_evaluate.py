@@ -24,6 +24,7 @@ from jaxformer.config import (
     GPTConfig,
     LanguageConfig,
     MeshConfig,
+    NoamConfig,
     RunOptions,
     TextPairsConfig,
     TextTranslationConfig,
@@ -94,7 +95,10 @@ def test_a_changed_text_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert str(tmp_path / "run") in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert str(tmp_path / "run") in line
+    assert f"it was {run.data.description}, here is text.txt" in line
+    assert "Python's version" in line
 
 
 def figures_of(directory, *words):
@@ -123,15 +127,19 @@ def test_another_text_is_scored_as_a_whole_and_called_so(run, tmp_path, capsys):
     assert (figures["split"], figures["bytes"], figures["tokens"]) == ("other", 57, 53)
     opened = load_run(tmp_path / "run")
     model, tokens = merge(opened.graphdef, opened.params), opened.tokenizer.encode(text)
-    losses, T = [], opened.config.model.context_length
+    losses, right, T = [], [], opened.config.model.context_length
     for start in range(0, len(tokens) - 1, T):  # windows, as in training
         window = tokens[start : start + T + 1]
         logits = np.asarray(model(jnp.asarray(window[None, :-1])), np.float64)[0]
         chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         losses += [-math.log(row[token]) for row, token in zip(chances, window[1:], strict=True)]
+        right += [row.max() == row[token] for row, token in zip(chances, window[1:], strict=True)]
     assert figures["loss"] == pytest.approx(sum(losses) / 53, rel=1e-5)
     assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2) * 54 / 57)
-    assert capsys.readouterr().out.startswith("other data than those the run learned from")
+    assert figures["accuracy"] == pytest.approx(sum(right) / 53) != 0
+    said = capsys.readouterr().out
+    assert said.startswith("other data than those the run learned from")
+    assert f" · accuracy {sum(right) / 53:.2%} · " in said
     for words in (["--split", "train"], ["--data.source", str(other)]):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", str(tmp_path / "run"), "--data.path", str(other), *words])
@@ -223,6 +231,7 @@ def copy_run(tmp_path_factory):
             model=model,
             data=CopyConfig(num_symbols=3, max_length=4, num_pairs=60, num_val_pairs=8),
             checkpoint=CheckpointConfig(every=2),
+            optimizer=NoamConfig(factor=0.3, warmup_steps=2),
             mesh=MeshConfig(data=8),
             steps=4,
             batch_tokens=64,
@@ -240,6 +249,7 @@ def test_a_translation_run_is_scored_too(copy_run, tmp_path, capsys):
     assert figures["tokens"] == outcome.evaluation.num_tokens
     assert figures["loss"] == pytest.approx(outcome.evaluation.loss, rel=1e-6)
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert figures["accuracy"] == pytest.approx(accuracy_by_hand(run_dir, outcome.data.val))
     pairs, beam = outcome.data.val_texts, BeamConfig(beam=2, length_penalty=1)
     translations = load_run(run_dir).translate([pair.source for pair in pairs], beam)
     scores = score(translations, [pair.target for pair in pairs])
@@ -249,6 +259,21 @@ def test_a_translation_run_is_scored_too(copy_run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert scores.signature in shown
     assert "of 8 held-out pairs" in shown
+
+
+def accuracy_by_hand(run_dir, pairs) -> float:
+    """Pair by pair, without padding: the share of targets, an end with each, that are likeliest."""
+    run = load_run(run_dir)
+    model, start, end = merge(run.graphdef, run.params), run.specials.start, run.specials.end
+    right = []
+    for i in range(len(pairs)):
+        source, target = (np.asarray(side[i], np.int32) for side in (pairs.sources, pairs.targets))
+        read, expected = np.append(start, target), np.append(target, end)
+        everything = (jnp.ones((1, len(tokens)), bool) for tokens in (source, read))
+        logits = model(jnp.asarray(source[None]), jnp.asarray(read[None]), *everything, None)
+        right += [row.argmax() == token for row, token in zip(logits[0], expected, strict=True)]
+    assert 0 < sum(right) < len(right)
+    return sum(right) / len(right)
 
 
 def test_scores_are_of_the_texts_as_they_are(copy_run, tmp_path, monkeypatch, capsys):

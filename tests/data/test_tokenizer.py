@@ -17,8 +17,6 @@ from jaxformer.data.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     load_tokenizer,
-    loss_note,
-    lost_share,
     make_tokenizer,
     save_tokenizer,
 )
@@ -31,7 +29,6 @@ from tests.tokenizers_of_all_kinds import (
     SENTENCES,
     TEXTS,
     fallback_tokenizer,
-    lossy_tokenizer,
 )
 
 SPACES = BPETokenizer.train(["a \n\n \n  b\n \n'a\n\n"] * 9, 300)
@@ -138,7 +135,7 @@ def test_bpe_training_is_the_same_in_every_process():
 @example(text="a\n b", length=0)
 @few
 def test_pieces_encode_like_the_whole(text, length):
-    pieces = list(module._pieces(text, length))
+    pieces = list(module.pieces_of(text, length))
     assert "".join(pieces) == text
     ids = [i for piece in pieces for i in SPACES._library.encode(piece).ids]
     assert ids == SPACES._library.encode(text).ids
@@ -147,7 +144,7 @@ def test_pieces_encode_like_the_whole(text, length):
 def test_a_long_text_is_cut_into_pieces(monkeypatch):
     text = "".join(TEXTS) * 5
     whole = BPE.encode(text)
-    assert len(list(module._pieces(text, 10))) > 5
+    assert len(list(module.pieces_of(text, 10))) > 5
     monkeypatch.setattr(module, "PIECE_LENGTH", 10)
     monkeypatch.setattr(module, "PIECES_AT_ONCE", 2)
     np.testing.assert_array_equal(BPE.encode(text), whole)
@@ -259,42 +256,6 @@ def test_the_kinds_a_config_may_name(tmp_path):
 def test_bytes_and_characters_are_json_objects_that_name_the_kind():
     assert json.loads(ByteTokenizer().to_json()) == {"kind": "bytes"}
     assert json.loads(CharTokenizer("aé").to_json()) == {"kind": "characters", "characters": "aé"}
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_tokenizers_that_give_back_every_text_lose_nothing(kind):
-    text = "\n\nab 漢 a\n b \n" * 3
-    assert lost_share(ALL_KINDS[kind], [text, "", " a", "a "]) == 0
-
-
-def test_the_lost_share_is_that_of_the_characters_that_do_not_come_back():
-    lossy = lossy_tokenizer()  # of the words "the" and "cat", in lower case
-    assert lost_share(lossy, ["the cat"]) == 0
-    assert lost_share(lossy, ["the Cat"]) == 1 / 7  # C
-    assert lost_share(lossy, ["漢字漢字"]) == 1
-    assert lost_share(lossy, ["the cat", "the dog"]) == 3 / 14
-    assert lost_share(lossy, ["the\ncat"]) == 1 / 7  # the newline is a space then
-    assert 0 < lost_share(lossy, ["the, the"]) < 1
-    assert lost_share(lossy, []) == 0
-
-
-def test_a_text_that_only_gains_characters_is_not_reproduced():
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("b", "isolated")
-    assert BPETokenizer(library).decode([0, 1]) == "a b"
-    assert lost_share(BPETokenizer(library), ["ab"]) == 0.5
-
-
-def test_a_long_text_is_compared_in_parts(monkeypatch):
-    monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 5)
-    assert lost_share(lossy_tokenizer(), ["the cat\nthe cat\nthe Cat"]) == 3 / 23
-    assert lost_share(BPE, [text * 7 for text in TEXTS]) == 0
-
-
-def test_the_note_names_the_share():
-    assert loss_note(0.0) == ""
-    assert "12.30% of the characters are lost" in loss_note(0.123)
-    assert "less than 0.01%" in loss_note(1e-7)
 
 
 def test_a_long_word_is_learned_from_in_parts():

@@ -8,6 +8,11 @@ import pytest
 from jaxformer.monitor.progress import Progress
 
 
+@pytest.fixture(autouse=True)
+def noon(monkeypatch):
+    monkeypatch.setattr("jaxformer.monitor.progress.time_of_day", lambda: "12:00:00")
+
+
 class Clock:
     """A clock that is advanced by hand."""
 
@@ -47,10 +52,10 @@ def test_a_line_every_ten_seconds_the_first_and_the_last():
 def test_a_line_says_all_of_it():
     shown = "loss 2.3456 · lr 6.00e-04 · 45.1 k tokens/s"
     lines = plain_lines(total=2000, seconds_a_step=10.0)
-    assert lines[0] == f"step 1/2000 · {shown} · 0:10 elapsed"
+    assert lines[0] == f"step 1/2000 · {shown} · 0:10 elapsed · 12:00:00"
     assert lines[1] == "about 333 minutes at the pace of this machine"
-    assert lines[400] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed"
-    assert lines[-1] == f"step 2000/2000 · {shown} · 0:00 left · 5:33:20 elapsed"
+    assert lines[400] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed · 12:00:00"
+    assert lines[-1] == f"step 2000/2000 · {shown} · 0:00 left · 5:33:20 elapsed · 12:00:00"
 
 
 def test_the_time_left_of_a_resumed_run_is_from_its_own_pace():
@@ -60,7 +65,7 @@ def test_the_time_left_of_a_resumed_run_is_from_its_own_pace():
 def test_what_is_not_known_is_not_shown():
     stream = io.StringIO()
     Progress(5, stream=stream, clock=Clock()).update(5, loss=float("nan"))
-    assert stream.getvalue() == "step 5/5 · loss nan · 0:00 elapsed\n"
+    assert stream.getvalue() == "step 5/5 · loss nan · 0:00 elapsed · 12:00:00\n"
 
 
 def test_a_printed_line_stays_as_it_is_or_ends_between_words_on_a_terminal(monkeypatch):
@@ -132,7 +137,7 @@ def test_a_terminal_that_cannot_move_gets_plain_lines(monkeypatch):
     stream = Terminal()
     with Progress(1, stream=stream, clock=Clock()) as progress:
         progress.update(1, loss=2.0)
-    assert stream.getvalue() == "step 1/1 · loss 2.0000 · 0:00 elapsed\n"
+    assert stream.getvalue() == "step 1/1 · loss 2.0000 · 0:00 elapsed · 12:00:00\n"
 
 
 def test_standard_output_by_default(capsys):

@@ -86,6 +86,24 @@ def test_too_many_in_a_row_end_the_run_and_no_bad_state_is_saved(
     train(config, dataclasses.replace(options, resume=True, max_skipped=9))
 
 
+def test_few_lines_of_metrics_lose_no_skipped_update(
+    config: LanguageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {3, 5, 8, 9}, not_a_number)
+    options = RunOptions(run_dir=tmp_path / "whole", log_every=4, max_skipped=2)
+    parts = dataclasses.replace(options, run_dir=tmp_path / "parts")
+    end = r"2 updates in a row were skipped: the last good step is 7, the first bad batch 7,"
+    with pytest.raises(UserError, match=end):  # 3 and 5, and what is resumed after 8, are no row
+        train(config, options)
+    for stop in (3, 6, 7, 8):
+        outcome = train(config, dataclasses.replace(parts, stop_after=stop, resume=stop > 3))
+        assert outcome.step == stop
+    with pytest.raises(UserError, match=end):
+        train(config, dataclasses.replace(parts, resume=True))
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert [row[0] for row in rows(tmp_path / "whole")] == [3, 4, 5, 8, 9]
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_spike_is_logged_and_by_option_skipped(
     config: LanguageConfig,
@@ -136,6 +154,6 @@ def test_a_validation_that_is_not_finite_is_logged_and_never_the_best(
     for step, loss in ((1, "nan"), (3, "inf")):
         assert (
             f"step {step}/6 · validation loss {loss} · no finite number, "
-            "so this step is never the best checkpoint\n"
+            "so this step is never the best checkpoint · "
         ) in out
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6]

@@ -10,8 +10,7 @@ from jaxformer import checkpoint
 from jaxformer.config import LanguageConfig, RunOptions
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import loop, resume
-from jaxformer.run.load import load_run
-from jaxformer.tasks.language_modeling import language_spec
+from jaxformer.tasks.language_modeling import language_task
 from jaxformer.tasks.program import build
 from tests.run.tiny import one_device, tiny_config, whole_state
 
@@ -53,8 +52,10 @@ def damage_and_restore(
     run_dir = directory / "run"
     loop.train(config, RunOptions(run_dir=run_dir, stop_after=3))
     checkpoints = run_dir / "checkpoints"
-    good, metadata = load_run(run_dir, step=2), checkpoint.read_metadata(checkpoints).metadata
-    program = build(language_spec(good.config), loop.make_mesh(config.mesh))
+    metadata = checkpoint.read_metadata(checkpoints).metadata
+    mesh = loop.make_mesh(config.mesh)
+    task = language_task(config, mesh)
+    program = build(task.spec, mesh)
     expected = {n: checkpoint.state_hash(whole_state(config, run_dir, n)) for n in (2, 3)}
     options = RunOptions(run_dir=run_dir, resume=True)
     intact = directory / "intact"
@@ -64,7 +65,7 @@ def damage_and_restore(
     for index in range(times):
         kind = KINDS[index % len(KINDS)]
         name = damage(checkpoints / "3", kind, rng)
-        state, step = resume.restore(program, good.config, dict(metadata), options)
+        state, (step, *_) = resume.restore(task, program, dict(metadata), options)
         assert step == (3 if kind == "stray" else 2)
         assert checkpoint.state_hash(state) == expected[step]
         (line,) = capsys.readouterr().err.splitlines()
@@ -72,7 +73,8 @@ def damage_and_restore(
         assert line.startswith(f"checkpoint 3 {fault}")
         shutil.rmtree(checkpoints / "3")
         shutil.copytree(intact, checkpoints / "3")
-    assert resume.restore(program, good.config, dict(metadata), options)[1] == 3
+    _, start = resume.restore(task, program, dict(metadata), options)
+    assert start.step == 3
 
 
 def test_damage_is_noticed_and_named_before_training(

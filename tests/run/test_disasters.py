@@ -98,6 +98,29 @@ def test_checkpoints_that_became_read_only_are_one_line(
     assert run_to_end([*words, "--resume"], tmp_path)[0] == 0
 
 
+def test_a_run_that_could_save_nothing_leaves_nothing_behind(
+    config: LanguageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks_locks(path: Path, _: object) -> None:
+        path.mkdir()
+        raise ValueError("Failed to lock file: Function not implemented")
+
+    one_device(monkeypatch)
+    run_dir, refusal = tmp_path / "runs" / "run", "checkpoints cannot be written to"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.writer.ocp, "save_checkpointables", lacks_locks)
+        with pytest.raises(UserError, match=refusal):
+            loop.train(config, RunOptions(run_dir=run_dir))
+    assert not run_dir.exists()
+    loop.train(config, RunOptions(run_dir=run_dir, stop_after=1))
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.writer.ocp, "save_checkpointables", lacks_locks)
+        with pytest.raises(UserError, match=refusal):
+            loop.train(config, RunOptions(run_dir=run_dir, resume=True))
+    assert before == {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+
+
 @pytest.mark.parametrize(
     ("killed_in", "resume"), [("save_config", False), ("save_tokenizer", True)]
 )

@@ -90,6 +90,34 @@ def test_the_newest_checkpoints_are_averaged(of_four, step, count, steps):
     jax.tree.map(close, run.params, mean_of(*steps))
 
 
+def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(of_four, imported, capsys):
+    assert load_run(of_four, best=True).step == 1  # its loss is its step
+    with pytest.raises(UserError, match=r"--step 3 .*--best"):
+        load_run(of_four, step=3, best=True)
+    with pytest.raises(UserError, match="has 1 checkpoints to average, not 2"):
+        load_run(of_four, best=True, average=2)
+    with pytest.raises(UserError, match="has a validation loss"):
+        load_run(imported[0], best=True)
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(of_four, tmp_path, capsys):
+    run_dir = shutil.copytree(of_four, tmp_path / "run")
+    cut_short(run_dir, 1)
+    run = load_run(run_dir, best=True)
+    assert run.step == 2
+    jax.tree.map(
+        np.testing.assert_array_equal, run.params, init_params(GPT, MODEL, jax.random.key(2))
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoint 1 cannot be used")
+    assert line.endswith("; step 2 is used instead")
+
+
+def test_a_step_that_is_not_there_names_those_that_are(of_four):
+    with pytest.raises(UserError, match=r"no checkpoint 7 in .*the steps 1, 2, 3, 4$"):
+        load_run(of_four, step=7)
+
+
 def test_damaged_checkpoints_are_not_averaged_but_named(of_four, tmp_path, capsys):
     run_dir = shutil.copytree(of_four, tmp_path / "run")
     cut_short(run_dir, 4)

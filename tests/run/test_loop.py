@@ -239,7 +239,7 @@ def test_resuming_nothing_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"steps": 50}, "--steps 50 (the run has 40)"),
+        ({"steps": 30}, "--steps 30 (the run has 40)"),
         ({"seed": 4}, "--seed 4 (the run has 3)"),
         ({"batch_size": 16}, "--batch-size 16 (the run has 8)"),
     ],

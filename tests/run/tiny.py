@@ -11,24 +11,34 @@ import numpy as np
 import pytest
 
 from jaxformer import checkpoint
-from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig
+from jaxformer.config import (
+    CheckpointConfig,
+    CopyConfig,
+    CopyTranslationConfig,
+    DataConfig,
+    GPTConfig,
+    LanguageConfig,
+    NoamConfig,
+    RunConfig,
+    TransformerConfig,
+)
 from jaxformer.data.batches import training_iterator
 from jaxformer.monitor.metrics import read_metrics
 from jaxformer.run import loop
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks import language_modeling as language
-from jaxformer.tasks.program import build
+from jaxformer.tasks.kinds import kind_of
+from jaxformer.tasks.program import Program, build
+from jaxformer.tasks.task import Task
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(100))
 BAD, GOOD = 0, 1
 """Tokens that `spoil` lets bad and good batches begin with."""
 
 
-def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
-    """A run on a text that is written to the directory; every step is validated and saved."""
-    text = directory / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
-    model = GPTConfig(
+def tiny_model() -> GPTConfig:
+    """A GPT of one layer."""
+    return GPTConfig(
         vocab_size=0,
         context_length=7,
         width=8,
@@ -37,8 +47,14 @@ def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
         num_layers=1,
         dropout_rate=0.1,
     )
+
+
+def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
+    """A run on a text that is written to the directory; every step is validated and saved."""
+    text = directory / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
     config = LanguageConfig(
-        model=model,
+        model=tiny_model(),
         data=DataConfig(path=text, tokenizer="characters"),
         checkpoint=CheckpointConfig(every=1, keep=3),
         steps=12,
@@ -47,6 +63,37 @@ def tiny_config(directory: Path, **changes: Any) -> LanguageConfig:
         eval_tokens=64,
     )
     return dataclasses.replace(config, **changes)
+
+
+PAIRS = CopyTranslationConfig(
+    model=TransformerConfig(
+        vocab_size=0,
+        context_length=8,
+        width=8,
+        num_heads=2,
+        mlp_width=8,
+        num_layers=1,
+        dropout_rate=0.1,
+    ),
+    data=CopyConfig(num_symbols=5, max_length=5, num_pairs=97, num_val_pairs=13),
+    optimizer=NoamConfig(warmup_steps=2),
+    batch_size=11,
+)
+"""A run of an encoder-decoder of one block on strings of at most five letters."""
+
+
+def prepared(config: RunConfig) -> tuple[Task, Program]:
+    """What a run of this configuration does, on one device."""
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    task = kind_of(config).task(config, mesh)
+    return task, build(task.spec, mesh)
+
+
+def state_of(program: Program, run_dir: Path, step: int) -> Any:
+    """The whole state of a checkpoint."""
+    wanted = checkpoint.split(program.state)
+    items, _ = checkpoint.restore(run_dir / "checkpoints", wanted, step)
+    return checkpoint.join(items)
 
 
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:

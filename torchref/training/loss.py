@@ -1,4 +1,4 @@
-"""Losses over tokens, each summed together with the number of tokens it was summed over."""
+"""Losses over tokens and their accuracy, each summed together with the number of tokens in it."""
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ def label_smoothing_kl(
     q_BLV[..., padding_id] = 0.0
     losses_BL = F.kl_div(log_probs, q_BLV, reduction="none").sum(-1)
     return summed(losses_BL, mask_BL)
+
+
+def accuracy(logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """(number of tokens with argmax logits = target, number of tokens) where the mask is True."""
+    wide = widened(logits_BLV)
+    right_BL = wide.argmax(dim=-1) == targets_BL
+    return summed(right_BL.to(wide.dtype), mask_BL)
 
 
 def widened(logits_BLV: Tensor) -> Tensor:

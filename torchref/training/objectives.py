@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from torchref.batch import Batch, MaskedBatch, PairBatch
 from torchref.layers.dropout import Keep
-from torchref.training.loss import cross_entropy, label_smoothing_kl, smoothed_cross_entropy
+from torchref.training.loss import (
+    accuracy,
+    cross_entropy,
+    label_smoothing_kl,
+    smoothed_cross_entropy,
+)
 
 Objective = Callable[[nn.Module, Any, Keep | None], tuple[Tensor, Tensor]]
 
@@ -15,6 +20,11 @@ Objective = Callable[[nn.Module, Any, Keep | None], tuple[Tensor, Tensor]]
 def next_token(model: nn.Module, batch: Batch, keep: Keep | None) -> tuple[Tensor, Tensor]:
     """The cross-entropy of a GPT: each token from those before it."""
     return cross_entropy(model(batch.inputs, keep=keep), batch.targets, batch.mask)
+
+
+def next_token_accuracy(model: nn.Module, batch: Batch, keep: Keep | None) -> tuple[Tensor, Tensor]:
+    """The accuracy of a GPT: how many tokens are the likeliest after those before them."""
+    return accuracy(model(batch.inputs, keep=keep), batch.targets, batch.mask)
 
 
 def translation(loss: str, smoothing: float, padding_id: int) -> Objective:
@@ -38,6 +48,13 @@ def translation_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
     return cross_entropy(translation_logits(model, batch, keep), batch.targets, batch.mask)
+
+
+def translation_accuracy(
+    model: nn.Module, batch: PairBatch, keep: Keep | None
+) -> tuple[Tensor, Tensor]:
+    """The accuracy of an encoder-decoder: how many target tokens are the likeliest."""
+    return accuracy(translation_logits(model, batch, keep), batch.targets, batch.mask)
 
 
 def masked_token(model: nn.Module, batch: MaskedBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import optax
 from jaxformer import checkpoint
 from jaxformer.checkpoint import OPTIMIZER
 from jaxformer.parity.engine.mutation import SMALL, Bug, patched
-from jaxformer.parity.proofs.losses import prove_cross_entropy
+from jaxformer.parity.proofs.losses import prove_accuracy, prove_cross_entropy
 from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
 from jaxformer.parity.proofs.resume import prove_resume
 from jaxformer.parity.proofs.training import prove_accumulation, prove_step
@@ -111,6 +111,18 @@ LOSS_BUGS = [
         "loss",
         patched(loss, "cross_entropy", lambda f: lambda x, t, m: (f(x, t, m | True)[0], m.sum())),
         prove_cross_entropy,
+    ),
+    Bug(
+        "padding counted in the accuracy",
+        "accuracy",
+        patched(loss, "accuracy", padding_counted),
+        prove_accuracy,
+    ),
+    Bug(
+        "right guesses of padding added",
+        "accuracy",
+        patched(loss, "accuracy", lambda f: lambda x, t, m: (f(x, t, m | True)[0], m.sum())),
+        prove_accuracy,
     ),
 ]
 

@@ -48,6 +48,20 @@ def prove_label_smoothing_kl(case: Case) -> Comparison:
     )
 
 
+def prove_accuracy(case: Case) -> Comparison:
+    """The number of targets with the largest logit, of which about half are given it."""
+    shape = case.batch, case.length
+    largest = case.normal("logits", *shape, case.config.vocab_size).argmax(-1)
+    given = case.rng("given").random(shape) < 0.5
+    return _compare_losses(
+        case,
+        "accuracy",
+        late(lambda: loss.accuracy),
+        torch_loss.accuracy,
+        np.where(given, largest, case.tokens("targets", *shape)),
+    )
+
+
 def _compare_losses(
     case: Case,
     layer: str,
@@ -75,8 +89,8 @@ def _compare_losses(
 
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
-    """The loss of GPT, with the case it is proven on."""
-    return [(prove_cross_entropy, case)]
+    """The loss of GPT and the accuracy, with the case they are proven on."""
+    return [(prove_cross_entropy, case), (prove_accuracy, case)]
 
 
 def smoothing_proofs(case: Case) -> list[tuple[Proof, Case]]:

@@ -25,7 +25,7 @@ _NAMES = {
     "head/dense": f"{_HEAD}.dense",
     "head/norm": f"{_HEAD}.LayerNorm",
 }
-HUGGING_FACE = (
+HUGGING_FACE: tuple[Row | Unused, ...] = (
     *(row for ours, theirs in _NAMES.items() for row in beneath(ours, theirs)),
     Row("head/bias", "cls.predictions.bias"),
     Row("head/bias", "cls.predictions.decoder.bias"),

@@ -16,7 +16,7 @@ def _query_key_value(leaf: str) -> tuple[str, ...]:
     return tuple(f"blocks/*/attention/{part}/{leaf}" for part in ("query", "key", "value"))
 
 
-HUGGING_FACE = (
+HUGGING_FACE: tuple[Row | Unused, ...] = (
     *beneath("embed", "transformer.wte"),
     *beneath("positions", "transformer.wpe"),
     Row(_query_key_value("kernel"), "transformer.h.*.attn.c_attn.weight", axis=1),

@@ -42,7 +42,7 @@ def _mlp(ours: str, theirs: str) -> tuple[Row, ...]:
     )
 
 
-HUGGING_FACE = (
+HUGGING_FACE: tuple[Row | Unused, ...] = (
     *_writing("embed", "model.shared"),
     *_attention("encoder/blocks/*/attention", "model.encoder.layers.*.self_attn"),
     *_mlp("encoder/blocks/*", "model.encoder.layers.*"),
