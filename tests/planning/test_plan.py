@@ -56,7 +56,13 @@ def held_by(device: jax.Device, tree) -> int:
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, id=name, marks=[] if "x" in name else [pytest.mark.slow])
+        for name, mesh in MESHES.items()
+    ],
+)
 def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
     config = on(mesh)
     plan = make_plan(config, jax.devices())
