@@ -28,7 +28,7 @@ from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import build
 from jaxformer.training.step import init_state
 from jaxformer.weights.convert import to_torch
-from jaxformer.weights.families import gpt2
+from jaxformer.weights.families import gpt2, marian
 from jaxformer.weights.files import save_tensors
 from jaxformer.weights.twin import TWIN
 from tests.run import tiny
@@ -136,6 +136,17 @@ def test_weights_are_the_same_from_a_run_and_from_every_layout_of_files(language
         leaf.sharding for leaf in jax.tree.leaves(program.state)
     ]
     assert state.step == 0
+
+
+@pytest.mark.parametrize("table", [TWIN, marian.HUGGING_FACE], ids=["twin", "marian"])
+def test_a_transformer_begins_with_a_file_of_either_layout(place, tmp_path, table):
+    task, program = tiny.prepared(tiny.PAIRS)
+    params = init_params(task.spec.model, task.spec.config.model, jax.random.key(9))
+    save_tensors(to_torch(params, table), tmp_path / "weights.safetensors")
+    config = dataclasses.replace(tiny.PAIRS, init_from=tmp_path / "weights.safetensors")
+    (state, _), _ = begin(config)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert jax.tree.structure(state) == jax.tree.structure(program.state)
 
 
 def refusal(config: RunConfig, tmp_path: Path) -> str:
