@@ -30,7 +30,6 @@ from jaxformer.parity.proofs import beam as proofs
 from jaxformer.parity.proofs.transformer import transformer_case
 from jaxformer.porting.compare import relative_error
 
-
 T = TINY.context_length
 
 
