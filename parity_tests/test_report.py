@@ -337,3 +337,13 @@ def test_what_is_only_reported_neither_hides_a_bounded_value_nor_is_hidden():
         "7.0 of None",
         "3e-06 of 1e-05",
     }
+
+
+def test_of_a_layer_too_the_worst_is_a_bounded_value():
+    row = Row("gpt", "mlp", "output", "x", "float64", 3e-6, 1e-5, True)
+    console = Console(file=io.StringIO(), width=110)
+    found = report.Report([row, row._replace(error=7.0, bound=None)], [], {})
+    show.show(found, console)
+    by_layer, _, _ = console.file.getvalue().partition("Worst of each quantity")
+    assert "3.0e-06" in by_layer
+    assert "7.0e+00" not in by_layer

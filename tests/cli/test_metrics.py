@@ -31,6 +31,7 @@ def write_run(path, rows=(), config=CONFIG):
 
 MEASURED = [
     (1, "train", {"loss": 5.0, "memory_bytes": 1000}),
+    (1, "val", {"loss": math.nan}),
     (2, "train", {"loss": 4.0, "memory_bytes": 3 << 20, "step_seconds": 2.0}),
     (2, "val", {"loss": 4.5}),
     (3, "train", {"loss": 3.0, "step_seconds": 3.0, "tokens_per_second": 999_960.0}),

@@ -123,3 +123,9 @@ def test_what_is_drawn_reaches_the_edges(words, heads):
     assert (edges.x1 - right) / dpi < 0.3 or edges.width / dpi < 3  # inches
     assert bottom / dpi < 0.3
     assert (edges.y1 - max(box.y1 for box in boxes)) / dpi < 0.3
+
+
+def test_a_picture_of_one_panel_is_small():
+    width, height = attention_figure([one_layer(["a"])], "run, step 1").get_size_inches()
+    assert width < 3
+    assert height < 2.5
