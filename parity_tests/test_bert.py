@@ -92,7 +92,7 @@ def test_the_masks_of_a_case_are_the_inputs_of_both_models():
     assert (segments == their_segments.numpy()).all()
     assert (valid == their_valid.numpy()).all()
     assert not valid[-1].any()
-    assert set(valid[:-1].sum(axis=1).tolist()) == set(range(1, 9))
+    assert set(valid[:-1].sum(axis=1).tolist()) == set(range(1, case.length + 1))
     assert (valid[:, :-1] >= valid[:, 1:]).all()
 
 
