@@ -22,8 +22,12 @@ def test_a_file_of_json_that_cannot_be_written_is_refused_before_the_work(name, 
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    opened = Path.open
+
+    def refuse(path, *args, **options):
+        if path.parent == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(OSError, match=r"a\.json"), json_output(tmp_path / "a.json"):
