@@ -27,7 +27,7 @@ from tests.run import tiny
 HAD, HAS = 3, 7
 
 
-@pytest.fixture(scope="module", params=["gpt", "transformer"])
+@pytest.fixture(scope="module", params=["gpt", pytest.param("transformer", marks=pytest.mark.slow)])
 def finished(request, tmp_path_factory) -> Iterator[tuple[RunConfig, Path]]:
     """A run of three steps, and its configuration as it was asked for."""
     place = tmp_path_factory.mktemp(request.param)
