@@ -4,13 +4,17 @@ The long ones are left out: the tests of training and of resume run them on smal
 """
 
 import dataclasses
+import itertools
 import typing
 
+import jax
+import numpy as np
 import pytest
 
 from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
+from jaxformer.models.functional import merge
 from jaxformer.parity.engine.cases import TINY, Case
-from jaxformer.parity.proofs import bert, gpt, transformer
+from jaxformer.parity.proofs import bert, gpt, layers, transformer
 from jaxformer.parity.report import MODELS, proofs_of
 
 LONG = ("prove_training", "prove_resume")
@@ -74,6 +78,41 @@ def test_every_option_of_a_model_is_proven_in_a_whole_model(module):
             assert len(proven) > 1, f"{model}: {field.name}"
         else:
             assert proven == choices - REFUSED.get((model, field.name), set()), field.name
+
+
+@pytest.mark.parametrize(
+    ("module", "pair"),
+    [
+        (gpt, gpt.GPT_PAIR),
+        (transformer, transformer.TRANSFORMER_PAIR),
+        (bert, bert.BERT_PAIR),
+    ],
+    ids=["gpt", "transformer", "bert"],
+)
+def test_every_choice_changes_the_model(module, pair):
+    """Proofs cannot see an option that both sides ignore."""
+    _, case = module.proofs(Case(TINY, "float32", jit=False))[0]
+    for field in dataclasses.fields(case.config):
+        values = values_of(field.type) or set()
+        values -= REFUSED.get((pair.name, field.name), set())
+        if field.name in PROVEN_ELSEWHERE:
+            continue
+        outputs = []
+        for value in values:
+            chosen = case.with_options(**{field.name: value}).with_dropout(0.3)
+            graphdef, params = pair.draw(chosen)
+            inputs, _ = module._inputs(chosen)
+            outputs.append((jax.tree.structure(params), merge(graphdef, params)(*inputs)))
+        for (leaves, logits), (other_leaves, others) in itertools.combinations(outputs, 2):
+            assert leaves != other_leaves or not np.array_equal(logits, others), field.name
+
+
+def test_every_proof_of_a_layer_is_in_the_report_and_has_a_layer():
+    defined = {f for name, f in vars(layers).items() if name.startswith("prove_")}
+    subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
+    proven = [entry for subject in subjects for entry in subject(Case(TINY, jit=False))]
+    assert {proof for proof, _ in proven} == defined
+    assert {proof for layer in layers.LAYERS.values() for proof in layer.proofs} == defined
 
 
 def test_what_is_proven_elsewhere_is_still_there():

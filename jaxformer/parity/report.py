@@ -9,8 +9,8 @@ from jaxformer.errors import UserError
 from jaxformer.parity.bugs import beam as bugs_beam
 from jaxformer.parity.bugs import bert as bugs_bert
 from jaxformer.parity.bugs import decoding as bugs_decoding
+from jaxformer.parity.bugs import gpt as bugs_gpt
 from jaxformer.parity.bugs import layers as bugs_layers
-from jaxformer.parity.bugs import model as bugs_model
 from jaxformer.parity.bugs import training as bugs_training
 from jaxformer.parity.bugs import transformer as bugs_transformer
 from jaxformer.parity.bugs import translation as bugs_translation
@@ -81,7 +81,7 @@ BFLOAT16_SUBJECTS = (
 
 SHARED_BUGS = (*bugs_layers.BUGS, *bugs_training.LOSS_BUGS, *bugs_training.STEP_BUGS)
 BUGS: Mapping[str, tuple[Bug, ...]] = {
-    "gpt": (*SHARED_BUGS, *bugs_model.BUGS, *bugs_training.ADAMW_BUGS, *bugs_decoding.BUGS),
+    "gpt": (*SHARED_BUGS, *bugs_gpt.BUGS, *bugs_training.ADAMW_BUGS, *bugs_decoding.BUGS),
     "transformer": (
         *SHARED_BUGS,
         *bugs_transformer.BUGS,

@@ -17,7 +17,7 @@ from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 from jaxformer.models import transformer
 from jaxformer.models.transformer import Transformer
-from jaxformer.parity.bugs.model import other_path, swapped, untied
+from jaxformer.parity.bugs.gpt import other_path, swapped, untied
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Proof
 from jaxformer.parity.engine.mutation import CASE, Bug, Plant, in_module, method, patched, setting
