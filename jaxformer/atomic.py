@@ -17,7 +17,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: naming `path`, when the directory or the disk does not let it be written, or it is
-            a device or a pipe; the old content of `path` is unharmed.
+            a device or a pipe; the old content of `path` is unharmed. One about another file, from
+            the block, stays as it is.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -30,6 +31,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise  # about another file, which the block works on
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Files are the old ones or the new ones."""
 
+import errno
 import os
 import stat
 
@@ -73,5 +74,26 @@ def test_a_pipe_is_not_made_a_file(tmp_path):
 def test_a_missing_directory_names_the_file(tmp_path):
     path = tmp_path / "absent" / "a"
     with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
+        pass
+    assert caught.value.filename == str(path)
+
+
+def test_a_fault_of_another_file_in_the_block_is_not_blamed_on_this_one(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_fault_of_writing_names_the_file_and_keeps_its_message(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="flushed in vain") as caught, atomic_write(path):
+        raise OSError("flushed in vain")
+    assert caught.value.filename == str(path)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught, atomic_write(path):
         pass
     assert caught.value.filename == str(path)

@@ -1,11 +1,10 @@
 """`jaxformer metrics RUN [RUN ...]`: what runs have measured and how they differ, side by side."""
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxformer.cli.arguments import parse
 from jaxformer.cli.outputs import json_output
@@ -42,19 +41,19 @@ def main(argv: Sequence[str]) -> int:
     names = run_names(arguments.runs)
     from jaxformer.monitor.comparison import differing_settings, read_run
 
+    found, configs = zip(*map(read_run, arguments.runs), strict=True)
+    differing = differing_settings(configs)
+    rows: dict[str, list[str]] = {"run": names}
+    for figures in found:
+        for heading, cell in described(figures).items():
+            rows.setdefault(heading, []).append(cell)
+    for flag, values in differing.items():
+        rows[flag] = [UNKNOWN if value is None else str(value) for value in values]
+    runs = [
+        {"run": str(run), "name": name, **dataclasses.asdict(figures)}
+        for run, name, figures in zip(arguments.runs, names, found, strict=True)
+    ]
     with json_output(arguments.json) as write_json:
-        found, configs = zip(*map(read_run, arguments.runs), strict=True)
-        differing = differing_settings(configs)
-        rows: dict[str, list[str]] = {"run": names}
-        for figures in found:
-            for heading, cell in described(figures).items():
-                rows.setdefault(heading, []).append(cell)
-        for flag, values in differing.items():
-            rows[flag] = [UNKNOWN if value is None else str(value) for value in values]
-        runs = [
-            {"run": str(run), "name": name, **_for_json(figures)}
-            for run, name, figures in zip(arguments.runs, names, found, strict=True)
-        ]
         write_json({"runs": runs, "differing": differing})
         print("\n".join(table(rows, shutil.get_terminal_size((110, 24)).columns)))
     return 0
@@ -100,11 +99,3 @@ def _loss(loss: float | None) -> str:
 
 def _at(loss: float | None, step: int | None) -> str:
     return UNKNOWN if step is None else f"{_loss(loss)} at step {step:,}"
-
-
-def _for_json(figures: "RunFigures") -> dict[str, Any]:
-    """JSON has no number for a loss that is not finite."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in dataclasses.asdict(figures).items()
-    }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jaxformer.errors import UserError
 @contextlib.contextmanager
 def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
     """A function that writes values to the file of `--json`; without a path it does nothing.
+
+    JSON has no number for what is not finite: it becomes null.
 
     The file is opened before the work in the block begins: one that cannot be written is refused at
     once, and one that is there stays as it is until the block ends without an error.
@@ -31,6 +34,16 @@ def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
     with atomic_write(path) as file:
 
         def write(values: Any) -> None:
-            file.write(json.dumps(values, indent=2).encode() + b"\n")
+            text = json.dumps(_finite(values), indent=2, allow_nan=False)
+            file.write(text.encode() + b"\n")
 
         yield write
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,24 +18,17 @@ from jaxformer.terminal import fitted
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report for JSON; an infinite error (see `compare.relative_error`) becomes null."""
-
-    def finite(number: float | None) -> float | None:
-        return number if number is not None and math.isfinite(number) else None
-
+    """The report for JSON."""
     return {
         "ok": report.ok,
-        "rows": [
-            row._asdict() | {"error": finite(row.error), "bound": finite(row.bound)}
-            for row in report.rows
-        ],
+        "rows": [row._asdict() for row in report.rows],
         "settings": report.settings,
         "summary": [
             {
                 "quantity": row.quantity,
                 "dtype": row.dtype,
-                "error": finite(row.error),
-                "bound": finite(row.bound),
+                "error": row.error,
+                "bound": row.bound,
                 "layer": row.layer,
                 "path": row.path,
             }

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -45,3 +46,15 @@ def test_json_is_written_when_the_work_has_ended_well(tmp_path):
     with json_output(None) as write:
         write({})
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path):
+    path = tmp_path / "a.json"
+    with json_output(path) as write:
+        write({"a": math.nan, "b": [1.5, {"c": -math.inf}], "d": (math.inf, 2, "NaN", None, True)})
+
+    def refuse(constant):
+        pytest.fail(f"{constant} is no JSON")
+
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert found == {"a": None, "b": [1.5, {"c": None}], "d": [None, 2, "NaN", None, True]}
