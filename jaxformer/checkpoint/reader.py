@@ -85,19 +85,23 @@ def read_metadata(
 def read_best(directory: Path, items: Collection[str] | None = None) -> Checkpoint:
     """`read_metadata` of the checkpoint with the lowest validation loss of those that verify.
 
+    One whose manifest is damaged, so that its loss is not known, is among the `skipped`.
+
     Raises:
         UserError: as `read_metadata` does, and if no checkpoint has a validation loss.
     """
-    losses = []
+    losses, unknown = [], []
     for step in all_steps(directory):
-        with contextlib.suppress(CorruptionError):
+        try:
             losses.append((read_manifest(directory, step)["val_loss"], step))
+        except CorruptionError:
+            unknown.append(step)
     scored = sorted((loss, step) for loss, step in losses if loss is not None)
     if losses and not scored:
         raise UserError(
             f"no checkpoint in {directory} has a validation loss, so none is the best: name a step"
         )
-    return _first_of(directory, [step for _, step in scored], items)
+    return _first_of(directory, [*unknown, *(step for _, step in scored)], items)
 
 
 def _first_of(

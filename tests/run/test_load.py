@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer import checkpoint
+from jaxformer import checkpoint, manifest
 from jaxformer.checkpoint import PARAMS
 from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig, RunOptions
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
@@ -111,6 +111,19 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_next_best(of_four, tmp_path,
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("checkpoint 1 cannot be used")
     assert line.endswith("; step 2 is used instead")
+
+
+def test_a_best_checkpoint_whose_loss_is_lost_is_named(of_four, tmp_path, capsys):
+    run_dir = shutil.copytree(of_four, tmp_path / "run")
+    (run_dir / directory.CHECKPOINTS / "1" / manifest.FILE).write_bytes(b"")
+    assert load_run(run_dir, best=True).step == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoint 1 cannot be used: manifest.jsonl")
+    assert line.endswith("; step 2 is used instead")
+    for step in ("2", "3", "4"):
+        (run_dir / directory.CHECKPOINTS / step / manifest.FILE).unlink()
+    with pytest.raises(UserError, match="checkpoint 4 cannot be used"):
+        load_run(run_dir, best=True)
 
 
 def test_a_step_that_is_not_there_names_those_that_are(of_four):
