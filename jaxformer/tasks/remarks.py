@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jaxformer.config import DataConfig, RunConfig, TextPairsConfig
+from jaxformer.config import DataConfig, OptimizerConfig, RunConfig, TextPairsConfig
 
 FEW_TOKENS = 1000
 """Tokens of a side below which its loss says little: losses of single tokens differ by some 3 nats,
@@ -23,14 +23,20 @@ def remarks(config: Any, data: Any) -> Iterator[str]:
 
 
 def about_warmup(config: Any) -> Iterator[str]:
-    """Whether the learning rate does nothing but grow, as in a recipe shortened by `--steps`."""
+    """Whether the learning rate does nothing but grow, as in a recipe shortened by `--steps`.
+
+    In the schedule of 2017 a shorter warm-up would also raise the peak: w^-0.5 times a constant.
+    """
     warmup, steps = config.optimizer.warmup_steps, config.steps
-    if warmup >= steps:
-        yield (
-            f"the warm-up of {warmup:,} steps reaches the whole run of {steps:,}, so the learning "
-            f"rate never gets far: choose --optimizer.warmup-steps {max(1, steps // 10)} or more "
-            "--steps"
-        )
+    if warmup < steps:
+        return
+    advice = "choose more --steps"
+    if isinstance(config.optimizer, OptimizerConfig) and steps > 1:
+        advice += f" or --optimizer.warmup-steps {max(1, steps // 10)}"
+    yield (
+        f"the warm-up of {warmup:,} steps reaches the whole run of {steps:,}, so the learning rate "
+        f"never decays: {advice}"
+    )
 
 
 def about_vocabulary(config: Any, data: Any) -> Iterator[str]:

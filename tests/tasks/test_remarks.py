@@ -1,6 +1,7 @@
 """Remarks before the first step: what is rarely meant is said, with the flag that helps."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -39,9 +40,24 @@ def prepared(vocab_size=8000, train=FEW_TOKENS, val=FEW_TOKENS):
 def test_a_warm_up_that_reaches_the_whole_run_is_said(config):
     reached = dataclasses.replace(config, steps=config.optimizer.warmup_steps)
     (line,) = remarks(reached, prepared())
-    assert f"whole run of {reached.steps}" in line
-    assert f"--optimizer.warmup-steps {max(1, reached.steps // 10)} " in line
+    assert f"whole run of {reached.steps:,}" in line
+    assert "--steps" in line
     assert not [*remarks(dataclasses.replace(reached, steps=reached.steps + 1), prepared())]
+
+
+def test_a_shorter_warm_up_is_advised_where_it_helps_and_leaves_the_peak():
+    """Of the cosine with steps to spare; a Noam schedule would rise to another peak."""
+    for steps, advised in ((1, None), (2, 1), (50, 5), (100, 10)):
+        (line,) = remarks(dataclasses.replace(GPT, steps=steps), prepared())
+        found = re.findall(r"--optimizer.warmup-steps (\d+)", line)
+        assert found == ([] if advised is None else [str(advised)])
+        if advised is not None:
+            optimizer = dataclasses.replace(GPT.optimizer, warmup_steps=advised)
+            followed = dataclasses.replace(GPT, steps=steps, optimizer=optimizer)
+            assert not [*remarks(followed, prepared())]
+    (line,) = remarks(dataclasses.replace(TEXTS, steps=2), prepared())
+    assert "--optimizer.warmup-steps" not in line
+    assert line.endswith("choose more --steps")
 
 
 @pytest.mark.parametrize("config", [GPT, TEXTS, NUMBERS])
