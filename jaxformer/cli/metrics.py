@@ -12,7 +12,7 @@ from jaxformer.cli.runs import RunPaths, run_names
 from jaxformer.units import count, duration, size
 
 if TYPE_CHECKING:  # numpy starts slowly: `--help` does without
-    from jaxformer.monitor.comparison import RunFigures
+    from jaxformer.monitor.run_metrics import RunMetrics
 
 DESCRIPTION = (
     "Print what runs have measured so far, side by side, and the settings in which they differ. "
@@ -28,7 +28,7 @@ class MetricsArguments:
     runs: RunPaths
     """Directories of the runs, finished or still going."""
     json: Path | None = None
-    """File to write the figures and the settings that differ to."""
+    """File to write the measurements and the settings that differ to."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,19 +39,19 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parse(MetricsArguments, argv, "jaxformer metrics", DESCRIPTION)
     names = run_names(arguments.runs)
-    from jaxformer.monitor.comparison import differing_settings, read_run
+    from jaxformer.monitor.run_metrics import differing_settings, read_run
 
     found, configs = zip(*map(read_run, arguments.runs), strict=True)
     differing = differing_settings(configs)
     rows: dict[str, list[str]] = {"run": names}
-    for figures in found:
-        for heading, cell in described(figures).items():
+    for metrics in found:
+        for heading, cell in described(metrics).items():
             rows.setdefault(heading, []).append(cell)
     for flag, values in differing.items():
         rows[flag] = [UNKNOWN if value is None else str(value) for value in values]
     runs = [
-        {"run": str(run), "name": name, **dataclasses.asdict(figures)}
-        for run, name, figures in zip(arguments.runs, names, found, strict=True)
+        {"run": str(run), "name": name, **dataclasses.asdict(metrics)}
+        for run, name, metrics in zip(arguments.runs, names, found, strict=True)
     ]
     with json_output(arguments.json) as write_json:
         write_json({"runs": runs, "differing": differing})
@@ -59,17 +59,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def described(figures: "RunFigures") -> dict[str, str]:
-    """The figures of a run in words."""
-    planned = "" if figures.planned is None else f" of {figures.planned:,}"
+def described(metrics: "RunMetrics") -> dict[str, str]:
+    """What a run has measured, in words."""
+    planned = "" if metrics.planned is None else f" of {metrics.planned:,}"
     return {
-        "steps": f"{figures.steps:,}{planned}",
-        "training loss (running mean)": _loss(figures.training_loss),
-        "validation loss, last": _at(figures.validation_loss, figures.validation_step),
-        "validation loss, best": _at(figures.best_validation_loss, figures.best_validation_step),
-        "tokens/s, median": _said(figures.tokens_per_second, count),
-        "memory, peak": _said(figures.peak_memory_bytes, size),
-        "time of the steps": _said(figures.seconds, duration),
+        "steps": f"{metrics.steps:,}{planned}",
+        "training loss (running mean)": _mean(metrics.training_loss, metrics.not_finite_from),
+        "validation loss, last": _at(metrics.validation_loss, metrics.validation_step),
+        "validation loss, best": _at(metrics.best_validation_loss, metrics.best_validation_step),
+        "tokens/s, median": _said(metrics.tokens_per_second, count),
+        "memory, peak": _said(metrics.peak_memory_bytes, size),
+        "time of the steps": _said(metrics.seconds, duration),
     }
 
 
@@ -95,6 +95,13 @@ def _said(value: float | None, form: Callable[[float], str]) -> str:
 
 def _loss(loss: float | None) -> str:
     return _said(loss, "{:.4f}".format)
+
+
+def _mean(loss: float | None, not_finite_from: int | None) -> str:
+    if not_finite_from is None:
+        return _loss(loss)
+    lost = f"not finite from step {not_finite_from:,}"
+    return lost if loss is None else f"{_loss(loss)}, {lost}"
 
 
 def _at(loss: float | None, step: int | None) -> str:

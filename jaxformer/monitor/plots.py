@@ -29,14 +29,14 @@ PANELS = (
 
 
 def draw_curves(
-    metrics: Sequence[dict[str, Any]], path: Path, title: str, smoothing: float = 0.0
+    metrics: Sequence[dict[str, Any]], path: Path, title: str, label_smoothing: float = 0.0
 ) -> None:
     """Draw the curves of a run into a PNG of 1200 pixels width.
 
     Above, the training loss as measured, faint, with its mean over 2% of the points, and the
     validation loss with its best value marked; below, each of PANELS that the metrics hold. A loss
     that is not finite leaves a gap, and the first of them is marked. The horizontal axes are
-    optimizer steps, losses are in nats per token; `smoothing` is the label smoothing in the
+    optimizer steps, losses are in nats per token; `label_smoothing` is that of the
     training loss alone.
 
     Raises:
@@ -57,7 +57,7 @@ def draw_curves(
     figure.suptitle(title, color=INK, fontsize=TITLE, parse_math=False, family=fonts([title]))
     heights = (2.7, 1.0) if panels else (1.0,)
     grid = figure.add_gridspec(len(heights), len(panels) or 1, height_ratios=heights)
-    _draw_losses(figure.add_subplot(grid[0, :]), metrics, smoothing)
+    _draw_losses(figure.add_subplot(grid[0, :]), metrics, label_smoothing)
     for place, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(grid[1, place]), rows, *panel)
     last = max(row["step"] for row in metrics) or 1
@@ -121,10 +121,12 @@ def draw_side_by_side(runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) 
 def _draw_run(axes: "Axes", metrics: Sequence[dict[str, Any]], color: Any) -> str:
     """Draw the losses of one run among others; what the legend says of it."""
     steps, losses = _curve([row for row in metrics if row["split"] == "train"], "loss")
-    mean, note = smoothed(losses), "nothing measured yet"
+    note = "nothing measured yet"
     if np.isfinite(losses).any():
+        mean = running_mean(losses)
         axes.plot(steps, mean, _line(losses), color=color, alpha=0.6, linewidth=0.9, ms=2)
-        note = f"training {mean[np.isfinite(mean)][-1]:.4f} at the end"
+    if len(losses):
+        note = f"training {in_words(*end_of_mean(steps, losses))}"
     steps, losses = _curve([row for row in metrics if row["split"] == "val"], "loss")
     if np.isfinite(losses).any():
         best = np.nanargmin(losses)
@@ -143,20 +145,22 @@ def _colors(number: int) -> list[Any]:
     return list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, number)))
 
 
-def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]], smoothing: float) -> None:
+def _draw_losses(axes: "Axes", metrics: Sequence[dict[str, Any]], label_smoothing: float) -> None:
     _style(axes)
     axes.set_ylabel("loss (nats / token)")
     steps, losses = _curve([row for row in metrics if row["split"] == "train"], "loss")
     finite = np.isfinite(losses)
     if finite.any():
-        mean = smoothed(losses)
-        loss = f"training with label smoothing {smoothing:g}" if smoothing else "training"
-        label = f"{loss}, {mean[finite][-1]:.4f} at the end (running mean)"
+        mean = running_mean(losses)
+        loss = "training"
+        if label_smoothing:
+            loss += f" with label smoothing {label_smoothing:g}"
+        label = f"{loss}, {in_words(*end_of_mean(steps, losses))} (running mean)"
         axes.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
         axes.plot(steps, mean, _line(losses), color=TRAIN, linewidth=1.8, ms=3, label=label)
     if not finite.all():
         first = steps[~finite][0]
-        label = f"not finite from step {first:,.0f}"
+        label = f"first not finite at step {first:,.0f}"
         axes.axvline(first, color=ALARM, linestyle="--", linewidth=1.2, label=label)
     steps, losses = _curve([row for row in metrics if row["split"] == "val"], "loss")
     if np.isfinite(losses).any():
@@ -200,7 +204,7 @@ def _curve(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
     return steps, np.where(np.isfinite(values), values, np.nan)
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """The mean of the finite values among the 2% of the points around each; gaps stay gaps."""
     if not len(values):
         return values
@@ -209,6 +213,22 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
     count = np.convolve(finite, window, mode="same")
     return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def end_of_mean(steps: np.ndarray, losses: np.ndarray) -> tuple[float | None, int | None]:
+    """The running mean at the last finite loss, and the step from which no loss is finite."""
+    measured = np.flatnonzero(np.isfinite(losses))
+    lost = steps[measured[-1] + 1 :] if len(measured) else steps
+    mean = float(running_mean(losses)[measured[-1]]) if len(measured) else None
+    return mean, int(lost[0]) if len(lost) else None
+
+
+def in_words(mean: float | None, not_finite_from: int | None) -> str:
+    """What `end_of_mean` gives: `5.4462 at the end`, or `5.4462, not finite from step 5`."""
+    if not_finite_from is None:
+        return f"{mean:.4f} at the end"
+    lost = f"not finite from step {not_finite_from:,}"
+    return lost if mean is None else f"{mean:.4f}, {lost}"
 
 
 def _line(values: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer.cli.main import main
 from jaxformer.config import CopyTranslationConfig, GPTConfig, LanguageConfig, TransformerConfig
-from jaxformer.monitor.comparison import differing_settings
+from jaxformer.monitor.run_metrics import differing_settings
 from jaxformer.monitor.metrics import MetricsWriter
 from jaxformer.tasks.config_io import save_config
 
@@ -77,6 +77,7 @@ def test_the_figures_are_those_of_the_metrics(tmp_path, capsys):
         "steps": 5,
         "planned": 2000,
         "training_loss": 2.0,
+        "not_finite_from": None,
         "validation_loss": 4.75,
         "validation_step": 5,
         "best_validation_loss": 4.5,
@@ -87,10 +88,26 @@ def test_the_figures_are_those_of_the_metrics(tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize("rows", [None, [], [(3, "train", {"loss": math.nan})]])
-def test_a_run_that_has_only_begun_has_no_figures_yet(rows, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("losses", "shown"),
+    [
+        ([5.0, 4.0, math.nan, 3.0, math.inf, math.nan], "3.0000, not finite from step 5"),
+        ([math.nan, math.nan], "not finite from step 1"),
+        ([math.nan, 2.0], "2.0000"),
+    ],
+)
+def test_a_training_that_ends_without_finite_losses_says_from_which_step(
+    losses, shown, tmp_path, capsys
+):
+    rows = [(step, "train", {"loss": loss}) for step, loss in enumerate(losses, 1)]
     lines = printed(capsys, write_run(tmp_path / "run", rows))
-    assert lines[1].endswith(f"{3 if rows else 0} of 2,000")
+    assert lines[2].split("  ")[-1] == shown
+
+
+@pytest.mark.parametrize("rows", [None, []])
+def test_a_run_that_has_only_begun_has_no_metrics_yet(rows, tmp_path, capsys):
+    lines = printed(capsys, write_run(tmp_path / "run", rows))
+    assert lines[1].endswith("0 of 2,000")
     assert all(line.endswith("  -") for line in lines[2:])
     assert len(lines) == 8
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from jaxformer.errors import UserError
-from jaxformer.monitor.plots import draw_curves, draw_side_by_side, smoothed
+from jaxformer.monitor.plots import draw_curves, draw_side_by_side, running_mean
 from tests.drawn import assert_readable
 
 NAN, INF = math.nan, math.inf
@@ -120,7 +120,7 @@ def test_losses_have_labelled_axes_and_both_curves(drawn):
 
 
 def test_label_smoothing_that_only_one_loss_has_is_named(drawn):
-    (axes,) = drawn(rows([3.0, 2.0]) + rows([1.0], "val"), smoothing=0.1).axes
+    (axes,) = drawn(rows([3.0, 2.0]) + rows([1.0], "val"), label_smoothing=0.1).axes
     assert legend(axes)[0] == "training with label smoothing 0.1, 2.0000 at the end (running mean)"
 
 
@@ -130,8 +130,22 @@ def test_what_is_not_finite_is_a_gap_and_named(drawn):
     assert axes.get_lines()[1].get_marker() == "o"  # the points beside the gap are seen
     assert legend(axes) == [
         "training, 1.5000 at the end (running mean)",
-        "not finite from step 2",
+        "first not finite at step 2",
         "validation, best 2.0000 at step 2",
+    ]
+
+
+def test_a_training_that_ends_without_finite_losses_has_no_mean_at_the_end(drawn):
+    ended = rows([3.0, INF, 1.5, NAN, NAN])
+    (axes,) = drawn(ended).axes
+    assert legend(axes) == [
+        "training, 1.5000, not finite from step 4 (running mean)",
+        "first not finite at step 2",
+    ]
+    figure = drawn({"a": ended, "b": rows([NAN, INF])})
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == [
+        "a: training 1.5000, not finite from step 4",
+        "b: training not finite from step 1",
     ]
 
 
@@ -161,13 +175,13 @@ def test_nothing_to_draw_is_refused(tmp_path):
 
 def test_the_mean_is_over_the_finite_values_around_each():
     values = np.arange(200.0)
-    assert np.allclose(smoothed(values)[2:-2], values[2:-2])  # 2 points before, 2 behind
-    assert np.isclose(smoothed(values)[0], 1.0)
+    assert np.allclose(running_mean(values)[2:-2], values[2:-2])  # 2 points before, 2 behind
+    assert np.isclose(running_mean(values)[0], 1.0)
     values[100] = NAN
-    smooth = smoothed(values)
+    smooth = running_mean(values)
     assert np.isnan(smooth[100])
     assert np.isclose(smooth[101], (99 + 101 + 102 + 103) / 4)
-    assert np.array_equal(smoothed(np.array([5.0, 1.0])), [5.0, 1.0])
+    assert np.array_equal(running_mean(np.array([5.0, 1.0])), [5.0, 1.0])
 
 
 def test_runs_side_by_side_have_a_colour_each_and_their_names(drawn):

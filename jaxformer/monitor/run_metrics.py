@@ -1,4 +1,4 @@
-"""The figures of runs, side by side: from their metrics and settings alone, without jax."""
+"""What runs have measured, side by side: from their metrics and settings alone, without jax."""
 
 import dataclasses
 import json
@@ -13,12 +13,12 @@ import numpy as np
 from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.monitor.plots import smoothed
+from jaxformer.monitor.plots import end_of_mean
 from jaxformer.tasks.config_io import config_to_json, load_config
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFigures:
+class RunMetrics:
     """What a run has measured so far; None is what it has not."""
 
     steps: int
@@ -26,7 +26,9 @@ class RunFigures:
     planned: int | None
     """Optimizer steps that its configuration asks for."""
     training_loss: float | None
-    """Nats per token at the last step, the running mean that `plot` draws."""
+    """Nats per token at the last step whose loss is finite: the running mean that `plot` draws."""
+    not_finite_from: int | None
+    """The step from which no training loss is finite."""
     validation_loss: float | None
     """Nats per token, the last one."""
     validation_step: int | None
@@ -40,8 +42,8 @@ class RunFigures:
     median."""
 
 
-def read_run(run: Path) -> tuple[RunFigures, RunConfig | None]:
-    """The figures of a run's directory, and its configuration.
+def read_run(run: Path) -> tuple[RunMetrics, RunConfig | None]:
+    """What the run of a directory has measured, and its configuration.
 
     A run that has only begun has no metrics yet; a directory with metrics alone no configuration.
 
@@ -56,23 +58,23 @@ def read_run(run: Path) -> tuple[RunFigures, RunConfig | None]:
         )
     made_with = load_config(config) if config.is_file() else None
     rows = read_metrics(metrics) if metrics.is_file() else []
-    return figures(rows, None if made_with is None else made_with.steps), made_with
+    return summarise_metrics(rows, None if made_with is None else made_with.steps), made_with
 
 
-def figures(rows: Sequence[Mapping[str, Any]], planned: int | None) -> RunFigures:
-    """The figures of the lines of metrics.jsonl."""
+def summarise_metrics(rows: Sequence[Mapping[str, Any]], planned: int | None) -> RunMetrics:
+    """The summary of the lines of metrics.jsonl."""
     train = [row for row in rows if row["split"] == "train"]
     losses = np.array([row["loss"] for row in train], float)
-    mean = smoothed(np.where(np.isfinite(losses), losses, np.nan))
-    mean = mean[np.isfinite(mean)]
+    mean, not_finite_from = end_of_mean(np.array([row["step"] for row in train], int), losses)
     val = [row for row in rows if row["split"] == "val"]
     best = min((row for row in val if math.isfinite(row["loss"])), key=_loss, default=None)
     timed, speeds = _column(train, "step_seconds"), _column(train, "tokens_per_second")
     untimed = len(train) - len(timed)
-    return RunFigures(
+    return RunMetrics(
         steps=max((row["step"] for row in rows), default=0),
         planned=planned,
-        training_loss=float(mean[-1]) if len(mean) else None,
+        training_loss=mean,
+        not_finite_from=not_finite_from,
         validation_loss=val[-1]["loss"] if val else None,
         validation_step=val[-1]["step"] if val else None,
         best_validation_loss=best["loss"] if best else None,
