@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, **vars(arguments.checkpoint))
+    path = arguments.output or arguments.run / "attention.png"
+    check_output("--output", path)
     if isinstance(run.config.model, GPTConfig):
         if arguments.target is not None:
             raise UserError(
@@ -72,7 +74,6 @@ def main(argv: Sequence[str]) -> int:
         stacks = gpt_stacks(run, arguments.text)
     else:
         stacks = translation_stacks(run, arguments.text, arguments.target)
-    path = arguments.output or arguments.run / "attention.png"
     draw_attention(stacks, path, f"{arguments.run.resolve().name}, step {run.step}")
     print(path)
     return 0

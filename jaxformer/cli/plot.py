@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     names = run_names(arguments.runs)
     require_extra("plot", "drawing")
     several = len(names) > 1
-    output = arguments.output or (Path("curves.png") if several else None)
-    if output is not None:
-        check_output("--output", output)
+    place = Path() if several else arguments.runs[0]
+    output = arguments.output or place / "curves.png"
+    check_output("--output", output)
     metrics = [read_metrics(run / "metrics.jsonl") for run in arguments.runs]
 
     from jaxformer.monitor.plots import draw_curves, draw_side_by_side
@@ -51,17 +51,15 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.tasks.kinds import kind_of
 
     if several:
-        assert output is not None
         draw_side_by_side(dict(zip(names, metrics, strict=True)), output)
         print(output)
         return 0
-    [run], smoothing = arguments.runs, 0.0
+    [run], label_smoothing = arguments.runs, 0.0
     if (run / "config.json").exists():
         config = load_config(run / "config.json")
-        smoothing = kind_of(config).label_smoothing(config)
-    curves = output or run / "curves.png"
+        label_smoothing = kind_of(config).label_smoothing(config)
     if not metrics[0]:
         raise UserError(f"no metrics to draw in {run}: wait for the run's first steps")
-    draw_curves(metrics[0], curves, run.resolve().name, smoothing)
-    print(curves)
+    draw_curves(metrics[0], output, run.resolve().name, label_smoothing)
+    print(output)
     return 0

@@ -45,8 +45,8 @@ def check_output(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path} is not a PNG: end the name in .png")
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: {path.parent} is not a directory: create it first")
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a directory: name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {path} is there and is not a file: name another")
     if path.exists():
         with path.open("rb") as file:
             head = file.read(4096)

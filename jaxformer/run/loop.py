@@ -179,11 +179,11 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     distributed.shutdown(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
     if rows and interrupt.signal is None:  # a run that is to end draws no picture
-        smoothing = kind_of(config).label_smoothing(config)
+        label_smoothing = kind_of(config).label_smoothing(config)
         if lacking := missing("plot"):
             print(f"the curves are not drawn: {lacking}", file=sys.stderr)
         else:
-            draw_curves(rows, run_dir / directory.CURVES, run_dir.name, smoothing)
+            draw_curves(rows, run_dir / directory.CURVES, run_dir.name, label_smoothing)
     return Outcome(config, interrupt.exit_status, step, evaluation, data)
 
 

@@ -56,6 +56,10 @@ def refusal(capsys, *words):
 
 def test_draws_a_text_of_a_gpt(gpt, capsys):
     path = gpt / "attention.png"
+    path.write_bytes(b"of somebody else")
+    assert refusal(capsys, gpt, "--text", "a bad cafe").startswith(f"--output {path} is there ")
+    assert path.read_bytes() == b"of somebody else"
+    path.unlink()
     assert drawn(capsys, gpt, "--text", "a bad cafe") == str(path)
     assert path.read_bytes().startswith(b"\x89PNG")
 

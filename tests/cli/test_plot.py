@@ -1,6 +1,7 @@
 """`jaxformer plot RUN`."""
 
 import json
+import os
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_refuses_what_is_not_a_run(tmp_path, capsys):
 def test_refuses_a_place_that_cannot_be_written(tmp_path, capsys):
     write(tmp_path, "".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "curves.png").mkdir()
-    assert refusal(capsys, tmp_path).startswith(f"{tmp_path}/curves.png: Is a directory")
+    assert refusal(capsys, tmp_path).startswith(f"--output {tmp_path}/curves.png is there and ")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
@@ -86,19 +87,25 @@ def test_a_file_that_is_no_picture_of_ours_is_not_overwritten(
     runs, tmp_path, capsys, content, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    for words, name in ((["--output", "a.png"], "a.png"), ([], "curves.png")):
+    own = f"{runs[0]}/curves.png"
+    for words, name in (
+        ([*runs, "--output", "a.png"], "a.png"),
+        (runs, "curves.png"),
+        (runs[:1], own),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SystemExit) as stop:
-            main(["plot", *map(str, runs), *words])
+            main(["plot", *map(str, words)])
         assert stop.value.code == 2
         assert f"--output {name}" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "absent/a.png", "folder.png"])
+@pytest.mark.parametrize("name", ["a.pdf", "absent/a.png", "folder.png", "fifo.png"])
 def test_a_file_that_cannot_be_a_picture_is_refused(runs, tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "fifo.png")
     with pytest.raises(SystemExit) as stop:
         main(["plot", *map(str, runs), "--output", name])
     err = capsys.readouterr().err
