@@ -136,14 +136,15 @@ class Run:
         search: BeamConfig | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[str]:
-        """The best translation of each text by beam search; that of an empty one is empty.
+        """The best translation of each text by beam search; that of one without tokens is empty.
 
         `on_progress(done, total)` is called after each translation.
 
         Raises:
             UserError: for a run of another kind and for texts that the model cannot take.
         """
-        sources = {i: self.tokenizer.encode(text) for i, text in enumerate(texts) if text}
+        encoded = enumerate(map(self.tokenizer.encode, texts))
+        sources = {i: tokens for i, tokens in encoded if len(tokens)}
         places, best = list(sources), [""] * len(texts)
         found = self.hypotheses(list(sources.values()), search) if sources else ()
         for done, (index, (first, *_)) in enumerate(found, start=1):
@@ -200,8 +201,8 @@ def require_kind(config: RunConfig, config_type: type, run_dir: Path) -> None:
     """Refuse a run whose configuration is of another type."""
     if not isinstance(config, config_type):
         raise UserError(
-            f"{run_dir} holds a {config.kind} run, which is not what is asked for: use jaxformer "
-            f"{kind_of(config).command}"
+            f"{run_dir} holds a {config.kind} run: use jaxformer {kind_of(config).command}, which "
+            "is for such runs"
         )
 
 
@@ -243,13 +244,13 @@ def load_run(
         found = checkpoint.read_best(checkpoints, [PARAMS])
     else:
         found = checkpoint.read_metadata(checkpoints, step, [PARAMS])
+    check_own(run_dir, spec, tokenizer, found)
     if average == 1:
         params = checkpoint.load(checkpoints, found, {PARAMS: expected})[PARAMS]
     else:
         params, found = _read_average(checkpoints, expected, found, average)
     for line in found.skipped:
         say(line, sys.stderr)
-    check_own(run_dir, spec, tokenizer, found)
     known = found.metadata
     learned_from = known.get("data"), known.get("text"), known.get("lost", 0.0)
     return Run(run_dir, spec, tokenizer, graphdef, params, found.step, *learned_from)
@@ -258,7 +259,12 @@ def load_run(
 def open_run(
     run_dir: Path, config_type: type[RunConfig] | None = None
 ) -> tuple[TrainSpec, Tokenizer]:
-    """What a run learns and its tokenizer, before a checkpoint is read."""
+    """What a run learns and its tokenizer, before a checkpoint is read.
+
+    Raises:
+        UserError: the directory is missing, holds no run or one of another kind, or its tokenizer
+            knows more tokens than its model.
+    """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a directory: name the --run-dir of a training run")
     config = load_config(run_dir / directory.CONFIG)
@@ -275,7 +281,11 @@ def open_run(
 
 
 def check_own(run_dir: Path, spec: TrainSpec, tokenizer: Tokenizer, found: Checkpoint) -> None:
-    """Refuse a config.json or tokenizer.json that a checkpoint was not made with."""
+    """Refuse a config.json or tokenizer.json that a checkpoint was not made with.
+
+    Raises:
+        UserError: naming each setting that differs, or the tokenizer's file.
+    """
     advice = f"restore the run's own {directory.CONFIG}"
     directory.check_config(spec.config, directory.saved_config(found), run_dir, advice)
     directory.check_tokenizer(run_dir, tokenizer, found.metadata.get("tokenizer"))

@@ -1,5 +1,6 @@
 """`jaxformer translate`: one output line per input line, in order; failures name the line."""
 
+import dataclasses
 import io
 import os
 import re
@@ -24,6 +25,7 @@ from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
 from jaxformer.decoding.beam import translate
 from jaxformer.run.load import load_run
 from tests.runs import save_run
+from tests.tokenizers_of_all_kinds import lossy_tokenizer
 
 LETTERS = "\t\nabcdefgh"
 SIZES = {"width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1, "init_std": 0.5}
@@ -272,3 +274,14 @@ def test_a_closed_standard_input_is_refused(run, capsys, monkeypatch):
         main(["translate", str(run)])
     assert stop.value.code == 2
     assert "standard input" in capsys.readouterr().err
+
+
+def test_a_text_without_tokens_has_an_empty_translation(tmp_path):
+    """Such as blanks, of which this tokenizer keeps none."""
+    model = dataclasses.replace(MODEL, vocab_size=lossy_tokenizer().vocab_size + 3)
+    config = dataclasses.replace(CONFIG, model=model)
+    run = load_run(save_run(tmp_path / "run", config, lossy_tokenizer()))
+    search = BeamConfig(beam=2)
+    (alone,) = run.translate(["the cat"], search)
+    assert run.translate(["", "the cat", " \n"], search) == ["", alone, ""]
+    assert run.translate([" "], search) == [""]

@@ -256,7 +256,7 @@ def with_a_larger_tokenizer(path):
         (without_tokenizer, "tokenizer.json"),
         (without_checkpoints, "no checkpoint"),
         (of_another_kind, "describes a 'transformer'"),
-        (of_another_width, "holds another state"),
+        (of_another_width, r"configuration: --model.width 16 \(the run has 8\); restore the run's"),
         (with_a_larger_tokenizer, "knows 399 tokens but the model only 256"),
     ],
 )
