@@ -1,9 +1,9 @@
 """Lines on a terminal: broken between words. In a file or a pipe they stay as they are."""
 
 import os
-import shutil
+import re
 import sys
-import textwrap
+import unicodedata
 from typing import IO
 
 
@@ -12,12 +12,50 @@ def moves(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
+def width(stream: IO[str], otherwise: int = 80) -> int:
+    """Columns of the stream's terminal, or COLUMNS if it is set; `otherwise` if neither says."""
+    try:
+        return max(1, int(os.environ["COLUMNS"]))
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or otherwise
+    except (OSError, ValueError):  # no terminal, no file, or a closed one
+        return otherwise
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes: two for a wide character (中), none for one that joins another."""
+    return sum(_cells(character) for character in text)
+
+
+def padded(text: str, columns: int) -> str:
+    """The text with blanks behind it up to so many columns."""
+    return text + " " * (columns - cells(text))
+
+
+def wrap(text: str, columns: int, first: str = "", later: str | None = None) -> str:
+    """The text in lines of at most so many columns, broken at blanks; no word is divided.
+
+    Lines begin with `first`, and with `later` if it differs from there on.
+    """
+    lines: list[str] = []
+    for blanks, word in re.findall(r"(\s*)(\S+)", text, re.ASCII):
+        if not lines:
+            lines.append(first + blanks + word)
+        elif cells(lines[-1] + blanks + word) <= columns:
+            lines[-1] += blanks + word
+        else:
+            lines.append((first if later is None else later) + word)
+    return "\n".join(lines)
+
+
 def fitted(text: str, stream: IO[str]) -> str:
     """The text as the stream shows it: a terminal's lines end between words, no word is divided."""
     if not stream.isatty():
         return text
-    width = shutil.get_terminal_size().columns
-    return "\n".join(_broken(line, width) for line in text.split("\n"))
+    columns = width(stream)
+    return "\n".join(_broken(line, columns) for line in text.split("\n"))
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
@@ -26,17 +64,14 @@ def say(text: str, stream: IO[str] | None = None) -> None:
     print(fitted(text, stream), file=stream, flush=True)
 
 
-def _broken(line: str, width: int) -> str:
-    if len(line) <= width:
+def _broken(line: str, columns: int) -> str:
+    if cells(line) <= columns:
         return line
     indent = line[: len(line) - len(line.lstrip())]
-    lines = textwrap.wrap(
-        line,
-        width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        expand_tabs=False,
-        replace_whitespace=False,
-    )
-    return "\n".join(lines)
+    return wrap(line.lstrip(), columns, indent)
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1

@@ -1,11 +1,15 @@
 """Lines on a terminal end between words; elsewhere they stay as they are."""
 
+import fcntl
 import io
+import os
+import struct
+import termios
 
 import pytest
 
 from jaxformer.cli.main import main
-from jaxformer.terminal import fitted, say
+from jaxformer.terminal import cells, fitted, padded, say, width, wrap
 
 
 class Terminal(io.StringIO):
@@ -50,3 +54,35 @@ def test_a_refusal_on_a_terminal_ends_between_words(monkeypatch):
     assert len(lines) > 1
     assert all(len(line) <= 40 for line in lines)
     assert "some_directory_that_is_not_there" in " ".join(lines).split()
+
+
+def test_the_width_is_that_of_the_stream_it_is_asked_of(monkeypatch):
+    """Not that of standard output, which may be a pipe or another terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    controller, device = os.openpty()
+    fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 33, 0, 0))
+    with os.fdopen(controller, "rb"), os.fdopen(device, "w") as stream:
+        assert width(stream) == 33
+        assert max(map(len, fitted(LINE, stream).split("\n"))) <= 33
+        fcntl.ioctl(device, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 0, 0, 0))
+        assert width(stream, otherwise=110) == 110  # a terminal that does not know
+        monkeypatch.setenv("COLUMNS", "50")
+        assert width(stream) == 50
+    for unset in ("", "0x", "9" * 5000):
+        monkeypatch.setenv("COLUMNS", unset)
+        assert width(io.StringIO()) == 80
+
+
+def test_wide_characters_take_two_columns_and_accents_none():
+    texts = {"": 0, "abc": 3, "中文": 4, "\uff46\uff55": 4, "e\u0301": 1, "日本 x": 6, "naïve ·": 7}
+    assert {text: cells(text) for text in texts} == texts
+    assert padded("中", 4) == "中  "
+    assert wrap("中文 日本 abc", 7).split("\n") == ["中文", "日本", "abc"]
+    assert wrap("中文 日本 abc", 9).split("\n") == ["中文 日本", "abc"]
+
+
+def test_lines_begin_as_told_and_blanks_between_words_stay():
+    assert wrap("one two  three", 10, "- ", "  ").split("\n") == ["- one two", "  three"]
+    assert wrap("one two  three", 14, "- ", "  ").split("\n") == ["- one two", "  three"]
+    assert wrap("one two  three", 16, "- ", "  ") == "- one two  three"
+    assert wrap("", 10, "- ") == ""

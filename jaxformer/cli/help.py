@@ -1,11 +1,12 @@
 """The text of `--help`: paragraphs and rows that fit the terminal, broken between words only."""
 
 import re
-import shutil
-import textwrap
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
+
+from jaxformer.terminal import cells, padded, width, wrap
 
 HELP = ("-h", "--help", "--help-all")
 """Words that ask for help, the last for all of it."""
@@ -39,19 +40,12 @@ class Group(NamedTuple):
 
 def terminal_width() -> int:
     """Columns to fill."""
-    return max(NARROWEST, shutil.get_terminal_size().columns)
+    return max(NARROWEST, width(sys.stdout))
 
 
 def filled(text: str, first: str = "", later: str | None = None) -> str:
     """The text in lines that begin with `first`, and with `later` if it differs from there on."""
-    return textwrap.fill(
-        text,
-        terminal_width(),
-        initial_indent=first,
-        subsequent_indent=first if later is None else later,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return wrap(text, terminal_width(), first, later)
 
 
 def reflowed(text: str) -> str:
@@ -74,16 +68,18 @@ def reflowed(text: str) -> str:
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Names and descriptions in two columns, or below each other where there is little room."""
     rows = list(rows)
-    column = min(24, max(len(name) for name, _ in rows)) + 4
+    column = min(24, max((cells(name) for name, _ in rows), default=0)) + 4
     if terminal_width() < TWO_COLUMNS:
         column = 6
     lines = []
     for name, text in rows:
         named, described = filled(name, "  ", "    "), filled(text, " " * column)
-        beside = len(named) + 2 <= column
-        lines.append(
-            named.ljust(column) + described[column:] if beside else f"{named}\n{described}"
-        )
+        if not described:
+            lines.append(named)
+        elif cells(named) + 2 <= column:
+            lines.append(padded(named, column) + described[column:])
+        else:
+            lines += [named, described]
     return "\n".join(lines)
 
 

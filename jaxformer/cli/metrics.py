@@ -1,7 +1,7 @@
 """`jaxformer metrics RUN [RUN ...]`: what runs have measured and how they differ, side by side."""
 
 import dataclasses
-import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxformer.cli.arguments import parse
 from jaxformer.cli.outputs import json_output
 from jaxformer.cli.runs import RunPaths, run_names
+from jaxformer.terminal import cells, padded, width
 from jaxformer.units import count, duration, size
 
 if TYPE_CHECKING:  # numpy starts slowly: `--help` does without
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     ]
     with json_output(arguments.json) as write_json:
         write_json({"runs": runs, "differing": differing})
-        print("\n".join(table(rows, shutil.get_terminal_size((110, 24)).columns)))
+        print("\n".join(table(rows, width(sys.stdout, otherwise=110))))
     return 0
 
 
@@ -73,20 +74,19 @@ def described(metrics: "RunMetrics") -> dict[str, str]:
     }
 
 
-def table(rows: Mapping[str, Sequence[str]], width: int) -> Iterator[str]:
-    """A column per run where all fit the width; else one run after the other."""
+def table(rows: Mapping[str, Sequence[str]], room: int) -> Iterator[str]:
+    """A column per run where all fit the columns of a terminal; else one run after the other."""
     columns: list[Sequence[str]] = [tuple(rows), *zip(*rows.values(), strict=True)]
-    widths = [max(map(len, column)) for column in columns]
-    if sum(widths) + 2 * len(widths) - 2 <= width:
+    widths = [max(map(cells, column)) for column in columns]
+    if sum(widths) + 2 * len(widths) - 2 <= room:
         for row in zip(*columns, strict=True):
-            first, *cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            yield "  ".join([first, *cells]).rstrip()
+            yield "  ".join(map(padded, row, widths)).rstrip()
         return
     for number, run in enumerate(columns[1:]):
         if number:
             yield ""
         for heading, cell in zip(rows, run, strict=True):
-            yield f"{heading:{widths[0]}}  {cell}"
+            yield f"{padded(heading, widths[0])}  {cell}"
 
 
 def _said(value: float | None, form: Callable[[float], str]) -> str:

@@ -1,7 +1,6 @@
 """The progress of a training run: a moving line on a terminal, plain lines elsewhere."""
 
 import errno
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from jaxformer.runtime.signals import leave_closed_terminal
-from jaxformer.terminal import fitted, moves
+from jaxformer.terminal import fitted, moves, width
 from jaxformer.units import count, duration
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Progress:
         self._paced_from: tuple[int, float] | None = None
         self._estimated = False
         self._printed_at = -float("inf")
-        self._bar = _bar_width(shutil.get_terminal_size().columns)
+        self._bar = _bar_width(width(self._stream))
         self._live = None
         if moves(self._stream):
             self._live = _live_line(self._stream, total_steps, start_step, self._bar)

@@ -158,3 +158,8 @@ def test_descriptions_stand_beside_names_or_below(monkeypatch):
     assert table(rows).splitlines() == [
         *("  a   first one", f"  {'b' * 30}", "      second"),
     ]
+
+
+def test_a_table_of_nothing_and_of_names_alone():
+    assert table([]) == ""
+    assert table([("--quiet", ""), ("b" * 30, "")]).splitlines() == ["  --quiet", f"  {'b' * 30}"]

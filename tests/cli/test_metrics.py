@@ -10,9 +10,10 @@ import pytest
 
 from jaxformer.cli.main import main
 from jaxformer.config import CopyTranslationConfig, GPTConfig, LanguageConfig, TransformerConfig
-from jaxformer.monitor.run_metrics import differing_settings
 from jaxformer.monitor.metrics import MetricsWriter
+from jaxformer.monitor.run_metrics import differing_settings
 from jaxformer.tasks.config_io import save_config
+from jaxformer.terminal import cells
 
 SIZES = {"context_length": 7, "width": 6, "num_heads": 2, "mlp_width": 5, "num_layers": 1}
 CONFIG = LanguageConfig(model=GPTConfig(vocab_size=11, **SIZES), steps=2000)
@@ -148,6 +149,13 @@ def test_names_are_as_long_as_tells_them_apart(tmp_path, capsys, monkeypatch):
     places = ("x/base", "y/base", "y/z/base", "other")
     runs = [write_run(tmp_path / place, MEASURED) for place in places]
     assert printed(capsys, *runs)[0].split()[1:] == ["x/base", "y/base", "z/base", "other"]
+
+
+def test_columns_of_names_in_wide_characters_stand_below_each_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = printed(capsys, *(write_run(tmp_path / name, MEASURED) for name in ("中文" * 10, "b")))
+    starts = [cells(line) - cells(line.split("  ")[-1].lstrip()) for line in lines]
+    assert len(set(starts)) == 1
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
