@@ -123,7 +123,8 @@ def _groups(boxes: str) -> Iterator[Group]:
     """What tyro's boxes hold.
 
     Each is a title one column in, a rule, and rows two columns in: perhaps a description and a
-    rule, then the flags, their descriptions beside them or below, further in.
+    rule, then the flags, their descriptions beside them or below, further in. A list of choices
+    ends with `}`, perhaps some rows later.
     """
     for box in re.split(r"^ (?=[a-z])", boxes, flags=re.MULTILINE)[1:]:
         title, _, *rows = (line.rstrip() for line in box.splitlines())
@@ -131,7 +132,9 @@ def _groups(boxes: str) -> Iterator[Group]:
         flags: list[tuple[str, list[str]]] = []
         for row in rows:
             content = row[2:]
-            if content.startswith(" ") and flags:
+            if flags and flags[-1][0].count("{") > flags[-1][0].count("}"):  # a long list goes on
+                flags[-1] = (flags[-1][0] + content.strip(), flags[-1][1])
+            elif content.startswith(" ") and flags:
                 flags[-1][1].append(content.strip())
             elif content.startswith("-") or title == "positional arguments":
                 usage, _, beside = content.partition("  ")
@@ -146,7 +149,12 @@ def _groups(boxes: str) -> Iterator[Group]:
 
 
 def _flag(usage: str, text: str) -> Flag:
-    """Without what says that a flag may be left out, as all may; a switch that is off turns on."""
+    """Without what says that a flag may be left out, as all may; a switch that is off turns on.
+
+    A list of choices that is longer than a box may be broken between them.
+    """
+    if len(usage) > BOXES:
+        usage = usage.replace(",", ", ")
     if text.endswith("(default: False)"):
         usage = usage.partition(",")[0]
     text = re.sub(r"\s*\((default: (None|False)|required|repeatable)\)$", "", text)

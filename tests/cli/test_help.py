@@ -163,3 +163,18 @@ def test_descriptions_stand_beside_names_or_below(monkeypatch):
 def test_a_table_of_nothing_and_of_names_alone():
     assert table([]) == ""
     assert table([("--quiet", ""), ("b" * 30, "")]).splitlines() == ["  --quiet", f"  {'b' * 30}"]
+
+
+def test_a_list_of_choices_longer_than_tyros_boxes_is_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = tuple(f"a_preset_with_a_long_name_{number}" for number in range(14))
+    kind = dataclasses.field(default=names[3])
+    options = dataclasses.make_dataclass(
+        "Options", [("preset", Literal[names], kind), ("steps", int, 3)]
+    )
+    text = shown(capsys, lambda: parse(options, ["--help"], "p", "Train."))
+    assert max(map(len, text.splitlines())) <= 60
+    flags = " ".join(text.split()).partition("flags: ")[2]
+    assert (
+        flags == f"--preset {{{', '.join(names)}}} (default: {names[3]}) --steps INT (default: 3)"
+    )
