@@ -1,5 +1,6 @@
 """UserError: bad input, reported in one line that says what is wrong and what to do."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -12,6 +13,15 @@ class UserError(ValueError):
     def __init__(self, message: str, details: Iterable[str] = ()):
         lines = [" ".join(text.split()) for text in (message, *details)]
         super().__init__("\n  ".join(lines))
+
+
+def perhaps(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; perhaps you meant steps`, with the known word that is most like an unknown one, if any is.
+
+    `prefix` stands before it, such as `model.`.
+    """
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"; perhaps you meant {prefix}{similar[0]}" if similar else ""
 
 
 TRY_AGAIN = 75

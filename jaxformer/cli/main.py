@@ -3,7 +3,6 @@
 once its own words are read, so that every `--help` answers at once.
 """
 
-import difflib
 import importlib
 import importlib.metadata
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxformer.cli.arguments import run_command
 from jaxformer.cli.help import HELP, filled, table
-from jaxformer.errors import UserError
+from jaxformer.errors import UserError, perhaps
 
 COMMANDS: Mapping[str, str] = {
     "train": "train a model by a recipe, or by a recipe file of your own",
@@ -59,9 +58,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"jaxformer {importlib.metadata.version('jaxformer')}")
         return 0
     if name not in COMMANDS:
-        similar = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; perhaps you meant {similar[0]}" if similar else ""
-        raise UserError(f"unknown command {name!r}{hint}; choose one of {', '.join(COMMANDS)}")
+        meant = perhaps(name, COMMANDS)
+        raise UserError(f"unknown command {name!r}{meant}; choose one of {', '.join(COMMANDS)}")
     return importlib.import_module(f"jaxformer.cli.{name}").main(rest)
 
 

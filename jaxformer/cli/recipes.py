@@ -6,14 +6,14 @@ part of a package: a user's own train.py is not in its way.
 """
 
 import ast
+import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal, TypeVar
@@ -21,8 +21,9 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from jaxformer.cli.arguments import fail, last_value, parse, run_command
+from jaxformer.cli.help import HELP
 from jaxformer.config import RunConfig, RunOptions
-from jaxformer.errors import UserError
+from jaxformer.errors import UserError, perhaps
 from jaxformer.runtime.restarts import supervise
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -56,11 +57,10 @@ def load_recipe(name: str) -> ModuleType:
     if name in RECIPES:
         return _load(HOME / f"{name}.py")
     if not name.endswith(".py"):
-        similar = difflib.get_close_matches(name, RECIPES, n=2)
-        hint = f"; perhaps you meant {' or '.join(similar)}" if similar else ""
+        shown = name if name.strip() else repr(name)
         raise UserError(
-            f"recipe {name} is unknown{hint}; choose one of {', '.join(RECIPES)}, or name a file "
-            "that ends in .py"
+            f"recipe {shown} is unknown{perhaps(name, RECIPES)}; choose one of "
+            f"{', '.join(RECIPES)}, or name a file that ends in .py"
         )
     file = Path(name)
     if not file.is_file():
@@ -149,7 +149,8 @@ def parse_recipe(
     if "--resume" in argv and last_value("--preset", argv) is None:
         made_with = Path(last_value("--run-dir", argv) or run.run_dir) / "config.json"
         if made_with.is_file():
-            preset = _resumed(made_with, type(preset), prog)
+            with _refused(prog, argv):
+                preset = _resumed(made_with, type(preset))
     config, options = parse_beside(run, presets, name, preset, argv, prog, description or "", USUAL)
     if options.restarts:
         raise SystemExit(supervise(recipe, argv, options))
@@ -157,11 +158,22 @@ def parse_recipe(
 
 
 def preset_name(presets: Mapping[str, ConfigT], argv: Sequence[str], prog: str) -> str:
-    """The preset that the words name, or the first; an unknown one ends the program."""
-    name = last_value("--preset", argv) or next(iter(presets))
-    if name not in presets:
-        fail(prog, f"--preset {name} is unknown; choose one of {', '.join(presets)}")
-    return name
+    """The preset that the words name, or the first; an unknown one ends the program.
+
+    So does a table that is none of configurations. Words that ask for help get it nevertheless.
+    """
+    for key, preset in presets.items():
+        if not isinstance(key, str):
+            fail(prog, f"PRESETS has the name {key!r}: name each preset by a text")
+        if not isinstance(preset, RunConfig):
+            kind = type(preset).__name__
+            fail(prog, f"preset {key} is of type {kind}: make it a configuration of a run")
+    first = next(iter(presets))
+    name = last_value("--preset", argv) or first
+    with _refused(prog, argv):
+        if name not in presets:
+            raise UserError(f"--preset {name} is unknown; choose one of {', '.join(presets)}")
+    return name if name in presets else first
 
 
 def parse_beside(
@@ -190,10 +202,8 @@ def parse_beside(
     file_help = "JSON file, a run's config.json or a part of one; other flags override its values."
     print_help = "Print the whole configuration as JSON, as --config reads it, and end."
     file = last_value("--config", argv)
-    try:
+    with _refused(prog, argv, "--config "):
         preset = with_values(preset, Path(file)) if file else preset
-    except UserError as error:
-        fail(prog, f"--config {error}")
     recipe = dataclasses.make_dataclass(
         "Recipe",
         [
@@ -213,13 +223,23 @@ def parse_beside(
     return chosen.config, chosen.run
 
 
-def _resumed(config_file: Path, config_type: type[ConfigT], prog: str) -> ConfigT:
+def _resumed(config_file: Path, config_type: type[ConfigT]) -> ConfigT:
     from jaxformer.tasks.config_io import load_config
 
-    try:
-        config = load_config(config_file)
-    except UserError as error:
-        fail(prog, str(error))
+    config = load_config(config_file)
     if not isinstance(config, config_type):
-        fail(prog, f"{config_file} is of another recipe: resume it with the one that made it")
+        raise UserError(f"{config_file} is of another recipe: resume it with the one that made it")
     return config
+
+
+@contextlib.contextmanager
+def _refused(prog: str, argv: Sequence[str], what: str = "") -> Iterator[None]:
+    """End the program with one line for bad input in the block, unless the words ask for help."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if set(HELP) & set(argv):
+            return
+        if isinstance(error, OSError):
+            raise
+        fail(prog, f"{what}{error}")

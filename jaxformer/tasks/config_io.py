@@ -1,7 +1,6 @@
 """config.json: a run's whole configuration, read back exactly, unknown keys refused."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import typing
@@ -14,7 +13,7 @@ import cattrs
 from jaxformer.atomic import atomic_write
 from jaxformer.config import RUN_CONFIGS, RunConfig
 from jaxformer.config.data import TOKENIZERS
-from jaxformer.errors import UserError
+from jaxformer.errors import UserError, perhaps
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -105,9 +104,8 @@ def _replaced(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     for name, value in values.items():
         key = prefix + name
         if name not in types:
-            similar = difflib.get_close_matches(name, types, n=1)
-            hint = f"; perhaps you meant {prefix}{similar[0]}" if similar else ""
-            raise UserError(f"{key} is unknown{hint}; choose from {', '.join(types)}")
+            meant = perhaps(name, types, prefix)
+            raise UserError(f"{key} is unknown{meant}; choose from {', '.join(types)}")
         own, shown = getattr(config, name), json.dumps(value)
         if dataclasses.is_dataclass(own):
             if not isinstance(value, dict):

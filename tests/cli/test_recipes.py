@@ -80,10 +80,32 @@ def test_recipe_help_lists_presets_and_shows_their_defaults(capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "--preset tpu --help",
+        "--help --preset=tpu",
+        "--config missing.json --help",
+        "--config nonsense.json -h",
+        "--config . --help-all",
+        "--resume --run-dir . --help",
+    ],
+)
+def test_help_comes_whatever_else_is_wrong(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nonsense.json", "config.json"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(SystemExit) as stop:
+        recipe(*words.split())
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    assert "--preset {cpu,gpu}" in out
+    assert "(default: cpu)" in out
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         ("--preset tpu", r"--preset tpu .*cpu, gpu"),
-        ("--preset=tpu --help", r"--preset tpu .*cpu, gpu"),
         ("--preset", rf"--preset\b.*{PROG} --help"),
         ("--steps 0", r"\bsteps 0 .*\[1, "),
         ("--stop-after 0", r"stop-after 0 .*\[1, "),
@@ -274,12 +296,15 @@ def test_the_command_lists_the_recipes(capsys):
         (["gpt_car"], r"recipe gpt_car .*meant gpt_char;"),
         (["train.gpt_char"], r"recipe train.gpt_char .*meant gpt_char;"),
         (["zzz"], r"recipe zzz .*choose one of gpt_char, gpt_stdlib"),
-        ([""], r"recipe  ?is unknown"),
+        ([""], r"recipe '' is unknown"),
+        ([" "], r"recipe ' ' is unknown"),
         (["--steps", "3"], r"no recipe .*choose one of gpt_char, gpt_stdlib"),
         (["missing.py"], r"recipe missing\.py is not a file"),
         (["empty.py"], r"empty\.py is no recipe: .*PRESETS"),
         (["headless.py"], r"headless\.py is no recipe: .*main"),
         (["broken.py"], r"broken\.py.*cannot be loaded: SyntaxError"),
+        (["number.py"], r"preset a is of type int: "),
+        (["nameless.py"], r"PRESETS has the name 3: "),
         (["failing.py"], r"failing\.py, line 2 cannot be loaded: ZeroDivisionError"),
     ],
 )
@@ -287,6 +312,9 @@ def test_the_command_lists_the_recipes(capsys):
 def test_what_is_no_recipe_is_refused_in_one_line(words, line, command, tmp_path, capsys):
     (tmp_path / "empty.py").touch()
     (tmp_path / "headless.py").write_text("PRESETS = {'a': None}")
+    own = "from jaxformer.cli.recipes import parse_recipe\nmain = lambda argv: parse_recipe("
+    for name, presets in (("number.py", "{'a': 1}"), ("nameless.py", "{3: None}")):
+        (tmp_path / name).write_text(f"PRESETS = {presets}\n{own}PRESETS, argv, __file__, __doc__)")
     (tmp_path / "broken.py").write_text("(")
     (tmp_path / "failing.py").write_text("x = 0\n1 / x")
     with pytest.MonkeyPatch.context() as patch:
