@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Array, PyTree
 
@@ -22,6 +23,7 @@ from jaxformer.tasks.config_io import (
     load_config,
     save_config,
 )
+from jaxformer.tasks.remarks import flags_of_files
 from jaxformer.terminal import say
 
 APPEARS = 60.0
@@ -124,6 +126,21 @@ def check_tokenizer(directory: Path, tokenizer: Tokenizer, made_with: str | None
             f"{path} is not the tokenizer that the run was trained with: restore the run's own "
             "file, or delete it and --resume the run"
         )
+
+
+def changed_data(data: Any, learned_from: str | None, here: str) -> str:
+    """How data differ from those that a run learned from, and what to do.
+
+    Args:
+        data: the settings of the data.
+        learned_from: description of the run's data, if it is known.
+        here: description of the data that are here.
+    """
+    differ = learned_from not in (None, here)
+    known = f": the run has {learned_from}, here is {here}" if differ else ""
+    flags = flags_of_files(data)
+    moved = f", or name where it is now by {flags}" if flags else ""
+    return f"has changed{known} ({OF_VERSIONS}): restore it{moved}"
 
 
 def save_params(

@@ -23,7 +23,7 @@ from jaxformer.errors import UserError
 from jaxformer.evaluation.bleu import score
 from jaxformer.evaluation.loss import Evaluation, means
 from jaxformer.extras import require_extra
-from jaxformer.run.directory import OF_VERSIONS
+from jaxformer.run.directory import changed_data
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
@@ -153,12 +153,8 @@ def evaluate_params(run: "Run", batches: Iterable[Any]) -> tuple[Evaluation, flo
 def require_same(run: "Run", data: Any) -> None:
     """Refuse data that are not those of the run; those of an imported model are unknown."""
     if run.data_fingerprint not in (None, data.fingerprint):
-        known = f": it was {run.text}, here is {data.description}" if run.text else ""
-        raise UserError(
-            f"the text that {run.directory} learned from has changed ({OF_VERSIONS}){known}; "
-            "restore it, or name where it is now, or another text, by --data.path (of pairs "
-            "--data.source and --data.target)"
-        )
+        changed = changed_data(run.config.data, run.text, data.description)
+        raise UserError(f"the text that {run.directory} learned from {changed}")
 
 
 def print_progress() -> Callable[[int, int], None]:

@@ -65,7 +65,12 @@ def metadata_of(task: Task, program: Program) -> dict[str, Any]:
 def restore(
     task: Task, program: Program, metadata: dict[str, Any], options: RunOptions
 ) -> tuple[TrainState, Start]:
-    """The state of the newest checkpoint that verifies, or the first one if there is none."""
+    """The state of the newest checkpoint that verifies, or the first one if there is none.
+
+    Raises:
+        UserError: no checkpoint can be used, the run was made with other flags, data or settings of
+            JAX, its checkpoints are lost, or the weights that it begins with cannot be read.
+    """
     config = task.spec.config
     checkpoints = options.run_dir / directory.CHECKPOINTS
     alike = [metadata, options.stop_after, options.max_skipped]
@@ -82,7 +87,7 @@ def restore(
     distributed.assert_same_on_all_processes(json.dumps([*alike, found.step]))
     made_with = directory.saved_config(found)
     directory.check_config(config, made_with, options.run_dir, ADVICE)
-    check_metadata(options.run_dir, found.metadata, metadata)
+    check_metadata(options.run_dir, config.data, found.metadata, metadata)
     changed = other_versions(found.metadata, metadata)
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
@@ -133,8 +138,20 @@ def check_nothing_lost(config: RunConfig, run_dir: Path) -> None:
         )
 
 
-def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue from a checkpoint of other data, objective, settings of JAX or keys."""
+def check_metadata(
+    run_dir: Path, data: Any, saved: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse to continue from a checkpoint of other data, objective, settings of JAX or keys.
+
+    Args:
+        run_dir: the run's directory.
+        data: the settings of its data.
+        saved: the metadata of the checkpoint.
+        now: those that the next one will have.
+
+    Raises:
+        UserError: naming what differs, and what to do.
+    """
     known = saved.get("settings", {})
     changed = [
         f"{name} is {value} (the run has {known[name]})"
@@ -152,24 +169,20 @@ def check_metadata(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, An
             f"{run_dir} cannot be resumed, its objectives differ: the run has {lowered}, here is "
             f"{lowers}: pass the objective it was started with"
         )
-    for name, shown, advice in (
-        (
-            "data",
-            "text",
-            f"the text or its tokenizer has changed ({directory.OF_VERSIONS}): restore it, name "
-            "where it is now by --data.path, or start a new run",
-        ),
-        ("rows", "rows", "the batches would differ: use a mesh of as many devices"),
-        (
-            "keys",
-            "keys",
-            "random keys differ in this version: use the jax version it was started with",
-        ),
+    if saved.get("data") != now["data"]:
+        changed_data = directory.changed_data(data, saved.get("text"), now["text"])
+        raise UserError(
+            f"{run_dir} cannot be resumed, its data differ: the text or its tokenizer "
+            f"{changed_data}, or start a new run"
+        )
+    for name, advice in (
+        ("rows", "the batches would differ: use a mesh of as many devices"),
+        ("keys", "random keys differ in this version: use the jax version it was started with"),
     ):
         if saved.get(name) != now[name]:
             raise UserError(
-                f"{run_dir} cannot be resumed, its {name} differ: the run has "
-                f"{saved.get(shown, saved.get(name))}, here is {now[shown]}; {advice}"
+                f"{run_dir} cannot be resumed, its {name} differ: the run has {saved.get(name)}, "
+                f"here is {now[name]}; {advice}"
             )
 
 

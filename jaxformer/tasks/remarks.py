@@ -75,3 +75,16 @@ def flags_for_more(data: Any) -> tuple[str, str]:
             return "--data.source and --data.target", "--data.val-source and --data.val-target"
         case _:
             return "--data.num-pairs", "--data.num-val-pairs"
+
+
+def flags_of_files(data: Any) -> str:
+    """The flags that name the files of the data; empty for generated ones."""
+    match data:
+        case DataConfig():
+            return "--data.path"
+        case TextPairsConfig(val_source=None):
+            return "--data.source and --data.target"
+        case TextPairsConfig():
+            return "--data.source, --data.target, --data.val-source and --data.val-target"
+        case _:
+            return ""

@@ -21,11 +21,14 @@ from jaxformer import checkpoint
 from jaxformer.batch import Batch
 from jaxformer.config import (
     CheckpointConfig,
+    CopyConfig,
     DataConfig,
     GPTConfig,
     LanguageConfig,
     MeshConfig,
+    NumbersConfig,
     RunOptions,
+    TextPairsConfig,
 )
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
@@ -264,12 +267,34 @@ def test_resuming_with_other_settings_of_jax_names_them(config, run_dir, setting
 
 
 def test_other_data_are_described_and_other_settings_of_old_runs_unknown(tmp_path):
+    data = DataConfig()
     here = {"settings": {"JAX_X": 1}, "rows": None, "keys": {}}
     here |= {"data": "0f", "text": "python-3.12.1-stdlib: 30 MB"}
-    resume.check_metadata(tmp_path, {"data": "0f", "rows": None, "keys": {}}, here)
+    resume.check_metadata(tmp_path, data, {"data": "0f", "rows": None, "keys": {}}, here)
     saved = here | {"data": "1e", "text": "python-3.11.4-stdlib: 29 MB"}
     with pytest.raises(UserError, match=r"python-3\.11\.4-.*python-3\.12\.1-.*Python's"):
-        resume.check_metadata(tmp_path, saved, here)
+        resume.check_metadata(tmp_path, data, saved, here)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [
+        (DataConfig(), ["--data.path"]),
+        (TextPairsConfig(), ["--data.source", "--data.target"]),
+        (
+            TextPairsConfig(val_source=Path("a"), val_target=Path("b")),
+            ["--data.source", "--data.target", "--data.val-source", "--data.val-target"],
+        ),
+        (CopyConfig(), []),
+        (NumbersConfig(), []),
+    ],
+)
+def test_changed_data_are_restored_or_named_by_the_flags_of_the_kind(data, flags, tmp_path):
+    here = {"settings": {}, "rows": None, "keys": {}, "data": "0f", "text": "pairs: 30 MB"}
+    with pytest.raises(UserError, match="data differ") as refusal:
+        resume.check_metadata(tmp_path, data, here | {"data": "1e"}, here)
+    assert re.findall(r"--data[\w.-]+", str(refusal.value)) == flags
+    assert "30 MB" not in str(refusal.value), "two equal descriptions tell nothing"
 
 
 def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):

@@ -91,8 +91,8 @@ def test_an_own_objective_is_refused_at_resume_of_a_usual_run(runs, tmp_path):
 def test_checkpoints_of_earlier_versions_do_not_say_it():
     saved = {"data": "0f", "rows": None, "keys": {}}
     here = {**saved, "settings": {}, "objective": "scaled"}
-    resume.check_metadata(Path("run"), saved, here)
-    resume.check_metadata(Path("run"), saved, here | {"objective": None})
+    resume.check_metadata(Path("run"), None, saved, here)
+    resume.check_metadata(Path("run"), None, saved, here | {"objective": None})
 
 
 @pytest.mark.parametrize(
