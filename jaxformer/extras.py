@@ -28,6 +28,9 @@ def require_extra(extra: str, purpose: str) -> None:
     Args:
         extra: a key of `EXTRAS`.
         purpose: what needs it, the beginning of the line.
+
+    Raises:
+        UserError: naming the packages that are missing and how to install them.
     """
     if line := missing(extra):
         raise UserError(f"{purpose}: {line}")

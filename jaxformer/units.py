@@ -1,8 +1,10 @@
 """Numbers as people read them, with a unit or prefix that fits: 45.1 k, 1.50 GiB, 3:04:05.
 
-A number is rounded before its unit is chosen, so 999.96 thousand is 1.0 M and not 1000.0 k.
+A number is rounded before its unit is chosen, so 999.96 thousand is 1.0 M and not 1000.0 k. One
+that is not finite has no unit: inf, nan.
 """
 
+import math
 from collections.abc import Sequence
 
 
@@ -26,6 +28,8 @@ def short_time(seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """The time of a run, as minutes and seconds or with hours: 1:02, 3:04:05."""
+    if not math.isfinite(seconds):
+        return f"{seconds}"
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
@@ -33,6 +37,8 @@ def duration(seconds: float) -> str:
 
 def _scaled(number: float, units: Sequence[str], base: int, digits: int) -> str:
     """`digits` after the point, but for the first unit, which is not divided."""
+    if not math.isfinite(number):
+        return f"{number}"
     power = 0
     while power < len(units) - 1 and round(abs(number) / base**power, digits * (power > 0)) >= base:
         power += 1

@@ -276,7 +276,7 @@ def test_bad_input_is_one_line_and_status_2(argv, expected, capsys, monkeypatch,
 def test_every_model_that_can_be_asked_for_is_there_and_no_other():
     asked = get_args(command.ParityArguments.__annotations__["model"])
     assert asked == (*report.MODELS, "all")
-    with pytest.raises(UserError, match="no llama model to prove yet: choose gpt, transformer"):
+    with pytest.raises(UserError, match="--model llama is unknown: choose gpt, transformer"):
         report.run("llama", ["float64"], print)
 
 

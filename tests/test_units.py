@@ -21,7 +21,9 @@ from jaxformer.units import count, duration, short_time, size
         (999.96e6, "1.0 G"),
         (999.96e9, "1.0 T"),
         (2.5e15, "2,500.0 T"),
-        (math.inf, "inf T"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
     ],
 )
 def test_a_count_has_one_digit_after_the_point_and_the_prefix_of_its_size(number, shown):
@@ -45,6 +47,7 @@ def test_a_count_with_more_digits_is_rounded_to_them_first():
         (2**30 - 1, "1.00 GiB"),
         (5 << 30, "5.00 GiB"),
         (1 << 40, "1.00 TiB"),
+        (math.inf, "inf"),
     ],
 )
 def test_a_size_is_in_powers_of_1024(number, shown):
@@ -76,6 +79,8 @@ def test_a_short_time_is_in_the_unit_of_its_size(seconds, shown):
         (3599.6, "1:00:00"),
         (11_045, "3:04:05"),
         (360_000, "100:00:00"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
     ],
 )
 def test_a_duration_carries_into_minutes_and_hours(seconds, shown):

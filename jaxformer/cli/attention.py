@@ -15,7 +15,6 @@ from jaxformer.extras import require_extra
 if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     import numpy as np
 
-    from jaxformer.data.tokenizer import Tokenizer
     from jaxformer.evaluation.attention_maps import Stack
     from jaxformer.run.load import Run
 
@@ -24,12 +23,8 @@ DESCRIPTION = (
     "translation model the source to itself, the target to itself, and the target to the source. "
     "Prints the picture's path."
 )
-LONGEST = 64
+MAX_TOKENS = 64
 """Tokens of a side that a picture can still show."""
-UNREADABLE = "\ufffd"
-PARTS = 8
-"""Tokens at most that are joined to whole characters."""
-SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +76,10 @@ def main(argv: Sequence[str]) -> int:
 
 def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
     """The attention of a text to itself."""
-    from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
+    from jaxformer.evaluation.attention_maps import Stack, attention_weights, labels, layers_of
     from jaxformer.models.functional import merge
 
-    tokens = readable(run.tokenizer.encode(text), run.config.model.context_length, "--text")
+    tokens = require_tokens(run.tokenizer.encode(text), run.config.model.context_length, "--text")
     weights = attention_weights(merge(run.graphdef, run.params), tokens[None])
     words = labels(run.tokenizer, tokens)
     return [Stack("text attends to text", layers_of(weights, "blocks/*/attention"), words, words)]
@@ -96,12 +91,12 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
     from jaxformer.config import BeamConfig, TransformerConfig
     from jaxformer.decoding.beam import translate
-    from jaxformer.evaluation.attention_maps import Stack, attention_weights, layers_of
+    from jaxformer.evaluation.attention_maps import Stack, attention_weights, labels, layers_of
     from jaxformer.models.functional import merge
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)
-    source = readable(run.tokenizer.encode(text.strip()), model.context_length, "--text")
+    source = require_tokens(run.tokenizer.encode(text.strip()), model.context_length, "--text")
     name = "--target"
     if target is None:
         name = "the model's own translation, without --target,"
@@ -111,7 +106,7 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
     else:
         produced = run.tokenizer.encode(target.strip())
     read = np.concatenate([[specials.start], produced]).astype(np.int32)
-    read = readable(read, model.context_length, name)
+    read = require_tokens(read, model.context_length, name)
     weights = attention_weights(merge(run.graphdef, run.params), source[None], read[None])
     sources, targets = labels(run.tokenizer, source), labels(run.tokenizer, read)
     return [
@@ -124,48 +119,13 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
     ]
 
 
-def readable(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarray":
+def require_tokens(tokens: "np.ndarray", context_length: int, name: str) -> "np.ndarray":
     """The tokens, unless there are none or more than the model or a picture takes."""
     if len(tokens) == 0:
         raise UserError(f"{name} is empty: give at least a word")
-    longest = min(LONGEST, context_length)
+    longest = min(MAX_TOKENS, context_length)
     if len(tokens) > longest:
         raise UserError(
             f"{name} has {len(tokens)} tokens, the picture holds {longest}: give a shorter one"
         )
     return tokens
-
-
-def labels(tokenizer: "Tokenizer", tokens: "np.ndarray") -> list[str]:
-    """Each token's text with spaces made visible.
-
-    Tokens that are parts of a character are labelled with it and their place, `é 1/2` and `é 2/2`;
-    one that is part of none gets its number, and one that is not text `<s>`.
-    """
-    found: list[str] = []
-    ids = tokens.tolist()
-    known = [token for token in ids if token < tokenizer.vocab_size]
-    # Behind another text: some tokenizers drop the blank before a text's first word.
-    before = next((known[:n] for n in range(1, PARTS + 1) if _whole(tokenizer, known[:n])), [])
-    skipped = len(tokenizer.decode(before))
-    while len(found) < len(ids):
-        rest = ids[len(found) : len(found) + PARTS]
-        end = next((n for n, t in enumerate(rest) if t >= tokenizer.vocab_size), len(rest))
-        if end == 0:
-            found.append("<s>")
-            continue
-        groups = (rest[:n] for n in range(1, end + 1))
-        parts = next((group for group in groups if _whole(tokenizer, group)), rest[:1])
-        text = tokenizer.decode([*before, *parts])[skipped:].translate(SHOWN)
-        if not _whole(tokenizer, parts):
-            found.append(f"#{parts[0]}")
-        elif len(parts) == 1:
-            found.append(text)
-        else:
-            found += [f"{text} {n}/{len(parts)}" for n in range(1, len(parts) + 1)]
-    return found
-
-
-def _whole(tokenizer: "Tokenizer", tokens: list[int]) -> bool:
-    """Whether the tokens are whole characters, with no bytes of others at their ends."""
-    return UNREADABLE not in tokenizer.decode(tokens)

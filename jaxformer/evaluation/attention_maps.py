@@ -14,7 +14,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxformer.evaluation.pictures import fonts, readable, save_picture, text_size, wrapped
+from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.evaluation.pictures import (
+    escape_missing_glyphs,
+    fonts,
+    save_picture,
+    text_size,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +39,12 @@ NARROWEST = 2.6
 """Inches that the picture's title and its reading take at least."""
 BIG, MIDDLE, SMALL, TINY = 12, 10, 7, 6
 """Points of the title, of the blocks' titles, of notes, and of the tokens."""
+MAX_TOKENS_PER_CHARACTER = 8
+"""Tokens at most that are joined to whole characters."""
+UNREADABLE = "\ufffd"
+"""What a tokenizer decodes a part of a character to."""
+SHOWN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
+"""How labels show white space."""
 
 Weights = Mapping[str, Float[np.ndarray, "B H L M"]]
 
@@ -73,6 +86,44 @@ def layers_of(weights: Weights, kind: str) -> list[Float[np.ndarray, "H L M"]]:
     return [found[layer] for layer in sorted(found)]
 
 
+def labels(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
+    """Each token's text with spaces made visible.
+
+    Tokens that are parts of a character are labelled with it and their place, `é 1/2` and `é 2/2`;
+    one that is part of none gets its number, and one that is not text `<s>`.
+    """
+    found: list[str] = []
+    ids = tokens.tolist()
+    known = [token for token in ids if token < tokenizer.vocab_size]
+    # Behind another text: some tokenizers drop the blank before a text's first word.
+    before = next(
+        (known[:n] for n in range(1, MAX_TOKENS_PER_CHARACTER + 1) if _whole(tokenizer, known[:n])),
+        [],
+    )
+    skipped = len(tokenizer.decode(before))
+    while len(found) < len(ids):
+        rest = ids[len(found) : len(found) + MAX_TOKENS_PER_CHARACTER]
+        end = next((n for n, t in enumerate(rest) if t >= tokenizer.vocab_size), len(rest))
+        if end == 0:
+            found.append("<s>")
+            continue
+        groups = (rest[:n] for n in range(1, end + 1))
+        parts = next((group for group in groups if _whole(tokenizer, group)), rest[:1])
+        text = tokenizer.decode([*before, *parts])[skipped:].translate(SHOWN)
+        if not _whole(tokenizer, parts):
+            found.append(f"#{parts[0]}")
+        elif len(parts) == 1:
+            found.append(text)
+        else:
+            found += [f"{text} {n}/{len(parts)}" for n in range(1, len(parts) + 1)]
+    return found
+
+
+def _whole(tokenizer: Tokenizer, tokens: list[int]) -> bool:
+    """Whether the tokens are whole characters, with no bytes of others at their ends."""
+    return UNREADABLE not in tokenizer.decode(tokens)
+
+
 def draw_attention(stacks: Sequence[Stack], path: Path, title: str) -> None:
     """Draw the weights into a PNG: a row per layer, a column per head, a block per stack.
 
@@ -91,8 +142,8 @@ def attention_figure(stacks: Sequence[Stack], title: str) -> "Figure":
 
     stacks = [
         stack._replace(
-            queries=[readable(word) for word in stack.queries],
-            keys=[readable(word) for word in stack.keys],
+            queries=[escape_missing_glyphs(word) for word in stack.queries],
+            keys=[escape_missing_glyphs(word) for word in stack.keys],
         )
         for stack in stacks
     ]
@@ -103,7 +154,7 @@ def attention_figure(stacks: Sequence[Stack], title: str) -> "Figure":
     titles = max(text_size(figure, s.title, MIDDLE)[0] for s in stacks)
     width = max(left + max(panels, titles) + MARGIN, NARROWEST + 2 * MARGIN)
     name, reading = (
-        wrapped(figure, readable(text), size, width - 2 * MARGIN)
+        wrapped(figure, escape_missing_glyphs(text), size, width - 2 * MARGIN)
         for text, size in ((title, BIG), (READING, SMALL))
     )
     heading = MARGIN + PAD

@@ -54,7 +54,7 @@ def check_output(flag: str, path: Path) -> None:
             raise UserError(f"{flag} {path} is there and is no picture of jaxformer: name another")
 
 
-def readable(text: str) -> str:
+def escape_missing_glyphs(text: str) -> str:
     """The text with `U+4E2D` for each character that no font has, and for control characters."""
     missing = {c for c in text if _is_control(c)} | _without_font(frozenset(text))
     if not missing:
@@ -70,7 +70,7 @@ def fonts(texts: Sequence[str]) -> list[str]:
 
 
 def wrapped(figure: "Figure", text: str, size: float, inches: float) -> str:
-    """The text, which is readable, in lines of at most this width; only long words are divided.
+    """The text, with missing glyphs escaped, in lines of this width; only long words are divided.
 
     Each line has a character at least.
     """
@@ -91,7 +91,7 @@ def wrapped(figure: "Figure", text: str, size: float, inches: float) -> str:
 
 
 def text_size(figure: "Figure", text: str, size: float) -> tuple[float, float]:
-    """Width and height of a readable text, in inches, drawn with a font of this many points."""
+    """Width and height of a text, missing glyphs escaped, in inches, in a font of some points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = figure.canvas

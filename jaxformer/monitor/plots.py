@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxformer.errors import UserError
-from jaxformer.evaluation.pictures import fonts, readable, save_picture, wrapped
+from jaxformer.evaluation.pictures import escape_missing_glyphs, fonts, save_picture, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def draw_curves(
     panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
     margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
     figure = Figure(figsize=(8, 6.75 if panels else 4.9), dpi=150, layout=margins)
-    title = wrapped(figure, readable(title), TITLE, 7.8)
+    title = wrapped(figure, escape_missing_glyphs(title), TITLE, 7.8)
     figure.suptitle(title, color=INK, fontsize=TITLE, parse_math=False, family=fonts([title]))
     heights = (2.7, 1.0) if panels else (1.0,)
     grid = figure.add_gridspec(len(heights), len(panels) or 1, height_ratios=heights)
@@ -94,7 +94,7 @@ def draw_side_by_side(runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) 
     for color, (name, metrics) in zip(_colors(len(runs)), runs.items(), strict=True):
         note = _draw_run(axes, metrics, color)
         handles.append(Line2D([], [], color=color, linewidth=3))
-        texts.append(wrapped(figure, readable(f"{name}: {note}"), LEGEND, 7.2))
+        texts.append(wrapped(figure, escape_missing_glyphs(f"{name}: {note}"), LEGEND, 7.2))
     for style, label in (
         (Line2D([], [], color=INK, marker="o", markersize=3, linewidth=1.8), "validation"),
         (Line2D([], [], color=INK, alpha=0.6, linewidth=0.9), "training (running mean)"),

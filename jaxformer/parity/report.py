@@ -130,9 +130,7 @@ def run(
         UserError: for a model that is not there, or a layer that it does not have.
     """
     if model != "all" and model not in MODELS:
-        raise UserError(
-            f"there is no {model} model to prove yet: choose {', '.join(MODELS)} or all"
-        )
+        raise UserError(f"--model {model} is unknown: choose {', '.join(MODELS)} or all")
     names = list(MODELS) if model == "all" else [model]
     if layer is not None and layer not in (known := layers_of(names)):
         owner = "any model" if model == "all" else model

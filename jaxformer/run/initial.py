@@ -28,14 +28,18 @@ from jaxformer.training.step import TrainState
 from jaxformer.weights.convert import from_torch, matching
 from jaxformer.weights.files import load_tensors
 
-OF_TRAINING = {"dropout_rate", "attention_dropout", "initializer", "init_std", "remat"}
+TRAINING_ONLY = {"dropout_rate", "attention_dropout", "initializer", "init_std", "remat"}
 """Settings of a model that may differ: given weights are the same function with each of them."""
-OF_LEAVES = {"context_length", "dtype"}
+SHAPE_ONLY = {"context_length", "dtype"}
 """Settings that may differ if the weights have the same shapes and types nevertheless."""
 
 
-def check_there(config: RunConfig) -> None:
-    """Refuse weights that are nowhere, before the data are prepared."""
+def require_init_from(config: RunConfig) -> None:
+    """Refuse a missing `init_from`, before the data are prepared.
+
+    Raises:
+        UserError: naming it.
+    """
     if config.init_from is not None and not config.init_from.exists():
         raise UserError(
             f"init-from {config.init_from} is not there: name the directory of a run or a "
@@ -108,7 +112,7 @@ def differences(ours: TrainSpec, theirs: TrainSpec, same_tokens: bool) -> Iterat
     if theirs.model is not ours.model:
         yield f"it is a {theirs.model.__name__}, not a {ours.model.__name__}"
         return
-    alike = OF_TRAINING | (OF_LEAVES if leaves(ours) == leaves(theirs) else set())
+    alike = TRAINING_ONLY | (SHAPE_ONLY if leaves(ours) == leaves(theirs) else set())
     alike = alike if same_tokens else alike | {"vocab_size"}
     for field in dataclasses.fields(ours.config.model):
         our, their = (getattr(spec.config.model, field.name) for spec in (ours, theirs))

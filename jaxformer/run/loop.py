@@ -27,7 +27,7 @@ from jaxformer.monitor.plots import draw_curves
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory, resume
-from jaxformer.run.initial import check_there
+from jaxformer.run.initial import require_init_from
 from jaxformer.runtime import distributed, jax_setup
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
@@ -88,7 +88,7 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
     if not options.resume:
-        check_there(config)
+        require_init_from(config)
     task, run_dir = kind_of(config).task(config, mesh), options.run_dir
     if objective is not None:
         task = with_objective(task, objective, mesh)

@@ -1,7 +1,5 @@
 """`jaxformer attention RUN`: a picture for both kinds of run, refusals in one line."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -13,10 +11,9 @@ from jaxformer.config import (
     LanguageConfig,
     TransformerConfig,
 )
-from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.data.tokenizer import CharTokenizer
 from jaxformer.run.load import load_run
 from tests.runs import save_run
-from tests.tokenizers_of_all_kinds import SENTENCES
 
 SIZES = {"context_length": 16, "width": 8, "num_heads": 2, "mlp_width": 16, "num_layers": 1}
 ALPHABET = " abcdefgh"
@@ -80,35 +77,6 @@ def test_the_decoder_reads_the_start_and_then_the_target(translation):
         (1, 2, 6, 6),
         (1, 2, 6, 3),
     ]
-
-
-def test_a_label_shows_the_space_before_a_word_at_any_position():
-    tokens = SENTENCES.encode("the cat the cat\n")
-    words = attention.labels(SENTENCES, tokens)
-    assert "".join(words) == "␣the␣cat␣the␣cat⏎"
-    assert words[: len(words) // 2] == words[len(words) // 2 : -1]
-
-
-def test_tokens_that_are_parts_of_a_character_are_labelled_with_it():
-    tokens = ByteTokenizer().encode("中é 文")
-    parts = ["中 1/3", "中 2/3", "中 3/3", "é 1/2", "é 2/2", "␣", "文 1/3", "文 2/3", "文 3/3"]
-    assert attention.labels(ByteTokenizer(), tokens) == parts
-
-
-@pytest.mark.parametrize("text", ["中文 日本語 한국어 👍🏽", "שלום سلام naïve ก็", " the 中 cat"])
-def test_labels_of_a_bpe_spell_the_text(text):
-    tokens = SENTENCES.encode(text)
-    words = attention.labels(SENTENCES, tokens)
-    assert len(words) == len(tokens)
-    assert not any(word.startswith("#") or not word for word in words)
-    whole = [word for word in words if not re.search(r" ([2-9])/[2-9]$", word)]
-    spelled = "".join(re.sub(r" 1/[2-9]$", "", word) for word in whole)
-    assert spelled.replace("␣", " ").strip() == text.strip()
-
-
-def test_labels_of_bytes_that_form_no_character_are_their_numbers():
-    tokens = np.array([195, 97, 184, 300, 228, 184])
-    assert attention.labels(ByteTokenizer(), tokens) == ["#195", "a", "#184", "<s>", "#228", "#184"]
 
 
 def test_white_space_around_a_text_is_ignored_as_in_translation(translation):

@@ -1,6 +1,7 @@
 """The weights are those of the attention, and every panel of the picture is one head's."""
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +10,20 @@ from flax import nnx
 from matplotlib.image import imread
 
 from jaxformer.config import GPT_PRESETS, TRANSFORMER_PRESETS
+from jaxformer.data.tokenizer import ByteTokenizer
 from jaxformer.evaluation.attention_maps import (
     READING,
     Stack,
     attention_figure,
     attention_weights,
     draw_attention,
+    labels,
     layers_of,
 )
 from jaxformer.models.gpt import GPT
 from jaxformer.models.transformer import Transformer
 from tests.drawn import assert_readable, written
+from tests.tokenizers_of_all_kinds import SENTENCES
 
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], init_std=0.6)
 
@@ -129,3 +133,32 @@ def test_a_picture_of_one_panel_is_small():
     width, height = attention_figure([one_layer(["a"])], "run, step 1").get_size_inches()
     assert width < 3
     assert height < 2.5
+
+
+def test_a_label_shows_the_space_before_a_word_at_any_position():
+    tokens = SENTENCES.encode("the cat the cat\n")
+    words = labels(SENTENCES, tokens)
+    assert "".join(words) == "␣the␣cat␣the␣cat⏎"
+    assert words[: len(words) // 2] == words[len(words) // 2 : -1]
+
+
+def test_tokens_that_are_parts_of_a_character_are_labelled_with_it():
+    tokens = ByteTokenizer().encode("中é 文")
+    parts = ["中 1/3", "中 2/3", "中 3/3", "é 1/2", "é 2/2", "␣", "文 1/3", "文 2/3", "文 3/3"]
+    assert labels(ByteTokenizer(), tokens) == parts
+
+
+@pytest.mark.parametrize("text", ["中文 日本語 한국어 👍🏽", "שלום سلام naïve ก็", " the 中 cat"])
+def test_labels_of_a_bpe_spell_the_text(text):
+    tokens = SENTENCES.encode(text)
+    words = labels(SENTENCES, tokens)
+    assert len(words) == len(tokens)
+    assert not any(word.startswith("#") or not word for word in words)
+    whole = [word for word in words if not re.search(r" ([2-9])/[2-9]$", word)]
+    spelled = "".join(re.sub(r" 1/[2-9]$", "", word) for word in whole)
+    assert spelled.replace("␣", " ").strip() == text.strip()
+
+
+def test_labels_of_bytes_that_form_no_character_are_their_numbers():
+    tokens = np.array([195, 97, 184, 300, 228, 184])
+    assert labels(ByteTokenizer(), tokens) == ["#195", "a", "#184", "<s>", "#228", "#184"]

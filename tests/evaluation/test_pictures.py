@@ -8,8 +8,8 @@ from jaxformer.evaluation import pictures
 from jaxformer.evaluation.pictures import (
     DEFAULT_FONT,
     check_output,
+    escape_missing_glyphs,
     fonts,
-    readable,
     save_picture,
     text_size,
     wrapped,
@@ -34,23 +34,23 @@ def installed(monkeypatch):
 
 def test_without_a_font_a_character_is_its_code_point(installed):
     installed()
-    assert readable("a中b") == "aU+4E2Db"
-    assert readable("中文") == "U+4E2D U+6587"
-    assert readable("👍中!") == "U+1F44D U+4E2D!"
-    assert readable("plain [text] ^-]\\") == "plain [text] ^-]\\"
+    assert escape_missing_glyphs("a中b") == "aU+4E2Db"
+    assert escape_missing_glyphs("中文") == "U+4E2D U+6587"
+    assert escape_missing_glyphs("👍中!") == "U+1F44D U+4E2D!"
+    assert escape_missing_glyphs("plain [text] ^-]\\") == "plain [text] ^-]\\"
     assert fonts(["中"]) == [DEFAULT_FONT]
 
 
 def test_an_installed_font_that_has_it_is_used(installed):
     installed(Serif="é", Noto_Sans_CJK_SC="中文é", Korean="한", Unused="xyz")
-    assert readable("中文é한👍") == "中文é한U+1F44D"
+    assert escape_missing_glyphs("中文é한👍") == "中文é한U+1F44D"
     assert fonts(["中"]) == [DEFAULT_FONT, "Noto Sans CJK SC"]
     assert fonts(["plain", "é", "한"]) == [DEFAULT_FONT, "Serif", "Korean"]
     assert fonts(["plain"]) == [DEFAULT_FONT]
 
 
 def test_control_characters_are_never_drawn():
-    assert readable("a\nb\x1b\udcff") == "aU+000AbU+001B U+DCFF"
+    assert escape_missing_glyphs("a\nb\x1b\udcff") == "aU+000AbU+001B U+DCFF"
 
 
 def test_fonts_of_boxes_and_of_mathematics_are_no_fonts_of_text():
