@@ -137,6 +137,9 @@ def restore(
     """Load items of the given step, or else of the newest in which they verify.
 
     `read_metadata` of these items, then `load`.
+
+    Raises:
+        UserError: as these do.
     """
     found = read_metadata(directory, step, abstract_items.keys())
     return load(directory, found, abstract_items), found

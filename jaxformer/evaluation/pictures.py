@@ -91,7 +91,7 @@ def wrapped(figure: "Figure", text: str, size: float, inches: float) -> str:
 
 
 def text_size(figure: "Figure", text: str, size: float) -> tuple[float, float]:
-    """Width and height of a text, missing glyphs escaped, in inches, in a font of some points."""
+    """Width and height in inches of a text, missing glyphs escaped, in a font of `size` points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = figure.canvas

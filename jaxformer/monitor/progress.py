@@ -97,7 +97,7 @@ class Progress:
 
     def _show(self, step: int, parts: dict[str, str], now: float) -> None:
         if self._live is not None:
-            line = _shortened(parts, self._live.console.width - self._bar - 1)
+            line = _shortened(parts, width(self._stream) - self._bar - 1)
             self._live.update(self._live.task_ids[0], completed=step, line=line)
         elif step == self.total_steps or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now

@@ -97,7 +97,7 @@ def test_a_changed_text_is_refused(run, tmp_path, capsys):
     assert stop.value.code == 2
     line = capsys.readouterr().err
     assert str(tmp_path / "run") in line
-    assert f"it was {run.data.description}, here is text.txt" in line
+    assert f"the run has {run.data.description}, here is text.txt" in line
     assert "Python's version" in line
 
 
