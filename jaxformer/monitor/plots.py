@@ -36,8 +36,8 @@ def draw_curves(
     Above, the training loss as measured, faint, with its mean over 2% of the points, and the
     validation loss with its best value marked; below, each of PANELS that the metrics hold. A loss
     that is not finite leaves a gap, and the first of them is marked. The horizontal axes are
-    optimizer steps, losses are in nats per token; `label_smoothing` is that of the
-    training loss alone.
+    optimizer steps, losses are in nats per token; `label_smoothing` is that of the training loss
+    alone.
 
     Raises:
         UserError: when there is nothing to draw.
