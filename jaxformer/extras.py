@@ -1,6 +1,6 @@
 """Packages that some commands alone need: the extras of the installation, in pyproject.toml."""
 
-import importlib.util
+import importlib
 from collections.abc import Mapping, Sequence
 
 from jaxformer.errors import UserError
@@ -14,12 +14,24 @@ EXTRAS: Mapping[str, Sequence[str]] = {
 
 
 def missing(extra: str) -> str:
-    """What is missing of an extra, and how to install it; empty if nothing is."""
-    absent = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    """What is missing of an extra, and how to install it; empty if nothing is.
+
+    A package that is there and cannot be imported is missing too, such as one built for another
+    numpy.
+    """
+    absent = [name for name in EXTRAS[extra] if not _imports(name)]
     if not absent:
         return ""
     verb = "is" if len(absent) == 1 else "are"
     return f'{" and ".join(absent)} {verb} not installed: pip install "jaxformer[{extra}]"'
+
+
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def require_extra(extra: str, purpose: str) -> None:

@@ -73,7 +73,7 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and say what came out."""
     config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
-    if config.data.path is None:
+    if config.data.path is None and not options.resume:
         raise UserError("no text to learn from: name a file with --data.path FILE")
     from jaxformer.run.loop import train
     from jaxformer.run.summary import summarise

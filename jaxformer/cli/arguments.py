@@ -257,6 +257,11 @@ def _user_error_behind(error: BaseException) -> UserError | None:
 
 _PLAINER = (
     (r"^Error parsing ", ""),
+    (r"'None', | \?'None'", ""),
+    (
+        r"^(\S+): no type matching \{None\}\|(?:INT|FLOAT) could be .* from \['(.*?)'\].*",
+        r"\1: '\2' is not a number",
+    ),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
     (

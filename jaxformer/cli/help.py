@@ -158,4 +158,4 @@ def _flag(usage: str, text: str) -> Flag:
     if text.endswith("(default: False)"):
         usage = usage.partition(",")[0]
     text = re.sub(r"\s*\((default: (None|False)|required|repeatable)\)$", "", text)
-    return Flag(usage.replace("{None}|", ""), text)
+    return Flag(usage.replace("{None}|", "").replace("{None,", "{"), text)

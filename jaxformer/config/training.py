@@ -84,7 +84,8 @@ class CheckpointConfig:
     every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
     keep: PositiveInt = 3
-    """Newest checkpoints kept, besides the one with the best validation loss."""
+    """Newest checkpoints kept of those every `every` steps, besides the last one and the one with
+    the best validation loss."""
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint.")

@@ -1,7 +1,6 @@
 """A run directory: refused if it holds a run, opened again only by the run that made it."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import sys
@@ -89,7 +88,9 @@ def saved_config(found: Checkpoint) -> RunConfig:
 
 
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> bool:
-    """Create the directory and its missing files; config.json follows moved data and more steps.
+    """Create the directory and its missing files; config.json follows what a resume changes.
+
+    That is the place of the data, more steps, the mesh, the times of checkpoints and validations.
 
     config.json comes first: killed at any moment, there is either no run yet or one to resume.
 
@@ -104,9 +105,8 @@ def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> bo
     if is_new:
         save_config(config, directory / CONFIG)
     made_with = load_config(directory / CONFIG)
-    followed = dataclasses.replace(made_with, data=config.data, steps=config.steps)
-    if followed != made_with:
-        save_config(followed, directory / CONFIG)
+    if config != made_with:  # in what may change when a run is resumed
+        save_config(config, directory / CONFIG)
     if not (directory / TOKENIZER).exists():
         save_tokenizer(tokenizer, directory / TOKENIZER)
     check_tokenizer(directory, load_tokenizer(directory / TOKENIZER), tokenizer.fingerprint)

@@ -28,6 +28,8 @@ from jaxformer.training.step import TrainState
 from jaxformer.weights.convert import from_torch, matching
 from jaxformer.weights.files import load_tensors
 
+SHOWN = 5
+"""Problems of a file that are told; the rest are counted."""
 TRAINING_ONLY = {"dropout_rate", "attention_dropout", "initializer", "init_std", "remat"}
 """Settings of a model that may differ: given weights are the same function with each of them."""
 SHAPE_ONLY = {"context_length", "dtype"}
@@ -76,9 +78,7 @@ def params_of_run(path: Path, task: Task, program: Program) -> tuple[PyTree, int
         can_be = hasattr(task.spec.config.data, "tokenizer")
         problems.append(f"its tokenizer is another{taken if can_be else ''}")
     if problems:
-        raise UserError(
-            f"init-from {path} does not fit this run: {'; '.join(problems)}; choose what it has"
-        )
+        raise UserError(f"init-from {path} does not fit this run: {'; '.join(problems)}")
     found = checkpoint.read_metadata(path / CHECKPOINTS, items=[PARAMS])
     check_own(path, spec, tokenizer, found)
     distributed.assert_same_on_all_processes(f"begins with step {found.step} of {path}")
@@ -95,7 +95,10 @@ def params_of_file(path: Path, config: RunConfig, program: Program) -> PyTree:
     try:
         params = from_torch(tensors, matching(tensors, kind_of(config).tables, like), like)
     except UserError as error:
-        raise UserError(f"init-from {path}: {error}") from None
+        first, *others = str(error).splitlines()
+        shown = "; ".join([first, *(line.strip() for line in others[:SHOWN])])
+        more = f"; and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise UserError(f"init-from {path}: {shown}{more}") from None
 
     def place(array: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         assert leaf.sharding is not None

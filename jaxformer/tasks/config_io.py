@@ -78,9 +78,10 @@ def with_values(config: ConfigT, path: Path) -> ConfigT:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        fault = "a directory" if isinstance(error, IsADirectoryError) else "missing"
         raise UserError(
-            f"{path} is missing: name a file of settings, such as a config.json"
+            f"{path} is {fault}: name a file of settings, such as a run's config.json"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}: mend the file") from None

@@ -207,3 +207,5 @@ def test_a_file_that_cannot_be_is_named_with_its_key(text, named, tmp_path):
     assert named in str(refusal.value)
     with pytest.raises(UserError, match=r"none\.json is missing"):
         with_values(CONFIG, tmp_path / "none.json")
+    with pytest.raises(UserError, match="is a directory: name a file"):
+        with_values(CONFIG, tmp_path)
