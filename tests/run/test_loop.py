@@ -307,6 +307,7 @@ def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):
     validated = [row[0] for row in losses(run_dir) if row[1] == "val"]
     assert validated == [3]
     assert load_run(run_dir).step == 3
+    assert load_config(run_dir / "config.json").eval_every == 3, "the next resume keeps it"
 
 
 def test_resuming_with_other_data_is_refused(config, place, run_dir):
