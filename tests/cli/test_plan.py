@@ -15,6 +15,7 @@ from jaxformer.cli.plan import read, settings
 from jaxformer.cli.recipes import RECIPES
 from jaxformer.errors import UserError
 from jaxformer.planning.hardware import GPUS
+from jaxformer.units import short_time
 
 SIZES = {"width": 8, "num-heads": 2, "mlp-width": 16, "num-layers": 1, "context-length": 32}
 TINY = [f"--model.{name}={size}" for name, size in SIZES.items()]
@@ -50,7 +51,7 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     for kind, total in found["collectives"].items():
         assert f"{kind}: {total['number']} times" in out
     step = found["predicted"]["step"]
-    assert f"step {jaxformer.cli.plan.time(step)}, " in out
+    assert f"step {short_time(step)}, " in out
     assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
 
 
