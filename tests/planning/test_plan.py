@@ -69,7 +69,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
     spec = abstract_spec(config)
     program = build(spec, make_mesh(mesh))
     state = program.fresh_state()
-    tokens = np.zeros((16, 16), np.int32)
+    tokens = np.zeros((RUN.batch_size, TOY.context_length), np.int32)
     batch = jax.device_put(Batch(tokens, tokens, tokens == 0), program.rows)
     for device in jax.devices():
         assert plan.memory.parameters == held_by(device, state.params)
@@ -79,7 +79,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
     assert plan.memory.total == analysed_total(compiled.memory_analysis())
     assert plan.memory.gradients == plan.memory.parameters
     assert plan.memory.activations > 0
-    assert plan.model_flops == gpt_flops(TOY, 16, 16) / 8
+    assert plan.model_flops == gpt_flops(TOY, RUN.batch_size, TOY.context_length) / 8
     assert plan.num_parameters == gpt_parameters(TOY)
     assert plan.mesh == dict(make_mesh(mesh).shape)
 
