@@ -410,7 +410,7 @@ def test_a_file_system_without_locks_is_named_and_trained_on(config, run_dir, mo
     assert line.startswith(f"{run_dir / '.lock'} cannot be locked (Function not implemented)")
 
 
-@pytest.mark.slow  # the quick set does so from two processes: test_processes.py
+@pytest.mark.slow  # as is the move between two processes and one: test_processes.py
 def test_resuming_on_another_mesh_is_allowed_and_close(divided, tmp_path):
     train(divided, RunOptions(run_dir=tmp_path / "whole"))
     train(divided, RunOptions(run_dir=tmp_path / "halves", stop_after=20))
