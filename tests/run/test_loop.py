@@ -3,14 +3,10 @@
 import dataclasses
 import errno
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -20,19 +16,13 @@ import pytest
 from jaxformer import checkpoint
 from jaxformer.batch import Batch
 from jaxformer.config import (
-    CheckpointConfig,
-    CopyConfig,
-    DataConfig,
-    GPTConfig,
     LanguageConfig,
     MeshConfig,
-    NumbersConfig,
     RunOptions,
-    TextPairsConfig,
 )
 from jaxformer.errors import UserError
 from jaxformer.monitor.metrics import read_metrics
-from jaxformer.run import directory, resume
+from jaxformer.run import directory
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh, shard_batch
@@ -40,69 +30,7 @@ from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from tests.run import forked, tiny
-
-TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Path]:
-    """Where the text is, and what was prepared of it."""
-    place = tmp_path_factory.mktemp("loop")
-    (place / "text.txt").write_text(TEXT, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXFORMER_CACHE", str(place / "cache"))
-        yield place
-
-
-@pytest.fixture
-def config(divided, monkeypatch) -> LanguageConfig:
-    """On one device, which compiles sooner."""
-    tiny.one_device(monkeypatch)
-    return dataclasses.replace(divided, mesh=MeshConfig())
-
-
-@pytest.fixture(scope="module")
-def begun(place, divided) -> Path:
-    """A run on one device that was stopped after two steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.one_device(patch)
-        config = dataclasses.replace(divided, mesh=MeshConfig())
-        train(config, RunOptions(run_dir=place / "begun", stop_after=2))
-    return place / "begun"
-
-
-@pytest.fixture
-def run_dir(begun, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(begun, tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def divided(place) -> LanguageConfig:
-    """On eight devices."""
-    return LanguageConfig(
-        model=GPTConfig(
-            vocab_size=0,
-            context_length=16,
-            width=16,
-            num_heads=2,
-            mlp_width=32,
-            num_layers=2,
-            dropout_rate=0.2,
-        ),
-        data=DataConfig(path=place / "text.txt", tokenizer="characters"),
-        checkpoint=CheckpointConfig(every=15, keep=2),
-        mesh=MeshConfig(data=4, fsdp=2),
-        steps=40,
-        batch_size=8,
-        eval_every=20,
-        seed=3,
-    )
-
-
-def losses(run_dir: Path) -> list[tuple]:
-    rows = read_metrics(run_dir / "metrics.jsonl")
-    return [(row["step"], row["split"], row["loss"], row.get("grad_norm")) for row in rows]
+from tests.run.conftest import TEXT
 
 
 def final_state(config: LanguageConfig, run_dir: Path):
@@ -135,8 +63,8 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(config, tmp_path, 
         [*flags(config, halves, steps)[:5], "--resume"],  # the run knows its own flags
     ):
         forked.run(words[2], words[3:]).check_returncode()
-    assert losses(halves) == losses(whole)
-    assert [row[0] for row in losses(whole) if row[1] == "train"] == list(range(1, steps + 1))
+    assert tiny.losses(halves) == tiny.losses(whole)
+    assert [row[0] for row in tiny.losses(whole) if row[1] == "train"] == list(range(1, steps + 1))
     states = [checkpoint.read_metadata(run / "checkpoints") for run in (whole, halves)]
     assert [found.step for found in states] == [steps, steps]
     model = dataclasses.replace(config.model, vocab_size=len(set(TEXT)))
@@ -152,7 +80,7 @@ def test_a_run_leaves_what_a_run_directory_holds(divided, tmp_path, capsys):
     assert names == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "curves.png"}
     assert "compiled" not in capsys.readouterr().out
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert losses(tmp_path / "run")[0][2] > rows[-1]["loss"], "it learned nothing"
+    assert tiny.losses(tmp_path / "run")[0][2] > rows[-1]["loss"], "it learned nothing"
     measured = {"grad_norm", "learning_rate", "tokens_per_second", "step_seconds", "memory_bytes"}
     assert measured <= rows[2].keys()
 
@@ -226,130 +154,6 @@ def test_float64_is_not_made_float32_silently(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_says_so(config, tmp_path, capsys):
-    config = dataclasses.replace(config, steps=2)
-    train(config, RunOptions(run_dir=tmp_path / "run"))
-    train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
-    assert "nothing is left to do" in capsys.readouterr().out
-
-
-def test_resuming_nothing_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
-        train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"steps": 30}, "--steps 30 (the run has 40)"),
-        ({"seed": 4}, "--seed 4 (the run has 3)"),
-        ({"batch_size": 16}, "--batch-size 16 (the run has 8)"),
-    ],
-)
-def test_resuming_with_another_configuration_names_what_differs(config, run_dir, change, named):
-    with pytest.raises(UserError) as refusal:
-        train(dataclasses.replace(config, **change), RunOptions(run_dir=run_dir, resume=True))
-    assert named in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "named"),
-    [
-        ("enable_x64", True, "JAX_ENABLE_X64 is True (the run has False)"),
-        ("threefry_partitionable", False, "JAX_THREEFRY_PARTITIONABLE is False (the run has True)"),
-        ("default_matmul_precision", "highest", "PRECISION is highest (the run has None)"),
-    ],
-)
-def test_resuming_with_other_settings_of_jax_names_them(config, run_dir, setting, value, named):
-    with getattr(jax, setting)(value), pytest.raises(UserError, match=re.escape(named)):
-        train(config, RunOptions(run_dir=run_dir, resume=True))
-
-
-def test_other_data_are_described_and_other_settings_of_old_runs_unknown(tmp_path):
-    data = DataConfig()
-    here = {"settings": {"JAX_X": 1}, "rows": None, "keys": {}}
-    here |= {"data": "0f", "text": "python-3.12.1-stdlib: 30 MB"}
-    resume.check_metadata(tmp_path, data, {"data": "0f", "rows": None, "keys": {}}, here)
-    saved = here | {"data": "1e", "text": "python-3.11.4-stdlib: 29 MB"}
-    with pytest.raises(UserError, match=r"python-3\.11\.4-.*python-3\.12\.1-.*Python's"):
-        resume.check_metadata(tmp_path, data, saved, here)
-
-
-@pytest.mark.parametrize(
-    ("data", "flags"),
-    [
-        (DataConfig(), ["--data.path"]),
-        (TextPairsConfig(), ["--data.source", "--data.target"]),
-        (
-            TextPairsConfig(val_source=Path("a"), val_target=Path("b")),
-            ["--data.source", "--data.target", "--data.val-source", "--data.val-target"],
-        ),
-        (CopyConfig(), []),
-        (NumbersConfig(), []),
-    ],
-)
-def test_changed_data_are_restored_or_named_by_the_flags_of_the_kind(data, flags, tmp_path):
-    here = {"settings": {}, "rows": None, "keys": {}, "data": "0f", "text": "pairs: 30 MB"}
-    with pytest.raises(UserError, match="data differ") as refusal:
-        resume.check_metadata(tmp_path, data, here | {"data": "1e"}, here)
-    assert re.findall(r"--data[\w.-]+", str(refusal.value)) == flags
-    assert "30 MB" not in str(refusal.value), "two equal descriptions tell nothing"
-
-
-def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):
-    """A resumed run changes its --eval-every; Python handles no signals in other threads."""
-    config = dataclasses.replace(config, eval_every=3)
-    with ThreadPoolExecutor(1) as thread:
-        options = RunOptions(run_dir=run_dir, resume=True, stop_after=3)
-        outcome = thread.submit(train, config, options).result()
-    assert (outcome.step, outcome.exit_status) == (3, 0)
-    validated = [row[0] for row in losses(run_dir) if row[1] == "val"]
-    assert validated == [3]
-    assert load_run(run_dir).step == 3
-    assert load_config(run_dir / "config.json").eval_every == 3, "the next resume keeps it"
-
-
-def test_resuming_with_other_data_is_refused(config, place, run_dir):
-    (place / "text.txt").write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
-    try:
-        with pytest.raises(UserError, match="data differ"):
-            train(config, RunOptions(run_dir=run_dir, resume=True))
-    finally:
-        (place / "text.txt").write_text(TEXT, encoding="utf-8")
-
-
-def test_a_text_that_was_moved_is_the_same_text(config, place, run_dir, tmp_path):
-    moved = tmp_path / "elsewhere.txt"
-    shutil.copy(place / "text.txt", moved)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=moved))
-    outcome = train(config, RunOptions(run_dir=run_dir, resume=True, stop_after=3))
-    assert outcome.step == 3
-    assert load_config(run_dir / "config.json").data.path == moved
-    load_run(run_dir)
-    # Other text at another place is refused, and the run stays where it was.
-    other = tmp_path / "other.txt"
-    other.write_text(TEXT.replace("beer", "reeb"), encoding="utf-8")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=other))
-    with pytest.raises(UserError, match=r"data differ.*--data\.path"):
-        train(config, RunOptions(run_dir=run_dir, resume=True))
-    assert load_config(run_dir / "config.json").data.path == moved
-
-
-def test_a_tokenizer_of_another_run_is_refused(config, run_dir):
-    own = (run_dir / "tokenizer.json").read_bytes()
-    (run_dir / "tokenizer.json").write_text('{"kind": "characters", "characters": "ABC"}')
-    for use in (
-        lambda: load_run(run_dir),
-        lambda: train(config, RunOptions(run_dir=run_dir, resume=True)),
-    ):
-        with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
-            use()
-    # Other words for the same rules, or the file that was trained with: either is the run's own.
-    (run_dir / "tokenizer.json").write_bytes(own + b"\n")
-    load_run(run_dir)
-
-
 @pytest.mark.parametrize("name", ["a[1]", "lr[1e-3]/run", "gs:/bucket"])
 def test_a_run_directory_that_cannot_hold_checkpoints_is_refused_at_once(config, tmp_path, name):
     with pytest.raises(UserError, match="--run-dir"):
@@ -417,7 +221,7 @@ def test_resuming_on_another_mesh_is_allowed_and_close(divided, tmp_path):
     moved = dataclasses.replace(divided, mesh=MeshConfig(data=1, fsdp=8))
     train(moved, RunOptions(run_dir=tmp_path / "halves", resume=True))
     for (*what, ours, _), (*same, theirs, _) in zip(
-        losses(tmp_path / "halves"), losses(tmp_path / "whole"), strict=True
+        tiny.losses(tmp_path / "halves"), tiny.losses(tmp_path / "whole"), strict=True
     ):
         assert what == same
         assert ours == pytest.approx(theirs, abs=2e-6)
@@ -429,7 +233,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(config, tmp_path)
     checkpoints = tmp_path / "run" / "checkpoints"
     os.rename(checkpoints / "3", checkpoints / ".saving-3")  # as a kill during the save leaves it
     train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert tiny.losses(tmp_path / "run") == tiny.losses(tmp_path / "whole")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
@@ -461,8 +265,8 @@ def test_an_end_asked_for_amid_an_evaluation_waits_for_none_and_costs_none(
     assert (ended.exit_status, ended.step, ended.evaluation, len(scored)) == (143, 20, None, 2)
     train(config, RunOptions(run_dir=tmp_path / "run", resume=True))
     train(config, RunOptions(run_dir=tmp_path / "whole"))
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert [row[:2] for row in losses(tmp_path / "run")].count((20, "val")) == 1
+    assert tiny.losses(tmp_path / "run") == tiny.losses(tmp_path / "whole")
+    assert [row[:2] for row in tiny.losses(tmp_path / "run")].count((20, "val")) == 1
 
 
 def test_a_run_directory_that_another_host_sees_late_or_never(tmp_path, monkeypatch):

@@ -96,6 +96,12 @@ def state_of(program: Program, run_dir: Path, step: int) -> Any:
     return checkpoint.join(items)
 
 
+def losses(run_dir: Path) -> list[tuple]:
+    """Step, split, loss and gradient norm of each line of the metrics."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return [(row["step"], row["split"], row["loss"], row.get("grad_norm")) for row in rows]
+
+
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs use one of the simulated devices."""
     monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
