@@ -55,8 +55,20 @@ for number in ENDING:
         signal.signal(number, default)
 
 
-MEMORY = 1.2e9
-"""Bytes of a worker after which it forgets what it has compiled."""
+MEMORY = 1.5e9
+"""Bytes of a worker above which it returns freed memory, then forgets what it has compiled."""
+
+
+def memory_is_short() -> bool:
+    """Whether this process holds more than it should, where the system tells."""
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") > MEMORY
+
+
+def return_freed_memory() -> None:
+    """What was freed goes back to the system, as malloc does seldom by itself."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,13 +84,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    statm = Path("/proc/self/statm")
-    if "jax" in sys.modules and statm.exists():
-        pages = int(statm.read_text().split()[1])
-        if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+    if "jax" in sys.modules and memory_is_short():
+        return_freed_memory()
+        if memory_is_short():
             sys.modules["jax"].clear_caches()
             gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
+            return_freed_memory()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.training_pair import begin, compare_steps
 from jaxformer.parity.proofs.training import GPT_TRAINING, TRANSFORMER_TRAINING_KL
 from jaxformer.parity.proofs.transformer import transformer_case
-from tests.meshes import EACH_MESH, EVERY_MESH
+from tests.meshes import EACH_MESH
 
 SMALL = dataclasses.replace(TINY, vocab_size=16, context_length=8, mlp_width=32, num_layers=1)
 CASE = Case(SMALL, "float64", batch=8).dropping()
@@ -18,7 +18,7 @@ CASE = Case(SMALL, "float64", batch=8).dropping()
 STEPS = 20
 
 
-@EVERY_MESH
+@EACH_MESH
 def test_twenty_steps_of_a_gpt_on_a_mesh_are_the_twins(mesh):
     found = compare_steps(CASE, GPT_TRAINING, "mesh", STEPS, "state", mesh=mesh)
     assert found.ok, [row for row in found.rows if not row.ok]

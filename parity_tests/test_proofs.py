@@ -1,4 +1,4 @@
-"""Every proof of `jaxformer parity`, on its cases: in float64, in the full counts in float32 too.
+"""The proofs of whole models on the cases of `jaxformer parity`; in the full counts, every proof.
 
 The long ones are left out: the tests of training and of resume run them on smaller models.
 """
@@ -23,14 +23,26 @@ PROOFS = [
         proof,
         case,
         id=f"{model}-{dtype}-{proof.__name__.removeprefix('prove_')}-{place}",
-        marks=[pytest.mark.slow] if dtype == "float32" else [],
     )
     for dtype in ("float64", "float32")
     for place, (model, (proof, case)) in enumerate(proofs_of(MODELS, dtype))
     if proof.__name__ not in LONG
 ]
+WHOLE_MODELS = [
+    pytest.param(proof, case, id=f"{proof.__name__.removeprefix('prove_')}-{place}")
+    for module in (gpt, transformer, bert)
+    for place, (proof, case) in enumerate(module.proofs(Case(TINY, jit=False)))
+]
+"""Operation by operation: most shapes repeat."""
 
 
+@pytest.mark.parametrize(("proof", "case"), WHOLE_MODELS)
+def test_a_whole_model_is_its_twin(proof, case):
+    found = proof(case)
+    assert found.ok, [row for row in found.rows if not row.ok]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("proof", "case"), PROOFS)
 def test_the_reports_proof_holds(proof, case):
     found = proof(case)

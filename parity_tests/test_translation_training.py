@@ -56,6 +56,7 @@ def test_an_objective_of_the_transformer_is_its_twin(proof, options, dtype):
     assert not failures(proof(case))
 
 
+@pytest.mark.slow  # as a GPT does in test_training.py, and both when their bugs are planted
 def test_the_transformer_resumes_to_the_last_bit():
     assert not failures(prove_resume(transformer_case(SMALL)))
 

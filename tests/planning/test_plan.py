@@ -308,6 +308,7 @@ def test_a_change_that_was_made_is_not_suggested():
     assert len(made) == 2
 
 
+@pytest.mark.slow  # the quick set suggests on the command line: tests/cli/test_plan.py
 def test_a_suggestion_is_the_plan_of_its_flags():
     model = dataclasses.replace(TOY, context_length=64, remat=True)
     config = on(MeshConfig(data=1), model=model, batch_size=4)

@@ -53,7 +53,7 @@ def config_of(kind: str, place: Path) -> RunConfig:
     return dataclasses.replace(base, steps=STEPS, eval_every=100, checkpoint=every)
 
 
-@pytest.fixture(scope="module", params=["gpt", "transformer"])
+@pytest.fixture(scope="module", params=["gpt", pytest.param("transformer", marks=pytest.mark.slow)])
 def donor(request, place) -> tuple[RunConfig, Path]:
     """A run whose weights others begin with."""
     config, run_dir = config_of(request.param, place), place / request.param

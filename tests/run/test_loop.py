@@ -214,10 +214,11 @@ def test_a_file_system_without_locks_is_named_and_trained_on(config, run_dir, mo
     assert line.startswith(f"{run_dir / '.lock'} cannot be locked (Function not implemented)")
 
 
-@pytest.mark.slow  # as is the move between two processes and one: test_processes.py
-def test_resuming_on_another_mesh_is_allowed_and_close(divided, tmp_path):
+@pytest.mark.parametrize("half", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_resuming_on_another_mesh_is_allowed_and_close(divided, tmp_path, half):
+    divided = dataclasses.replace(divided, steps=2 * half)
     train(divided, RunOptions(run_dir=tmp_path / "whole"))
-    train(divided, RunOptions(run_dir=tmp_path / "halves", stop_after=20))
+    train(divided, RunOptions(run_dir=tmp_path / "halves", stop_after=half))
     moved = dataclasses.replace(divided, mesh=MeshConfig(data=1, fsdp=8))
     train(moved, RunOptions(run_dir=tmp_path / "halves", resume=True))
     for (*what, ours, _), (*same, theirs, _) in zip(

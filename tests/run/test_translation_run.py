@@ -29,7 +29,7 @@ from jaxformer.run.loop import train
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.program import build
 from jaxformer.tasks.translation import translation_task
-from tests.run import forked
+from tests.run import forked, tiny
 
 MODEL = TransformerConfig(
     vocab_size=0,
@@ -76,11 +76,6 @@ def run_dir(begun, tmp_path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
-def losses(run_dir: Path) -> list[tuple]:
-    rows = read_metrics(run_dir / "metrics.jsonl")
-    return [(row["step"], row["split"], row["loss"], row.get("grad_norm")) for row in rows]
-
-
 def state_hash(config: CopyTranslationConfig, run_dir: Path) -> str:
     mesh = make_mesh(config.mesh)
     program = build(translation_task(config, mesh).spec, mesh)
@@ -118,8 +113,8 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(tmp_path, half):
         [*flags(halves, 2 * half)[:5], "--resume"],  # the run knows its own flags
     ):
         forked.run(words[2], words[3:]).check_returncode()
-    assert losses(halves) == losses(whole)
-    numbers = [row[0] for row in losses(whole) if row[1] == "train"]
+    assert tiny.losses(halves) == tiny.losses(whole)
+    numbers = [row[0] for row in tiny.losses(whole) if row[1] == "train"]
     assert numbers == list(range(1, 2 * half + 1))
     config = dataclasses.replace(CONFIG, steps=2 * half, label_smoothing=0.0)
     assert len({state_hash(config, run) for run in (whole, halves)}) == 1
@@ -155,7 +150,7 @@ def test_eight_devices_equal_one(tmp_path):
     one = losses_on_one_device(config)
     for name, mesh in (("data", MeshConfig(data=8)), ("mixed", MeshConfig(fsdp=2, tensor=2))):
         train(dataclasses.replace(config, mesh=mesh), RunOptions(run_dir=tmp_path / name))
-        ours = [row[2] for row in losses(tmp_path / name) if row[1] == "train"]
+        ours = [row[2] for row in tiny.losses(tmp_path / name) if row[1] == "train"]
         np.testing.assert_allclose(ours, one, atol=2e-6, rtol=0)
 
 

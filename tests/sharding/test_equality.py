@@ -8,7 +8,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.parity.bounds import BOUNDS, FLOAT32_LOSSES
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
-from tests.meshes import EACH_MESH, Ran, run, toy_run
+from tests.meshes import EACH_MESH, EVERY_MESH, Ran, run, toy_run
 
 BOUND = BOUNDS["model", "float64"]
 
@@ -24,13 +24,14 @@ def in_float64() -> Ran:
         return run(toy_run("float64"), MeshConfig(), jax.devices()[:1])
 
 
-@EACH_MESH
+@pytest.mark.slow  # the quick set compares the state, in float64
+@EVERY_MESH
 def test_float32_losses_on_a_mesh_equal_those_of_one_device(in_float32, mesh):
     losses = run(toy_run(), mesh).losses
     np.testing.assert_allclose(losses, in_float32.losses, rtol=0, atol=FLOAT32_LOSSES)
 
 
-@EACH_MESH  # parity_tests/test_meshes.py compares every mesh with the twin
+@EACH_MESH  # parity_tests/test_meshes.py compares with the twin
 def test_float64_state_on_a_mesh_equals_that_of_one_device(in_float64, mesh):
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)

@@ -18,7 +18,7 @@ from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.objectives import translation
 from jaxformer.training.optimizer import adam
 from jaxformer.training.step import init_state, make_train_step
-from tests.meshes import EACH_MESH, Ran, gathered
+from tests.meshes import EVERY_MESH, Ran, gathered
 
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
 STEPS, SLICES = 20, 2
@@ -70,7 +70,8 @@ def one_device() -> Ran:
     return run(MeshConfig(), jax.devices()[:1])
 
 
-@EACH_MESH
+@pytest.mark.slow  # the quick set compares the state, in float64
+@EVERY_MESH
 def test_losses_on_a_mesh_equal_those_of_one_device(one_device, mesh):
     np.testing.assert_allclose(run(mesh).losses, one_device.losses, rtol=0, atol=2e-6)
 

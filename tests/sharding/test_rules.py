@@ -19,7 +19,7 @@ from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
-from tests.meshes import EVERY_MESH, MESHES, MIXED, toy_batches, toy_run
+from tests.meshes import EACH_MESH, MESHES, MIXED, toy_batches, toy_run
 
 MODELS = (
     (GPT, GPT_PRESETS["toy"]),
@@ -68,12 +68,15 @@ def compile_step(mesh: MeshConfig) -> None:
 
 
 @pytest.mark.usefixtures("no_compilation_cache")
-def test_on_no_mesh_does_the_compiler_replicate_activations(capfd, monkeypatch):
+@EACH_MESH
+def test_the_compiler_replicates_no_activations(mesh, capfd):
+    compile_step(mesh)
     # XLA warns on standard error when it has to replicate what it should split.
-    for mesh in MESHES.values():
-        compile_step(mesh)
     assert "rematerialization" not in capfd.readouterr().err
-    # Planted bug: it has to if the columns of the token embedding are sharded over fsdp.
+
+
+@pytest.mark.usefixtures("no_compilation_cache")
+def test_columns_of_the_embedding_over_fsdp_would_make_it_replicate_them(capfd, monkeypatch):
     planted = ((RULES[0][0], P("tensor", "fsdp")), *RULES[1:])
     monkeypatch.setattr(rules, "RULES", planted)
     compile_step(MESHES[MIXED])
@@ -115,7 +118,7 @@ def test_the_kernel_of_berts_head_is_sharded():
     assert spec_for("head/dense/kernel", (32, 32), mesh) == P("fsdp", "tensor")
 
 
-@EVERY_MESH
+@EACH_MESH
 def test_bert_and_its_gradients_on_a_mesh_equal_those_on_one_device(mesh):
     graphdef, _ = abstract_model(Bert, BERT_PRESETS["toy"])
     params = init_params(Bert, BERT_PRESETS["toy"], jax.random.key(0))
