@@ -126,6 +126,6 @@ def require_tokens(tokens: "np.ndarray", context_length: int, name: str) -> "np.
     longest = min(MAX_TOKENS, context_length)
     if len(tokens) > longest:
         raise UserError(
-            f"{name} has {len(tokens)} tokens, the picture holds {longest}: give a shorter one"
+            f"{name} has {len(tokens):,} tokens, the picture holds {longest}: give a shorter one"
         )
     return tokens

@@ -29,8 +29,8 @@ class DataConfig:
     """The text a run learns from and how it becomes tokens."""
 
     path: Path | None = None
-    """A text file, or a directory of them, without the runs and the cache in it; by default the
-    running Python's standard library."""
+    """A text file, or a directory of them, without the runs and the cache in it; where a
+    recipe asks for none, by default the running Python's standard library."""
     tokenizer: str = "bpe"
     """`bytes`, `characters`, `bpe` (trained on the text) or the path of a tokenizer.json."""
     vocab_size: VocabularySize = 4096

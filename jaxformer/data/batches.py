@@ -41,7 +41,7 @@ class TrainingBatches:
     def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int):
         if len(tokens) <= context_length:
             raise UserError(
-                f"the text has {len(tokens)} tokens, too few for model.context-length "
+                f"the text has {len(tokens):,} tokens, too few for model.context-length "
                 f"{context_length}: give a longer text or choose a shorter context"
             )
         self.batch_size = batch_size

@@ -60,11 +60,6 @@ class Corpus:
     num_skipped: int = 0
     """Files of a directory that were left out: hidden, empty, binary or not UTF-8."""
 
-    @property
-    def num_documents(self) -> int:
-        """Documents of both splits; the halves of one text count as two."""
-        return len(self.train) + len(self.val)
-
     def text(self, side: str) -> str:
         """The documents of `train` or `val` joined by `SEPARATOR`: the text to tokenize."""
         return SEPARATOR.join(getattr(self, side))
@@ -224,7 +219,7 @@ def _split_text(name: str, text: str, val_fraction: float) -> Corpus:
     cut = int(len(text) * (1 - val_fraction))
     if not 0 < cut < len(text):
         raise UserError(
-            f"the text of {name} has {len(text)} characters, too few to split: give a longer text"
+            f"the text of {name} has {len(text):,} characters, too few to split: give a longer text"
         )
     return Corpus(name, (text[:cut],), (text[cut:],))
 
@@ -367,7 +362,7 @@ def _description(corpus: Corpus, prepared: PreparedData) -> str:
         left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
     return (
         f"{corpus.name}: {(prepared.train_bytes + prepared.val_bytes) / 1e6:.1f} MB, "
-        f"{corpus.num_documents} documents{left_out}, "
+        f"documents {len(corpus.train):,} + {len(corpus.val):,} (training + validation){left_out}, "
         f"{prepared.train.size + prepared.val.size:,} tokens, corpus {corpus.sha256[:12]}"
         f"{loss_note(prepared.lost)}"
     )

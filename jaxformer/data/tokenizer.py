@@ -129,7 +129,8 @@ class CharTokenizer(Tokenizer):
             position = int(unknown.argmax())
             raise UserError(
                 f"unknown character {_named(text[position])} at position {position}: this "
-                f"tokenizer has the {self.vocab_size} characters of the text it was made from"
+                f"tokenizer has the {self.vocab_size:,} characters of the text it was made from: "
+                "leave it out, or train with --data.tokenizer bytes or bpe, which know every text"
             )
         return ids
 

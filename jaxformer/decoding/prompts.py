@@ -100,8 +100,8 @@ def validate_row(
         )
     if len(row) > config.context_length:
         raise UserError(
-            f"the {name} of {len(row)} tokens is longer than the model's context of "
-            f"{config.context_length}: shorten it"
+            f"the {name} of {len(row):,} tokens is longer than the model's context of "
+            f"{config.context_length:,}: shorten it"
         )
     outside = row[(row < 0) | (row >= config.vocab_size)]
     if outside.size:

@@ -13,7 +13,7 @@ def require_context(length: int, context_length: int) -> None:
     """Refuse a text longer than the context, whose positions a model does not have."""
     if length > context_length:
         raise UserError(
-            f"{length} tokens are more than the context of {context_length}: give a shorter text"
+            f"{length:,} tokens exceed the context of {context_length:,}: give a shorter text"
         )
 
 

@@ -40,7 +40,7 @@ def test_prepared_tokens_decode_to_the_text(kind, folder, cache):
         assert prepared.tokenizer.decode(tokens) == corpus.text(side)
         assert getattr(prepared, f"{side}_bytes") == len(corpus.text(side).encode())
     assert corpus.sha256[:12] in prepared.description
-    assert "40 documents, " in prepared.description
+    assert f"documents {len(corpus.train)} + {len(corpus.val)} (training" in prepared.description
 
 
 def test_the_share_of_text_that_a_tokenizer_loses_is_measured_and_told(file, cache, tmp_path):
@@ -68,7 +68,7 @@ def test_the_description_counts_the_files_left_out(folder, cache):
     (folder / "binary").write_bytes(b"a\0b")
     (folder / ".hidden").write_text("secret")
     prepared = prepare(DataConfig(path=folder, tokenizer="bytes"), cache)
-    assert "40 documents (2 files left out" in prepared.description
+    assert "+ validation) (2 files left out" in prepared.description
 
 
 def test_a_second_preparation_is_loaded_not_built(file, cache, monkeypatch):

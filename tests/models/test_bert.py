@@ -148,7 +148,7 @@ def test_dropout_can_be_recomputed_from_key_path_and_step(toy, monkeypatch):
 
 
 def test_a_text_longer_than_the_context_is_refused(toy):
-    with pytest.raises(UserError, match="18 tokens are more than the context of 17"):
+    with pytest.raises(UserError, match="18 tokens exceed the context of 17"):
         merge(*toy)(jnp.zeros((1, 18), int))
 
 

@@ -121,5 +121,5 @@ def test_another_step_drops_other_units(toy):
 
 
 def test_a_text_longer_than_the_context_is_refused(toy):
-    with pytest.raises(UserError, match="18 tokens are more than the context of 17"):
+    with pytest.raises(UserError, match="18 tokens exceed the context of 17"):
         merge(*toy)(jnp.zeros((1, 18), int))

@@ -188,5 +188,5 @@ def test_attention_weights_are_dropped_only_by_config(toy):
 @pytest.mark.parametrize("long", ["source", "target"])
 def test_a_text_longer_than_the_context_is_refused(toy, long):
     texts = {"source": SOURCE, "target": TARGET} | {long: jnp.zeros((2, 18), int)}
-    with pytest.raises(UserError, match="18 tokens are more than the context of 17"):
+    with pytest.raises(UserError, match="18 tokens exceed the context of 17"):
         merge(*toy)(texts["source"], texts["target"])
