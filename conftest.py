@@ -22,6 +22,18 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[UNOPTIMIZED] = "1"
 
+# Tests start many processes that compile the same small functions, and so does the next run of the
+# tests. What was compiled for another processor may not run on this one.
+cpuinfo = Path("/proc/cpuinfo")
+lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+name = f"jax-{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).with_name(".pytest_cache") / "d" / name
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 # jax makes many objects and few cycles: seldom looking for them saves a tenth of the time.
 gc.set_threshold(20_000, 20, 20)
 
@@ -90,16 +102,3 @@ def pytest_runtest_teardown() -> None:
             sys.modules["jax"].clear_caches()
             gc.collect()
             return_freed_memory()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Tests start many processes that compile the same small functions, and so does the next run of
-    # the tests. What was compiled for another processor may not run on this one.
-    assert config.cache is not None
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    name = f"jax-{platform.machine()}-{zlib.crc32(features.encode()):08x}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir(name))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -15,10 +15,23 @@ from jaxformer.config import (
     MeshConfig,
     RunOptions,
 )
+from jaxformer.run import loop
 from jaxformer.run.loop import train
 from tests.run import tiny
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests whose runs draw their curves."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch) -> None:
+    """Other runs draw none, which takes half a second each."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(loop, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,7 @@ def test_a_run_equals_its_half_and_a_new_process_and_the_rest(tmp_path, half):
     assert len({state_hash(config, run) for run in (whole, halves)}) == 1
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_what_a_run_directory_holds(tmp_path, capsys):
     outcome = train(CONFIG, RunOptions(run_dir=tmp_path / "run"))
     assert outcome.exit_status == 0
