@@ -70,6 +70,7 @@ def test_every_parameter_has_a_gradient_that_was_compared():
     assert "embed output" in {row.path for row in rows if row.quantity == "input_grad"}
 
 
+@pytest.mark.slow
 def test_in_bfloat16_jax_is_as_near_to_the_truth_as_pytorch():
     wide = dataclasses.replace(TINY, width=32, mlp_width=61, vocab_size=31)
     found = prove_pooled(gpt.prove_gpt, Case(wide, "bfloat16", batch=4))

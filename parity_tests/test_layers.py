@@ -10,6 +10,7 @@ from jaxformer.config import GPTConfig
 from jaxformer.parity.engine.bfloat16 import prove_pooled
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.proofs import layers
+from parity_tests.dtypes import EACH_DTYPE
 
 PROOFS = [
     layers.prove_masks,
@@ -63,7 +64,7 @@ def test_layer_is_its_twin(proof, case):
     assert found.ok, [row for row in found.rows if not row.ok]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("proof", PROOFS)
 def test_compiled_too_layer_is_its_twin(proof, dtype):
     found = proof(Case(layers_config(dropout_rate=0.3), dtype, masks=("causal", "padding")))

@@ -66,8 +66,7 @@ def test_transformer_is_its_twin_in_many_cases(proof, case):
     assert found.ok, [row for row in found.rows if not row.ok]
 
 
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize(("share", "placement"), [(True, "post"), (False, "pre")])
 def test_every_parameter_has_a_gradient_that_was_compared(share, placement):
     case = Case(TINY, masks=("padding",), jit=False)
     case = transformer_case(case, share_embeddings=share, norm_placement=placement)

@@ -104,7 +104,7 @@ def test_few_lines_of_metrics_lose_no_skipped_update(
     assert [row[0] for row in rows(tmp_path / "whole")] == [3, 4, 5, 8, 9]
 
 
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_spike_is_logged_and_by_option_skipped(
     config: LanguageConfig,
     tmp_path: Path,

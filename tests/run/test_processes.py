@@ -130,6 +130,7 @@ def lose(directory: Path, lost: int, number: signal.Signals) -> None:
     assert "start them all again with --resume" in last
 
 
+@pytest.mark.slow
 def test_a_frozen_process_is_named_by_the_one_that_ends(tmp_path):
     lose(tmp_path, 1, signal.SIGSTOP)
 

@@ -56,6 +56,7 @@ def test_the_compared_values_change_during_training(in_float64):
     assert len([path for path in in_float64.state if "/nu/" in path]) == 20
 
 
+@pytest.mark.slow  # parity_tests/test_meshes.py accumulates on a mesh too
 def test_accumulated_slices_on_a_mesh_equal_those_on_one_device():
     config = toy_run(accumulation=2)
     alone = run(config, MeshConfig(), jax.devices()[:1])
