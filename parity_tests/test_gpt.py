@@ -43,6 +43,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
 PROOFS = pytest.mark.parametrize("proof", [gpt.prove_gpt, gpt.prove_gpt_dropout])
 
 
+@pytest.mark.slow  # the quick set has the report's own cases, in test_proofs.py
 @PROOFS
 @settings(max_examples=4)
 @given(case=cases())
