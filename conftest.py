@@ -16,9 +16,9 @@ from jaxtyping import install_import_hook
 from jaxformer.runtime.signals import ENDING
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight simulated devices, so that every mesh can be tried on any machine. Most functions are compiled
-# for one small run, which never earns back what optimizing costs: XLA's older way of compiling loops
-# takes a third to a half of the time.
+# Eight simulated devices, so that every mesh can be tried on any machine. Most functions are
+# compiled for one small run, which never earns back what optimizing costs, and XLA's older way of
+# compiling loops takes a third to a half of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
 )
