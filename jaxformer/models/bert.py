@@ -70,10 +70,20 @@ class Bert(nnx.Module):
         Raises:
             UserError: for a text longer than the context.
         """
+        return self.logits(self.hidden(tokens_BL, segments_BL, valid_BL, dropout_key))
+
+    def hidden(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segments_BL: Int[Array, "B L"] | None = None,
+        valid_BL: Bool[Array, "B L"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """The head's states, of which `logits` makes the logits."""
         key = fold_path(dropout_key, "embedding_dropout")
         x_BLD = dropout(self.embeddings(tokens_BL, segments_BL), self.config.dropout_rate, key)
         x_BLD = self.encoder(x_BLD, padding_mask(valid_BL), fold_path(dropout_key, "encoder"))
-        return self.logits(self.head(x_BLD))
+        return self.head(x_BLD)
 
     def embeddings(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None

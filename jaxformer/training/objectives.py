@@ -2,15 +2,17 @@
 
 Next tokens (GPT), translations (the encoder-decoder of Vaswani et al. 2017) and masked tokens
 (BERT, Devlin et al. 2019, section 3.1). A train step knows model and batch by its objective alone.
+Each cuts a large number of logits into chunks (`chunks.py`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from jaxformer.batch import Batch, MaskedBatch, PairBatch
 from jaxformer.config import LossKind
+from jaxformer.training.chunks import in_chunks
 from jaxformer.training.loss import (
     SumAndCount,
     accuracy,
@@ -25,16 +27,16 @@ Objective = Callable[[Any, Any, Key[Array, ""] | None], SumAndCount]
 
 def next_token(model: Any, batch: Batch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
     """The cross-entropy of a GPT: each token from those before it."""
-    logits_BLV = model(batch.inputs, dropout_key=dropout_key)
-    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+    hidden_BLD, _ = model.hidden(batch.inputs, dropout_key=dropout_key)
+    return in_chunks(cross_entropy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
 
 def next_token_accuracy(
     model: Any, batch: Batch, dropout_key: Key[Array, ""] | None
 ) -> SumAndCount:
     """The accuracy of a GPT: how many tokens are the likeliest after those before them."""
-    logits_BLV = model(batch.inputs, dropout_key=dropout_key)
-    return accuracy(logits_BLV, batch.targets, batch.mask)
+    hidden_BLD, _ = model.hidden(batch.inputs, dropout_key=dropout_key)
+    return in_chunks(accuracy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
 
 def translation(loss: LossKind, smoothing: float, padding_id: int) -> Objective:
@@ -47,12 +49,11 @@ def translation(loss: LossKind, smoothing: float, padding_id: int) -> Objective:
     def cross_entropy_loss(
         model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
     ) -> SumAndCount:
-        logits_BLV = translation_logits(model, batch, dropout_key)
-        return smoothed_cross_entropy(logits_BLV, batch.targets, batch.mask, smoothing)
+        return of_translation(smoothed_cross_entropy, model, batch, dropout_key, smoothing)
 
     def kl_loss(model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
-        logits_BLV = translation_logits(model, batch, dropout_key)
-        return label_smoothing_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+        options = smoothing, padding_id
+        return of_translation(label_smoothing_kl, model, batch, dropout_key, *options)
 
     return kl_loss if loss == "kl" else cross_entropy_loss
 
@@ -61,26 +62,31 @@ def translation_cross_entropy(
     model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
 ) -> SumAndCount:
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
-    logits_BLV = translation_logits(model, batch, dropout_key)
-    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+    return of_translation(cross_entropy, model, batch, dropout_key)
 
 
 def translation_accuracy(
     model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
 ) -> SumAndCount:
     """The accuracy of an encoder-decoder: how many target tokens are the likeliest."""
-    logits_BLV = translation_logits(model, batch, dropout_key)
-    return accuracy(logits_BLV, batch.targets, batch.mask)
+    return of_translation(accuracy, model, batch, dropout_key)
 
 
 def masked_token(model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
     """The cross-entropy of BERT: each masked token from all the others."""
-    logits_BLV = model(batch.tokens, batch.segments, batch.valid, dropout_key)
-    return cross_entropy(logits_BLV, batch.targets, batch.mask)
+    hidden_BLD = model.hidden(batch.tokens, batch.segments, batch.valid, dropout_key)
+    return in_chunks(cross_entropy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
 
-def translation_logits(
-    model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
-) -> Float[Array, "B L V"]:
-    """Logits of the token after each input; where a target counts, the decoder reads a token."""
-    return model(batch.source, batch.inputs, batch.source_valid, batch.mask, dropout_key)
+def of_translation(
+    loss: Callable[..., SumAndCount],
+    model: Any,
+    batch: PairBatch,
+    dropout_key: Key[Array, ""] | None,
+    *options: Any,
+) -> SumAndCount:
+    """A loss of the token after each input; where a target counts, the decoder reads a token."""
+    memory_BMD = model.encode(batch.source, batch.source_valid, dropout_key)
+    masks = batch.mask, batch.source_valid
+    hidden_BLD, _ = model.hidden(batch.inputs, memory_BMD, *masks, dropout_key)
+    return in_chunks(loss, model.logits, hidden_BLD, batch.targets, batch.mask, *options)

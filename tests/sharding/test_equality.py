@@ -8,6 +8,7 @@ from jaxformer.config import MeshConfig
 from jaxformer.parity.bounds import BOUNDS, FLOAT32_LOSSES
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
+from jaxformer.training import chunks
 from tests.meshes import EACH_MESH, EVERY_MESH, Ran, run, toy_run
 
 BOUND = BOUNDS["model", "float64"]
@@ -24,6 +25,16 @@ def in_float64() -> Ran:
         return run(toy_run("float64"), MeshConfig(), jax.devices()[:1])
 
 
+def assert_equal(found: Ran, expected: Ran) -> None:
+    assert relative_error(found.losses, expected.losses) <= BOUND
+    assert relative_error(found.grad_norms, expected.grad_norms) <= BOUND
+    assert found.state.keys() == expected.state.keys()
+    for path, leaf in found.state.items():
+        # The gradient of a key bias is exactly zero; its rounding noise is compared absolutely.
+        error = relative_error(leaf, expected.state[path], path.endswith(ZERO_GRADIENT))
+        assert error <= BOUND, path
+
+
 @pytest.mark.slow  # the quick set compares the state, in float64
 @EVERY_MESH
 def test_float32_losses_on_a_mesh_equal_those_of_one_device(in_float32, mesh):
@@ -35,13 +46,17 @@ def test_float32_losses_on_a_mesh_equal_those_of_one_device(in_float32, mesh):
 def test_float64_state_on_a_mesh_equals_that_of_one_device(in_float64, mesh):
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)
-    assert relative_error(found.losses, in_float64.losses) <= BOUND
-    assert relative_error(found.grad_norms, in_float64.grad_norms) <= BOUND
-    assert found.state.keys() == in_float64.state.keys()
-    for path, leaf in found.state.items():
-        # The gradient of a key bias is exactly zero; its rounding noise is compared absolutely.
-        error = relative_error(leaf, in_float64.state[path], path.endswith(ZERO_GRADIENT))
-        assert error <= BOUND, path
+    assert_equal(found, in_float64)
+
+
+@EACH_MESH
+def test_a_loss_in_chunks_on_a_mesh_equals_that_of_all_logits_on_one_device(
+    in_float64, mesh, monkeypatch
+):
+    monkeypatch.setattr(chunks, "LARGEST_CHUNK", 16 * 64 * 3)  # the 16 tokens of a row in eight
+    with arithmetic("float64"):
+        found = run(toy_run("float64"), mesh)
+    assert_equal(found, in_float64)
 
 
 def test_the_compared_values_change_during_training(in_float64):

@@ -15,6 +15,7 @@ from jaxformer.planning.hlo import collectives
 from jaxformer.porting.compare import ZERO_GRADIENT, relative_error
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
 from jaxformer.sharding.rules import state_shardings
+from jaxformer.training import chunks
 from jaxformer.training.data_parallel import make_data_parallel_step
 from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
@@ -83,6 +84,18 @@ def test_with_dropout_eight_devices_are_eight_slices():
     found = run("shard_map", "float64", True)
     assert_same(found, run("slices", "float64", True), "float64")
     assert abs(found.losses - run("jit", "float32", False).losses).max() > 1e-3
+
+
+def test_each_device_may_cut_its_loss_into_chunks(monkeypatch):
+    """jax checks which values differ between devices as it traces."""
+    monkeypatch.setattr(chunks, "LARGEST_CHUNK", 64)
+    config = toy_run().model
+    graphdef, shapes = abstract_model(GPT, config)
+    rule = adamw(RULE, STEPS)
+    step = make_data_parallel_step(make_mesh(MeshConfig()), graphdef, next_token, rule, None)
+    state = jax.eval_shape(lambda params: init_state(params, rule), shapes)
+    program = str(jax.make_jaxpr(step)(state, toy_batches(1)[0]))
+    assert program.count("scan[") == 1
 
 
 def test_it_sends_its_sums_and_nothing_else():

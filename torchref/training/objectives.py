@@ -33,12 +33,10 @@ def translation(loss: str, smoothing: float, padding_id: int) -> Objective:
     def cross_entropy_loss(
         model: nn.Module, batch: PairBatch, keep: Keep | None
     ) -> tuple[Tensor, Tensor]:
-        logits_BLV = translation_logits(model, batch, keep)
-        return smoothed_cross_entropy(logits_BLV, batch.targets, batch.mask, smoothing)
+        return of_translation(smoothed_cross_entropy, model, batch, keep, smoothing)
 
     def kl_loss(model: nn.Module, batch: PairBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:
-        logits_BLV = translation_logits(model, batch, keep)
-        return label_smoothing_kl(logits_BLV, batch.targets, batch.mask, smoothing, padding_id)
+        return of_translation(label_smoothing_kl, model, batch, keep, smoothing, padding_id)
 
     return kl_loss if loss == "kl" else cross_entropy_loss
 
@@ -47,14 +45,14 @@ def translation_cross_entropy(
     model: nn.Module, batch: PairBatch, keep: Keep | None
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy of an encoder-decoder without smoothing, to validate by."""
-    return cross_entropy(translation_logits(model, batch, keep), batch.targets, batch.mask)
+    return of_translation(cross_entropy, model, batch, keep)
 
 
 def translation_accuracy(
     model: nn.Module, batch: PairBatch, keep: Keep | None
 ) -> tuple[Tensor, Tensor]:
     """The accuracy of an encoder-decoder: how many target tokens are the likeliest."""
-    return accuracy(translation_logits(model, batch, keep), batch.targets, batch.mask)
+    return of_translation(accuracy, model, batch, keep)
 
 
 def masked_token(model: nn.Module, batch: MaskedBatch, keep: Keep | None) -> tuple[Tensor, Tensor]:
@@ -63,6 +61,13 @@ def masked_token(model: nn.Module, batch: MaskedBatch, keep: Keep | None) -> tup
     return cross_entropy(logits_BLV, batch.targets, batch.mask)
 
 
-def translation_logits(model: nn.Module, batch: PairBatch, keep: Keep | None) -> Tensor:
-    """Logits of the token after each input."""
-    return model(batch.source, batch.inputs, batch.source_valid, batch.mask, keep)
+def of_translation(
+    loss: Callable[..., tuple[Tensor, Tensor]],
+    model: nn.Module,
+    batch: PairBatch,
+    keep: Keep | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """A loss of the token after each input."""
+    logits_BLV = model(batch.source, batch.inputs, batch.source_valid, batch.mask, keep)
+    return loss(logits_BLV, batch.targets, batch.mask, *options)

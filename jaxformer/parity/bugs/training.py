@@ -11,11 +11,15 @@ import optax
 from jaxformer import checkpoint
 from jaxformer.checkpoint import OPTIMIZER
 from jaxformer.parity.engine.mutation import SMALL, Bug, patched
-from jaxformer.parity.proofs.losses import prove_accuracy, prove_cross_entropy
+from jaxformer.parity.proofs.losses import (
+    prove_accuracy,
+    prove_chunked_cross_entropy,
+    prove_cross_entropy,
+)
 from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
 from jaxformer.parity.proofs.resume import prove_resume
 from jaxformer.parity.proofs.training import prove_accumulation, prove_step
-from jaxformer.training import loss, objectives, optimizer, schedule, step
+from jaxformer.training import chunks, loss, objectives, optimizer, schedule, step
 
 
 def padding_counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +36,17 @@ def mean_of_slice(function: Callable[..., Any]) -> Callable[..., Any]:
         return total / count, jnp.ones_like(count)
 
     return cross_entropy
+
+
+def tail_dropped(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, length: function(x[:, : x.shape[1] // length * length], length)
+
+
+def filled_with_ones(x: jax.Array, length: int) -> jax.Array:
+    """A cut whose last chunk is filled with tokens that count."""
+    missing = -x.shape[1] % length
+    filled = jnp.concatenate([x, jnp.ones_like(x[:, :missing])], axis=1)
+    return jnp.stack(jnp.split(filled, filled.shape[1] // length, axis=1))
 
 
 def with_config(**fields: Any) -> Callable[[Any], Any]:
@@ -111,6 +126,30 @@ LOSS_BUGS = [
         "loss",
         patched(loss, "cross_entropy", lambda f: lambda x, t, m: (f(x, t, m | True)[0], m.sum())),
         prove_cross_entropy,
+    ),
+    Bug(
+        "last tokens of an uneven cut dropped",
+        "chunked_loss",
+        patched(chunks, "cut", tail_dropped),
+        prove_chunked_cross_entropy,
+    ),
+    Bug(
+        "loss of what fills the last chunk added",
+        "chunked_loss",
+        patched(chunks, "cut", lambda _: filled_with_ones),
+        prove_chunked_cross_entropy,
+    ),
+    Bug(
+        "mean of each chunk for its sum",
+        "chunked_loss",
+        patched(loss, "cross_entropy", mean_of_slice),
+        prove_chunked_cross_entropy,
+    ),
+    Bug(
+        "gradient of the head from the last chunk alone",
+        "chunked_loss",
+        patched(chunks, "add_grads", lambda _: lambda grads, more: more),
+        prove_chunked_cross_entropy,
     ),
     Bug(
         "padding counted in the accuracy",

@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxformer.parity.bugs.training import updates_scaled
+from jaxformer.parity.bugs.training import filled_with_ones, updates_scaled
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, batch_changed, patched
-from jaxformer.parity.proofs.losses import prove_label_smoothing_kl, prove_smoothed_cross_entropy
+from jaxformer.parity.proofs.losses import (
+    prove_chunked_kl,
+    prove_chunked_smoothing,
+    prove_label_smoothing_kl,
+    prove_smoothed_cross_entropy,
+)
 from jaxformer.parity.proofs.optimizers import prove_adam, prove_adam_clipped, prove_noam
 from jaxformer.parity.proofs.training import prove_objective
 from jaxformer.parity.proofs.transformer import transformer_case
-from jaxformer.training import loss, objectives, optimizer, schedule
+from jaxformer.training import chunks, loss, objectives, optimizer, schedule
 
 PAIRS: Case = transformer_case(SMALL)
 
@@ -128,6 +133,18 @@ BUGS = [
         "smoothed_cross_entropy",
         patched(loss, "smoothed_cross_entropy", padding_counted),
         prove_smoothed_cross_entropy,
+    ),
+    Bug(
+        "smoothing divided among the chunks",
+        "chunked_smoothing",
+        patched(loss, "smoothed_cross_entropy", lambda f: lambda *a: f(*a[:3], a[3] / 4)),
+        prove_chunked_smoothing,
+    ),
+    Bug(
+        "KL divergence of the tokens that fill the last chunk added",
+        "chunked_kl",
+        patched(chunks, "cut", lambda _: filled_with_ones),
+        prove_chunked_kl,
     ),
     Bug(
         "smoothing missing",
