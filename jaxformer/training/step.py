@@ -71,7 +71,7 @@ def init_state(params: PyTree[Array], optimizer: Optimizer) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, loss_stats)
 
 
-def slice_key(key: Key[Array, ""], index: Int[Array, ""]) -> Key[Array, ""]:
+def slice_key(key: Key[Array, ""], index: Int[Array, ""] | int) -> Key[Array, ""]:
     """The dropout key of one accumulation slice: slices must not share their masks."""
     return jax.random.fold_in(key, index)
 
@@ -98,15 +98,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = None if dropout is None else step_key(dropout, state.step)
 
-        def add_slice(sums: tuple, slice_index: tuple[Array, Any]) -> tuple[tuple, None]:
-            index, part = slice_index
+        loss_type = jnp.promote_types(jax.tree.leaves(state.params)[0].dtype, jnp.float32)
+
+        def slice_sums(index: Int[Array, ""] | int, part: Any) -> tuple:
             part_key = None if key is None else slice_key(key, index)
             value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
             (loss, count), grads = value_and_grad(state.params, part, part_key)
-            return jax.tree.map(jnp.add, sums, (loss, count, grads)), None
+            return loss.astype(loss_type), count, grads
 
+        def add_slice(sums: tuple, indexed: tuple[Array, Any]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, sums, slice_sums(*indexed)), None
+
+        if accumulation == 1:  # needs neither a loop nor sums that start from zero
+            return apply_gradients(state, slice_sums(0, batch), optimizer, spikes)
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        loss_type = jnp.promote_types(jax.tree.leaves(state.params)[0].dtype, jnp.float32)
         sums = (jnp.zeros((), loss_type), jnp.zeros((), jnp.int32), zeros)
         # Strided slices: each has rows from every device of a batch sharded by rows.
         slices = jax.tree.map(

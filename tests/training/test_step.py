@@ -88,6 +88,14 @@ def test_a_bad_update_changes_no_parameter_and_no_moment(fault: str) -> None:
     assert counts(later) == (4, 3)
 
 
+@pytest.mark.parametrize(("slices", "loops"), [(1, 0), (2, 1)])
+def test_only_a_divided_batch_needs_a_loop(slices: int, loops: int) -> None:
+    graphdef, shapes = abstract_model(GPT, CONFIG)
+    train_step = step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), slices)
+    state = jax.eval_shape(lambda params: step.init_state(params, RULE), shapes)
+    assert str(jax.make_jaxpr(train_step)(state, batch(0))).count("scan[") == loops
+
+
 def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     graphdef, _ = abstract_model(GPT, CONFIG)
     states = []
