@@ -53,7 +53,7 @@ PROVEN_ELSEWHERE = {
     "dtype": "the report runs every proof in each type",
     "initializer": "a proof draws its parameters: test_initialisation.py",
     "init_std": "test_initialisation.py",
-    "remat": "the twin has none: tests/layers/test_stacks.py, equal to a model without it",
+    "remat": "the twin has none: prove_remat, and tests/layers/test_stacks.py",
     "dropout_rate": "every proof of a whole model sets its own",
     "norm_epsilon": "each model has its own, and a planted bug takes another's",
     **dict.fromkeys(

@@ -206,9 +206,11 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     """What was compiled, and what it takes of a device."""
     config, memory, (rows, length) = plan.config, plan.memory, plan.batch_shape
     mesh = " x ".join(f"{axis} {number}" for axis, number in plan.mesh.items())
+    remat = config.model.remat
+    rematerialised = "" if remat == "none" else f", rematerialised ({remat})"
     yield (
         f"{recipe}: {plan.num_parameters:,} parameters, {config.model.dtype}"
-        f"{', rematerialised' if config.model.remat else ''} · mesh {mesh}"
+        f"{rematerialised} · mesh {mesh}"
     )
     yield (
         f"batches of {rows} x {length} at most, slices {config.accumulation} · compiled for "

@@ -22,6 +22,7 @@ from jaxformer.config.models import (
     Initializer,
     ModelConfig,
     NormPlacement,
+    Remat,
     TransformerConfig,
 )
 from jaxformer.config.training import (
@@ -68,6 +69,7 @@ __all__ = [
     "NumbersConfig",
     "NumbersTranslationConfig",
     "OptimizerConfig",
+    "Remat",
     "RunConfig",
     "RunOptions",
     "SamplingConfig",

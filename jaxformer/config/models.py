@@ -19,6 +19,7 @@ Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 DType = Literal["float32", "bfloat16", "float64"]
+Remat = Literal["none", "dots", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,9 @@ class BlockConfig:
     """Standard deviation of the initial weights; of the embeddings alone under Xavier."""
     dtype: DType = "float32"
     """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
-    remat: bool = False
-    """Whether the backward pass computes each block's activations again instead of keeping them."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping it: nothing, all of each block but
+    the results of its matrix products with parameters (`dots`), or all of each block (`full`)."""
 
     @property
     def head_width(self) -> int:

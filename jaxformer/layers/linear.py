@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxformer.config import BlockConfig
+
+PRODUCT = "product"
+"""The name of every result of a `Linear`, by which `stacks.py` keeps it."""
 
 
 def affine(
@@ -81,5 +85,5 @@ class Linear(nnx.Module):
         x_BI = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         bias_O = None if self.bias is None else self.bias[...]
         form = linear_bfloat16 if x_BI.dtype == jnp.bfloat16 else affine
-        y_BO = form(x_BI, self.kernel[...], bias_O)
+        y_BO = checkpoint_name(form(x_BI, self.kernel[...], bias_O), PRODUCT)
         return y_BO.reshape(*x.shape[:-1], y_BO.shape[-1])

@@ -12,16 +12,17 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import BlockConfig, Remat
 from jaxformer.layers.blocks import Block, DecoderBlock, EncoderBlock
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.layers.dropout import fold_path
+from jaxformer.layers.linear import PRODUCT
 from jaxformer.layers.norms import LayerNorm
 
 
 def apply_blocks(
     blocks: Sequence[Block],
-    remat: bool,
+    remat: Remat,
     x_BLD: Float[Array, "B L D"],
     inputs: tuple[Array | None, ...],
     dropout_key: Key[Array, ""] | None,
@@ -37,16 +38,21 @@ def apply_blocks(
     return x_BLD, written
 
 
-def maybe_remat(block: Block, remat: bool) -> Callable[..., tuple[Array, Any]]:
-    """The block; with `remat` its backward pass recomputes the activations inside it.
+def maybe_remat(block: Block, remat: Remat) -> Callable[..., tuple[Array, Any]]:
+    """The block; unless `remat` is none its backward pass recomputes the activations inside it.
 
-    Saves the memory of activations by computing them twice (Chen et al. 2016, section 3). Values
-    and gradients are the same.
+    Saves the memory of activations by computing them twice (Chen et al. 2016, section 3). With
+    `dots` the results of each `Linear` are kept, so that only what is between them, attention
+    included, is computed twice. Values and gradients are the same.
     """
-    if not remat:
+    if remat == "none":
         return block
+    keep = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    policy = keep if remat == "dots" else jax.checkpoint_policies.nothing_saveable
     graphdef, params = nnx.split(block)
-    recomputed = jax.checkpoint(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+    recomputed = jax.checkpoint(
+        lambda params, *inputs: nnx.merge(graphdef, params)(*inputs), policy=policy
+    )
     return functools.partial(recomputed, params)
 
 

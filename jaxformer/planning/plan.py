@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from jaxformer.config import RunConfig
+from jaxformer.config import Remat, RunConfig
 from jaxformer.models.functional import num_parameters
 from jaxformer.planning.hlo import Total, collectives, totals
 from jaxformer.planning.shapes import abstract_spec, largest_batch
@@ -40,7 +40,7 @@ BY_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 AS_ON_GPU = {"xla_disable_hlo_passes": "cse_barrier_expander,while-loop-invariant-code-motion"}
 
 
-def cpu_options(remat: bool) -> Mapping[str, str]:
+def cpu_options(remat: Remat) -> Mapping[str, str]:
     """Options with which XLA's CPU compiler holds about as much as its GPU compiler.
 
     The barriers that hold rematerialisation back until a block's gradients are due stay in; else it
@@ -51,7 +51,7 @@ def cpu_options(remat: bool) -> Mapping[str, str]:
     rematerialisation none does: that order would compute all blocks' weight gradients at the end,
     and hold until then what they are computed from.
     """
-    return AS_ON_GPU if remat else AS_ON_GPU | BY_MEMORY
+    return AS_ON_GPU | BY_MEMORY if remat == "none" else AS_ON_GPU
 
 
 class Memory(NamedTuple):

@@ -64,10 +64,10 @@ def _sharded(plan: Plan, config: RunConfig) -> tuple[str, RunConfig] | None:
 
 def _again(plan: Plan, config: RunConfig) -> tuple[str, RunConfig] | None:
     """Activations computed again: the flag, and what it makes."""
-    if config.model.remat:
+    if config.model.remat != "none":
         return None
-    model: Any = dataclasses.replace(config.model, remat=True)
-    return "--model.remat", dataclasses.replace(config, model=model)
+    model: Any = dataclasses.replace(config.model, remat="full")
+    return "--model.remat full", dataclasses.replace(config, model=model)
 
 
 def _fewest_slices(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import cattrs
 
 from jaxformer.atomic import atomic_write
-from jaxformer.config import RUN_CONFIGS, RunConfig
+from jaxformer.config import RUN_CONFIGS, Remat, RunConfig
 from jaxformer.config.data import TOKENIZERS
 from jaxformer.errors import UserError, perhaps
 
@@ -194,7 +194,16 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, value, _)))
     for number in (int, float, bool, str):
         converter.register_structure_hook(number, functools.partial(_strict, number))
+    converter.register_structure_hook_func(lambda hint: hint == Remat, _remat)
     return converter
+
+
+def _remat(value: Any, _: Any) -> Remat:
+    """Before it had three values it was true or false."""
+    value = {True: "full", False: "none"}[value] if type(value) is bool else value
+    if value not in typing.get_args(Remat):
+        raise ValueError(f"{value!r} is none of {', '.join(typing.get_args(Remat))}")
+    return value
 
 
 def _strict(wanted: Any, value: Any, _: Any) -> Any:

@@ -89,7 +89,7 @@ def test_a_plan_that_does_not_fit_suggests_flags_that_do(tmp_path, capsys, monke
     lines = capsys.readouterr().out.splitlines()
     assert found["fits"] is False
     assert any(line.startswith("does not fit: ") for line in lines)
-    assert found["suggestions"][0]["flags"] == "--model.remat"
+    assert found["suggestions"][0]["flags"] == "--model.remat full"
     for one in found["suggestions"]:
         (shown,) = [line for line in lines if line.startswith(f"  {one['flags']}: ")]
         fits = one["memory"]["total"] <= 2e5

@@ -16,10 +16,11 @@ MODELS = ("gpt", "transformer", "bert")
     "name",
     ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "bert"))],
 )
-def test_loss_and_gradients_equal_those_with_saved_activations(name):
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_loss_and_gradients_equal_those_with_saved_activations(name, remat):
     with jax.enable_x64(True):
         kept, params, batch = gradient(name, num_layers=1)
-        again, same, _ = gradient(name, num_layers=1, remat=True)
+        again, same, _ = gradient(name, num_layers=1, remat=remat)
         jax.tree.map(np.testing.assert_array_equal, params, same)
         expected = jax.tree.leaves(kept(params, batch))
         for a, b in zip(jax.tree.leaves(again(params, batch)), expected, strict=True):
@@ -36,4 +37,17 @@ def test_each_block_is_recomputed_separately(name):
             return str(jax.make_jaxpr(function)(*arguments)).count("prevent_cse=")
 
     assert repeated() == 0
-    assert repeated(remat=True) == (6 if name == "transformer" else 3)
+    assert repeated(remat="full") == (6 if name == "transformer" else 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dots_repeats_no_product_with_parameters(name):
+    def products(remat: str) -> int:
+        function, *arguments = gradient(name, num_layers=1, dtype="float32", remat=remat)
+        return str(jax.make_jaxpr(function)(*arguments)).count("dot_general")
+
+    # Of each attention queries times keys and weights times values; besides them `full` repeats
+    # queries, keys, values, the product up and what the sums before a norm need.
+    attentions = 3 if name == "transformer" else 1
+    assert products("dots") == products("none") + 2 * attentions
+    assert products("full") > products("dots") + 4 * attentions

@@ -75,7 +75,7 @@ def test_a_plan_is_what_the_run_allocates_and_compiles(mesh):
         assert plan.memory.parameters == held_by(device, state.params)
         assert plan.memory.optimizer == held_by(device, state._replace(params=()))
         assert plan.memory.batch == held_by(device, batch)
-    compiled = program.train_step.lower(state, batch).compile(cpu_options(remat=False))
+    compiled = program.train_step.lower(state, batch).compile(cpu_options(remat="none"))
     assert plan.memory.total == analysed_total(compiled.memory_analysis())
     assert plan.memory.gradients == plan.memory.parameters
     assert plan.memory.activations > 0
@@ -134,7 +134,7 @@ def test_rematerialising_saves_activations_for_work():
     long = dataclasses.replace(TOY, context_length=64, num_layers=3)
     kept, again = (
         make_plan(on(MeshConfig(), model=dataclasses.replace(long, remat=r)), jax.devices()[:1])
-        for r in (False, True)
+        for r in ("none", "full")
     )
     assert again.memory.activations < 0.5 * kept.memory.activations
     assert again.compiled_flops > 1.1 * kept.compiled_flops
@@ -262,22 +262,22 @@ def test_the_fewest_slices_that_fit_are_found():
     found = asked(lambda config: 1000 // config.accumulation, room=130)
     assert found == [
         ("--mesh.data 1 --mesh.fsdp 2", False),
-        ("--model.remat", False),
+        ("--model.remat full", False),
         ("--accumulation 8", True),
     ]
 
 
 def test_changes_are_put_together_only_if_none_is_enough():
     def needs(config):
-        return 1000 // (config.mesh.fsdp * (5 if config.model.remat else 1)) + 100
+        return 1000 // (config.mesh.fsdp * (5 if config.model.remat == "full" else 1)) + 100
 
     assert asked(needs, room=300)[-1] == ("--accumulation 32", False)
     assert asked(needs, room=250)[-2:] == [
         ("--accumulation 32", False),
-        ("--mesh.data 1 --mesh.fsdp 2 --model.remat", True),
+        ("--mesh.data 1 --mesh.fsdp 2 --model.remat full", True),
     ]
     found = asked(lambda config: 64 // config.accumulation // config.mesh.fsdp, room=1)
-    assert found[-1] == ("--mesh.data 1 --mesh.fsdp 2 --model.remat --accumulation 32", True)
+    assert found[-1] == ("--mesh.data 1 --mesh.fsdp 2 --model.remat full --accumulation 32", True)
 
 
 def test_slices_leave_the_largest_batch_of_pairs_as_it_is():
@@ -299,7 +299,7 @@ def test_slices_leave_the_largest_batch_of_pairs_as_it_is():
 
 
 def test_a_change_that_was_made_is_not_suggested():
-    again = dataclasses.replace(TOY, remat=True)
+    again = dataclasses.replace(TOY, remat="full")
     config = LanguageConfig(model=again, mesh=MeshConfig(data=1), batch_size=6)
     make, made = planner(lambda config: 7)
     plan = dataclasses.replace(make(config), batch_shape=(6, 16))
@@ -310,7 +310,7 @@ def test_a_change_that_was_made_is_not_suggested():
 
 @pytest.mark.slow  # the quick set suggests on the command line: tests/cli/test_plan.py
 def test_a_suggestion_is_the_plan_of_its_flags():
-    model = dataclasses.replace(TOY, context_length=64, remat=True)
+    model = dataclasses.replace(TOY, context_length=64, remat="full")
     config = on(MeshConfig(data=1), model=model, batch_size=4)
     plan = make_plan(config, jax.devices()[:1])
     room = plan.memory.total - 1

@@ -62,6 +62,8 @@ def test_a_config_is_read_as_it_was_written(tmp_path):
         (("model", "width"), 32.0, "config.model.width"),
         (("steps",), True, "config.steps"),
         (("model", "activation"), "swish", "config.model.activation"),
+        (("model", "remat"), "all", "config.model.remat"),
+        (("model", "remat"), 1, "config.model.remat"),
         (("kind",), "bert", "'bert'"),
     ],
 )
@@ -75,6 +77,13 @@ def test_what_is_wrong_is_named(where, value, named):
     with pytest.raises(UserError) as refusal:
         config_from_json(values, "config.json")
     assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize(("saved", "meant"), [(True, "full"), (False, "none"), ("dots", "dots")])
+def test_remat_was_true_or_false(saved, meant):
+    values = config_to_json(CONFIG)
+    values["model"]["remat"] = saved
+    assert config_from_json(values, "config.json").model.remat == meant
 
 
 def test_missing_and_unreadable_files_are_refused(tmp_path):

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from jaxformer import checkpoint
 from jaxformer.checkpoint import OPTIMIZER
+from jaxformer.layers import stacks
 from jaxformer.parity.engine.mutation import SMALL, Bug, patched
 from jaxformer.parity.proofs.losses import (
     prove_accuracy,
@@ -18,7 +20,7 @@ from jaxformer.parity.proofs.losses import (
 )
 from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
 from jaxformer.parity.proofs.resume import prove_resume
-from jaxformer.parity.proofs.training import prove_accumulation, prove_step
+from jaxformer.parity.proofs.training import prove_accumulation, prove_remat, prove_step
 from jaxformer.training import chunks, loss, objectives, optimizer, schedule, step
 
 
@@ -112,6 +114,24 @@ def step_lost(function: Callable[..., Any]) -> Callable[..., Any]:
         return items | {OPTIMIZER: state._replace(step=jnp.zeros_like(state.step))}, found
 
     return restore
+
+
+def recomputed_with_another_key(block: Any, remat: str) -> Callable[..., Any]:
+    """A rematerialised block whose backward pass drops other units than its forward pass did."""
+    graphdef, params = nnx.split(block)
+
+    def output(params: Any, x: jax.Array, mask: Any, key: Any) -> jax.Array:
+        return nnx.merge(graphdef, params)(x, mask, key)[0]
+
+    def backward(saved: tuple, grad: jax.Array) -> tuple:
+        params, x, mask, key = saved
+        other = jax.random.fold_in(key, 1)
+        _, gradients = jax.vjp(lambda params, x: output(params, x, mask, other), params, x)
+        return (*gradients(grad), None, None)
+
+    recomputed = jax.custom_vjp(output)
+    recomputed.defvjp(lambda *inputs: (output(*inputs), inputs), backward)
+    return lambda x, mask, key, *_: (recomputed(params, x, mask, key), None)
 
 
 LOSS_BUGS = [
@@ -285,6 +305,13 @@ STEP_BUGS = [
         patched(step, "slice_key", lambda _: lambda key, index: key),
         prove_step,
         SMALL,
+    ),
+    Bug(
+        "recomputed with another dropout key",
+        "remat",
+        patched(stacks, "maybe_remat", lambda _: recomputed_with_another_key),
+        prove_remat,
+        SMALL.with_options(remat="full"),
     ),
     Bug(
         "step counter lost at resume",

@@ -139,6 +139,11 @@ def prove_step_kl(case: Case) -> Comparison:
     return compare_steps(case.dropping(), TRANSFORMER_TRAINING_KL, "step", 1, "model")
 
 
+def prove_remat(case: Case) -> Comparison:
+    """One step of two slices, dropout on; the case says what the backward pass computes again."""
+    return compare_steps(case.dropping(), TRAINING[type(case.config)], "remat", 1, "model")
+
+
 def prove_training(case: Case) -> Comparison:
     """State and metrics after all steps of the row, of two slices each, dropout on.
 
@@ -155,7 +160,12 @@ def one_layer(case: Case) -> Case:
 
 def gpt_proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of how GPT is trained, each with the case it is run on."""
-    return [(prove_accumulation, one_layer(case)), (prove_training, case)]
+    return [
+        (prove_accumulation, one_layer(case)),
+        (prove_remat, one_layer(case).with_options(remat="dots")),
+        (prove_remat, one_layer(case).with_options(remat="full")),
+        (prove_training, case),
+    ]
 
 
 def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
