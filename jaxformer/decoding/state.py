@@ -161,15 +161,11 @@ def next_logits(
     model: Any,
     tokens_B: Int[Array, " B"],
     positions_B: Int[Array, " B"],
-    caches: list[Any],
-    **inputs: Any,
-) -> tuple[Float[Array, "B V"], list[Any]]:
-    """Logits of the token after each given one, and the caches with the given ones added.
-
-    `inputs` are further arguments of the model's `hidden`.
-    """
+    caches: list[KVCache],
+) -> tuple[Float[Array, "B V"], list[KVCache]]:
+    """Logits of the token after each given one, and the caches with the given ones added."""
     hidden_B1D, caches = model.hidden(
-        tokens_B[:, None], caches=caches, positions=positions_B[:, None], **inputs
+        tokens_B[:, None], caches=caches, positions=positions_B[:, None]
     )
     return model.logits(hidden_B1D[:, 0]), caches
 
