@@ -17,11 +17,12 @@ log p, which can only fall, divided by the largest penalty it may reach, that of
 higher. At alpha = 0 these rows can then lead to nothing better; W = 1 is greedy decoding. Sentences
 stop independently: the rows of a stopped one are dead, and neither finish nor continue.
 
-One `lax.while_loop` serves a batch until its last row is dead. `vmap` maps the decoder over the
-rows of a sentence, an axis W: keys and values of the target have this axis and are gathered for the
-survivors of each step; those of the encoder's output have not, and are never copied. Batch and
-source are padded to powers of two, so few shapes are compiled; padding rows and slots are masked,
-and change a result by rounding only.
+One `lax.while_loop` serves a batch until its last row is dead. A step reads the last tokens of a
+sentence's W rows as W queries, and adds their keys and values to one cache per sentence: slot
+l W + w is that of row w at step l. No key or value is ever moved. The *ancestry* of a row, that is
+the slots of its own tokens, is the mask of its query; survivors inherit it. Batch and source are
+padded to powers of two, so few shapes are compiled; padding rows and slots are masked, and change a
+result by rounding only.
 
 W is the beam, C = 2W the candidates of a step: at most W of them end, so W others always remain.
 """
@@ -39,7 +40,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxformer.batch import SpecialTokens
 from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding.prompts import pad_sources, validate_sources
-from jaxformer.decoding.state import next_logits
 from jaxformer.errors import UserError
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.models.functional import merge
@@ -66,7 +66,9 @@ class Beams(NamedTuple):
     log_probs: Float[Array, "B W"]
     """log p of the live rows; -inf for dead ones."""
     caches: list[KVCache]
-    """Keys and values of the live rows' tokens, (B, W, L, H, K)."""
+    """Keys and values of the tokens of all rows, slot l W + w that of row w at step l."""
+    ancestry: Bool[Array, "B W S"]
+    """True at the slots of each live row's tokens, S = L W."""
     finished_tokens: Int[Array, "B W L+1"]
     """The best finished hypotheses, best first."""
     finished_log_probs: Float[Array, "B W"]
@@ -146,15 +148,14 @@ def search(
 ) -> Beams:
     """Advance beams until every row is dead; no hypothesis is longer than `length`."""
     model = merge(graphdef, params)
-    encoded = model.init_cache(model.encode(source_BM, valid_BM), length)
+    encoded = model.init_cache(model.encode(source_BM, valid_BM), length * width)
     memory = [cache.memory for cache in encoded]
 
     def grow(beams: Beams) -> Beams:
         logits_BWV, caches = beam_logits(model, beams, memory, valid_BM)
         return advance(beams._replace(caches=caches), logits_BWV, specials, max_length_B, alpha)
 
-    own = [cache.own for cache in encoded]
-    caches = jax.tree.map(lambda x: jnp.repeat(x[:, None], width, axis=1), own)
+    caches = [cache.own for cache in encoded]
     beams = init_beams(caches, width, length, specials, max_length_B, model.config.dtype)
     return jax.lax.while_loop(any_alive, grow, beams)._replace(caches=[])
 
@@ -182,6 +183,7 @@ def init_beams(
         tokens=tokens,
         log_probs=none_BW.at[:, 0].set(jnp.where(max_length_B > 0, 0.0, -jnp.inf)),
         caches=caches,
+        ancestry=add_slots(jnp.zeros((B, W, length * W), bool), jnp.int32(0)),
         finished_tokens=tokens,
         finished_log_probs=none_BW,
         finished_scores=none_BW,
@@ -191,20 +193,30 @@ def init_beams(
 def beam_logits(
     model: Any, beams: Beams, memory: list[KVCache], valid_BM: Bool[Array, "B M"]
 ) -> tuple[Float[Array, "B W V"], list[KVCache]]:
-    """Logits of the token after each live row, and the caches with the row's last token added."""
+    """Logits of the token after each live row, and the caches with the rows' last tokens added."""
     last_BW = jax.lax.dynamic_index_in_dim(beams.tokens, beams.step, axis=2, keepdims=False)
-    positions_B = jnp.full(len(valid_BM), beams.step)
+    caches = [DecoderCache(*pair) for pair in zip(beams.caches, memory, strict=True)]
+    hidden_BWD, caches = model.hidden(
+        last_BW,
+        memory_BMD=None,
+        mask=beams.ancestry[:, None],
+        source_valid_BM=valid_BM,
+        caches=caches,
+        positions=jnp.full((1, last_BW.shape[1]), beams.step),
+        slots=row_slots(beams.step, last_BW.shape[1]),
+    )
+    return model.logits(hidden_BWD), [cache.own for cache in caches]
 
-    def row(
-        last_B: Int[Array, " B"], own: list[KVCache]
-    ) -> tuple[Float[Array, "B V"], list[KVCache]]:
-        caches = [DecoderCache(*pair) for pair in zip(own, memory, strict=True)]
-        logits_BV, caches = next_logits(
-            model, last_B, positions_B, caches, memory_BMD=None, source_valid_BM=valid_BM
-        )
-        return logits_BV, [cache.own for cache in caches]
 
-    return jax.vmap(row, in_axes=1, out_axes=1)(last_BW, beams.caches)
+def row_slots(step: Int[Array, ""], width: int) -> Int[Array, "1 W"]:
+    """The slot of each row's token at this step."""
+    return step * width + jnp.arange(width)[None]
+
+
+def add_slots(ancestry_BWS: Bool[Array, "B W S"], step: Int[Array, ""]) -> Bool[Array, "B W S"]:
+    """The ancestry with each row's own slot of this step; there is none after the last step."""
+    W = ancestry_BWS.shape[1]
+    return ancestry_BWS.at[:, jnp.arange(W), row_slots(step, W)[0]].set(True)
 
 
 def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
@@ -253,7 +265,8 @@ def advance(
         step=length,
         tokens=gather_beams(tokens, survivors_BW),
         log_probs=jnp.where(improves_B[:, None], log_probs_BW, -jnp.inf),
-        caches=reorder_caches(beams.caches, gather_beams(rows_BC, survivors_BW)),
+        caches=beams.caches,
+        ancestry=add_slots(inherit(beams.ancestry, gather_beams(rows_BC, survivors_BW)), length),
         finished_tokens=gather_beams(finished_tokens, best_BW),
         finished_log_probs=gather_beams(finished_log_probs, best_BW),
         finished_scores=finished_scores,
@@ -293,9 +306,9 @@ def can_improve(
     return normalised(log_probs_BW[:, 0], max_length_B, alpha) > finished_scores_BW[:, -1]
 
 
-def reorder_caches(caches: list[KVCache], rows_BW: Int[Array, "B W"]) -> list[KVCache]:
-    """The caches of the rows that the survivors continue."""
-    return jax.tree.map(lambda cache: gather_beams(cache, rows_BW), caches)
+def inherit(ancestry_BWS: Bool[Array, "B W S"], rows_BW: Int[Array, "B W"]) -> Bool[Array, "B W S"]:
+    """The ancestry of the rows that the survivors continue."""
+    return gather_beams(ancestry_BWS, rows_BW)
 
 
 def gather_beams(values: Array, index: Int[Array, "B C"]) -> Array:

@@ -1,7 +1,7 @@
 """Prompts of a GPT and sources of a Transformer: validated, and padded into batches.
 
-Padded lengths are powers of two, sources of at least 8 tokens, and so is the number of sources, so
-that few shapes are compiled.
+Padded lengths are powers of two, sources of at least 8 tokens, and so are the lengths of caches and
+the number of sources, so that few shapes are compiled.
 """
 
 import dataclasses
@@ -24,16 +24,21 @@ def bucket(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def cache_length(longest: int, min_length: int, context_length: int) -> int:
+    """The bucket of caches for windows of at most `longest` tokens."""
+    return min(bucket(max(longest, min_length)), context_length)
+
+
 def pad_prompts(
     prompts: Sequence[Sequence[int]], context_length: int
-) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
+) -> tuple[Int[Array, "B L"], Int[Array, " B"]]:
     """Prompts padded on the right to a bucket of at most the context, and their lengths."""
     lengths_B = np.array(list(map(len, prompts)), np.int32)
     L = min(bucket(int(lengths_B.max())), context_length)
     tokens_BL = np.zeros((len(prompts), L), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BL[row, : len(prompt)] = prompt
-    return tokens_BL, lengths_B
+    return jnp.asarray(tokens_BL), jnp.asarray(lengths_B)
 
 
 def pad_sources(

@@ -6,9 +6,9 @@
 
 `prefill` reads a prompt per row into the caches and samples the token that follows it; `step` reads
 the last token of every row and samples the next one. Both return the new state, whose last tokens
-are the sampled ones, so `step` is also the body of a `lax.scan` over several tokens. `insert` puts
-prefilled rows into slots of a running state: a server reuses the slot of a finished request while
-the other rows continue. All three donate the state they are given.
+are the sampled ones. `decode` takes several steps in one dispatch. `insert` puts prefilled rows
+into slots of a running state: a server reuses the slot of a finished request while the other rows
+continue. All four donate the state they are given. `grow` gives the caches more slots.
 
 Rows do not affect each other. Padding leaves keys and values beyond its row's position, where they
 are masked until the row's own tokens overwrite them. `step` does not notice the end of a row's
@@ -112,6 +112,41 @@ def step(
     return _sample_next(grown, logits_BV, sampling)
 
 
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "sampling", "max_steps"), donate_argnames="state"
+)
+def decode(
+    graphdef: nnx.GraphDef,
+    params: PyTree[Array],
+    state: DecodeState,
+    sampling: SamplingConfig,
+    count: Int[Array, ""] | int,
+    max_steps: int,
+) -> tuple[DecodeState, Int[Array, "_ B"]]:
+    """`count` steps, at most `max_steps`, and the token of each: one program for every count.
+
+    Tokens of the steps that are not taken are 0.
+    """
+
+    def body(
+        t: Int[Array, ""] | int, carry: tuple[DecodeState, Array]
+    ) -> tuple[DecodeState, Array]:
+        state = step(graphdef, params, carry[0], sampling)
+        return state, carry[1].at[t].set(state.last_tokens)
+
+    tokens_tB = jnp.zeros((max_steps, len(state.last_tokens)), jnp.int32)
+    return jax.lax.fori_loop(0, count, body, (state, tokens_tB))
+
+
+def grow(state: DecodeState, length: int) -> DecodeState:
+    """The state with caches of `length` slots, the new ones zero; copies the caches."""
+
+    def pad(cache_BMHK: Array) -> Array:
+        return jnp.pad(cache_BMHK, ((0, 0), (0, length - cache_BMHK.shape[1]), (0, 0), (0, 0)))
+
+    return state._replace(caches=jax.tree.map(pad, state.caches))
+
+
 @functools.partial(jax.jit, donate_argnames="state")
 def insert(state: DecodeState, rows: DecodeState, slots: Int[Array, " S"]) -> DecodeState:
     """The state with these rows in the given slots; their caches may be shorter than its own."""
@@ -126,15 +161,11 @@ def next_logits(
     model: Any,
     tokens_B: Int[Array, " B"],
     positions_B: Int[Array, " B"],
-    caches: list[Any],
-    **inputs: Any,
-) -> tuple[Float[Array, "B V"], list[Any]]:
-    """Logits of the token after each given one, and the caches with the given ones added.
-
-    `inputs` are further arguments of the model's `hidden`.
-    """
+    caches: list[KVCache],
+) -> tuple[Float[Array, "B V"], list[KVCache]]:
+    """Logits of the token after each given one, and the caches with the given ones added."""
     hidden_B1D, caches = model.hidden(
-        tokens_B[:, None], caches=caches, positions=positions_B[:, None], **inputs
+        tokens_B[:, None], caches=caches, positions=positions_B[:, None]
     )
     return model.logits(hidden_B1D[:, 0]), caches
 

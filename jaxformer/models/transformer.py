@@ -64,7 +64,12 @@ class Transformer(nnx.Module):
         source_valid_BM: Bool[Array, "B M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B M D"]:
-        """The encoder's output, the memory that the decoder attends to."""
+        """The encoder's output, the memory that the decoder attends to.
+
+        Raises:
+            UserError: for a source longer than the context.
+        """
+        require_context(source_BM.shape[1], self.config.context_length)
         embed = self.embed if self.config.share_embeddings else self.source_embed
         key = fold_path(dropout_key, "source_embedding_dropout")
         x_BMD = self.embed_tokens(embed, source_BM, jnp.arange(source_BM.shape[1]), key)
@@ -79,6 +84,8 @@ class Transformer(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
         caches: Sequence[DecoderCache] | None = None,
         positions: Int[Array, "#B L"] | None = None,
+        mask: Bool[Array, "#B #H #L #S"] | None = None,
+        slots: Int[Array, "#B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Any]]:
         """The decoder's final hidden states, and each block's cache with the tokens added.
 
@@ -91,16 +98,26 @@ class Transformer(nnx.Module):
             source_valid_BM: the same of the source.
             dropout_key: of the call; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
-            positions: of the tokens in the target, below its context, and their slots; from 0.
+            positions: of the tokens in the target, below its context; from 0.
+            mask: over tokens or slots, in place of the causal mask of the positions.
+            slots: of the tokens in the caches; by default their positions.
+
+        Raises:
+            UserError: for a target longer than the context.
         """
-        positions = jnp.arange(target_BL.shape[1])[None] if positions is None else positions
-        slots = positions if caches is None else cache_slots(caches[0].own)
-        mask = combine_masks(position_mask(positions, slots), padding_mask(target_valid_BS))
+        if positions is None:
+            require_context(target_BL.shape[1], self.config.context_length)
+            positions = jnp.arange(target_BL.shape[1])[None]
+        if mask is None:
+            keys = positions if caches is None else cache_slots(caches[0].own)
+            mask = position_mask(positions, keys)
+        mask = combine_masks(mask, padding_mask(target_valid_BS))
         embed = self.embed if self.config.share_embeddings else self.target_embed
         key = fold_path(dropout_key, "target_embedding_dropout")
         x_BLD = self.embed_tokens(embed, target_BL, positions, key)
         key, memory_mask = fold_path(dropout_key, "decoder"), padding_mask(source_valid_BM)
-        return self.decoder(x_BLD, memory_BMD, mask, memory_mask, key, caches, positions)
+        slots = positions if slots is None else slots
+        return self.decoder(x_BLD, memory_BMD, mask, memory_mask, key, caches, slots)
 
     def init_cache(self, memory_BMD: Float[Array, "B M D"], length: int) -> list[DecoderCache]:
         """Caches for decoding up to `length` tokens from the encoder's output."""
@@ -114,13 +131,8 @@ class Transformer(nnx.Module):
         positions: Int[Array, "*B L"],
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        """dropout(sqrt(D) W[token] + PE[position]) (sections 3.4, 3.5 and 5.4).
-
-        Raises:
-            UserError: for a text longer than the context.
-        """
+        """dropout(sqrt(D) W[token] + PE[position]) (sections 3.4, 3.5 and 5.4)."""
         T, D = self.config.context_length, self.config.width
-        require_context(tokens_BL.shape[1], T)
         table = jnp.asarray(sinusoidal_positions(T, D), self.config.dtype)
         x_BLD = math.sqrt(D) * embed(tokens_BL) + table[positions]
         return dropout(x_BLD, self.config.dropout_rate, dropout_key)

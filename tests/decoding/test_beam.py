@@ -86,6 +86,36 @@ def test_tokens_in_padding_do_not_matter(model, monkeypatch):
     assert_same(translate(*model, sources, SPECIALS, BEAM), expected)
 
 
+def test_the_ancestry_of_a_row_is_where_its_tokens_were_written(model):
+    """And no key or value is moved from there."""
+    graphdef, params, config = model
+    B, W, L = 2, 3, 5
+    source_BM, valid_BM = jnp.array(sentences(4, 4)), jnp.ones((B, 4), bool)
+    whole, limit_B = merge(graphdef, params), jnp.full(B, L)
+    encoded = whole.init_cache(whole.encode(source_BM, valid_BM), L * W)
+    memory = [cache.memory for cache in encoded]
+    own = [cache.own for cache in encoded]
+    beams = module.init_beams(own, W, L, SPECIALS, limit_B, config.dtype)
+    written = np.full((B, L * W), -1)
+    for step in range(L - 1):
+        part = slice(step * W, (step + 1) * W)
+        written[:, part] = beams.tokens[:, :, step]
+        before = beams.caches[0].k_BMHK
+        logits_BWV, caches = module.beam_logits(whole, beams, memory, valid_BM)
+        beams = module.advance(
+            beams._replace(caches=caches), logits_BWV, SPECIALS, limit_B, BEAM.length_penalty
+        )
+        after = beams.caches[0].k_BMHK
+        assert (after[:, part] != 0).any(axis=(2, 3)).all()
+        changed = (np.array(before) != np.array(after)).any(axis=(0, 2, 3))
+        assert set(np.flatnonzero(changed)) == set(range(L * W)[part])
+        for b, w in np.argwhere(beams.log_probs > -jnp.inf):
+            slots = np.flatnonzero(beams.ancestry[b, w])
+            tokens = [*written[b, slots[:-1]], int(beams.tokens[b, w, step + 1])]
+            assert tokens == beams.tokens[b, w, : step + 2].tolist()
+            assert slots[-1] == (step + 1) * W + w
+
+
 def test_batches_by_length_find_the_same(model):
     sources = sentences(9, 2, 12, 5, 3, 3, 7)
     found = list(translate_all(*model, sources, SPECIALS, BEAM, batch_size=3))

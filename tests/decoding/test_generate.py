@@ -1,6 +1,9 @@
-"""Cached decoding equals uncached, is independent of the batch, is compiled once per bucket."""
+"""Cached decoding equals uncached, is independent of the batch, is compiled once per bucket.
+
+Neither the steps of a dispatch nor the buckets of the cache affect a token."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import GPTConfig, SamplingConfig
-from jaxformer.decoding.generate import generate, truncate_context
+from jaxformer.decoding.generate import Dispatch, generate, truncate_context
 from jaxformer.decoding.reference import generate_uncached, logits_after
 from jaxformer.decoding.sampling import gumbel_noise
-from jaxformer.decoding.state import prefill, row_keys, step
+from jaxformer.decoding.state import decode, prefill, row_keys
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
@@ -88,36 +91,62 @@ def test_fewer_steps_give_the_beginning_of_the_text(model):
     np.testing.assert_array_equal(text(model, prompts_of(5, 6), max_new_tokens=5), long[:, :5])
 
 
-def test_prefill_is_compiled_once_per_bucket_and_step_once(model):
+@pytest.mark.parametrize("lengths", [(1,), (3, 7, 2)])
+@pytest.mark.parametrize(("max_steps", "min_cache_length"), [(1, 1), (3, 1), (5, 4), (32, 16)])
+def test_tokens_do_not_depend_on_the_dispatch(model, lengths, max_steps, min_cache_length):
+    """Texts cross every bucket of the cache, and are truncated twice."""
+    dispatch = Dispatch(max_steps, math.inf, min_cache_length)
+    options = {"max_new_tokens": 25, "sampling": FILTERED, "seed": 4}
+    uncached = text(model, prompts_of(*lengths), generate_uncached, **options)
+    for count in (25, 6):
+        tokens = text(
+            model, prompts_of(*lengths), dispatch=dispatch, **options | {"max_new_tokens": count}
+        )
+        np.testing.assert_array_equal(tokens, uncached[:, :count])
+
+
+def test_the_first_token_waits_for_no_other(model, monkeypatch):
+    monkeypatch.setattr("jaxformer.decoding.generate.decode", None)
+    stream = generate(*model, CONFIG, prompts_of(3, 4), max_new_tokens=10**9)
+    assert next(stream).shape == (2,)
+
+
+def test_a_dispatch_has_the_steps_of_its_time():
+    dispatch = Dispatch(max_steps=32, seconds=0.1)
+    paces = [(1, 0.05), (2, 0.05), (4, 0.4), (4, 9.0), (1, 1e-4)]
+    assert [dispatch.next_steps(*pace) for pace in paces] == [2, 4, 1, 1, 32]
+    assert dispatch._replace(seconds=math.inf).next_steps(1, 9.0) == 32
+
+
+def test_prefill_and_decode_are_compiled_once_per_bucket(model):
     prefill.clear_cache()
-    step.clear_cache()
+    decode.clear_cache()
     for lengths in [(5, 2), (8, 8), (6, 7)]:
         text(model, prompts_of(*lengths), max_new_tokens=5, sampling=GREEDY)
-    assert (prefill._cache_size(), step._cache_size()) == (1, 1)
-    text(model, prompts_of(3, 4), max_new_tokens=4, sampling=GREEDY)
-    assert (prefill._cache_size(), step._cache_size()) == (2, 1)
+    assert (prefill._cache_size(), decode._cache_size()) == (1, 1)
+    dispatch = Dispatch(min_cache_length=4)
+    text(model, prompts_of(3, 4), max_new_tokens=9, sampling=GREEDY, dispatch=dispatch)
+    # Caches of 4 slots at first, then of 8 and 13; those of 13 were there already.
+    assert (prefill._cache_size(), decode._cache_size()) == (2, 2)
 
 
 def test_windows_are_prefilled_only_at_first_and_where_one_is_truncated(model, monkeypatch):
     calls = []
 
-    def recorded(*arguments):
+    def prefilled(*arguments):
         calls.append(arguments[3].shape)
         return prefill(*arguments)
 
-    monkeypatch.setattr("jaxformer.decoding.generate.prefill", recorded)
-    monkeypatch.setattr(
-        "jaxformer.decoding.generate.step", lambda *args: calls.append("step") or step(*args)
-    )
-    text(model, prompts_of(3, 9), max_new_tokens=10, sampling=GREEDY)
+    def decoded(*arguments):
+        calls.append(arguments[4])
+        return decode(*arguments)
+
+    monkeypatch.setattr("jaxformer.decoding.generate.prefill", prefilled)
+    monkeypatch.setattr("jaxformer.decoding.generate.decode", decoded)
+    dispatch = Dispatch(max_steps=3, seconds=math.inf)
+    text(model, prompts_of(3, 9), max_new_tokens=10, sampling=GREEDY, dispatch=dispatch)
     # The fifth token is the longer row's 14th: both windows are prefilled again after it.
-    assert calls == [(2, T), *["step"] * 4, (2, 8), *["step"] * 4]
-
-
-def test_tokens_come_one_step_at_a_time(model):
-    stream = generate(*model, CONFIG, prompts_of(3, 4), max_new_tokens=10**9)
-    assert next(stream).shape == (2,)
-    assert next(stream).shape == (2,)
+    assert calls == [(2, T), 1, 3, (2, 8), 3, 1]
 
 
 @pytest.mark.parametrize("context", [1, 3])

@@ -8,9 +8,20 @@ import pytest
 from jaxformer.config import GPTConfig, SamplingConfig
 from jaxformer.decoding.generate import generate, truncate_context
 from jaxformer.decoding.prompts import pad_prompts
-from jaxformer.decoding.state import init_state, insert, prefill, row_keys, step
-from jaxformer.models.functional import abstract_model, init_params
+from jaxformer.decoding.state import (
+    decode,
+    grow,
+    init_state,
+    insert,
+    next_logits,
+    prefill,
+    row_keys,
+    step,
+)
+from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.gpt import GPT
+from jaxformer.parity.bounds import BOUNDS
+from jaxformer.porting.compare import relative_error
 
 T = 13
 CONFIG = GPTConfig(
@@ -84,21 +95,39 @@ def test_rows_inserted_at_different_times_decode_as_they_do_alone(model):
         assert texts[row] == np.concatenate(list(alone)).tolist()
 
 
-def test_a_scan_of_steps_gives_the_tokens_of_single_steps(model):
+def test_steps_of_one_dispatch_are_single_steps(model):
+    """The tokens, and the state that the next step continues."""
     prompts = prompts_of(3, 5)
     state = init_state(CONFIG, prompts, row_keys(SEED, 2), T)
     state = prefill(*model, state, *pad_prompts(prompts, T), SAMPLING)
-    first = np.array(state.last_tokens)
-
-    def body(state, _):
+    together, tokens_tB = decode(*model, jax.tree.map(jnp.copy, state), SAMPLING, 4, 6)
+    for tokens_B in tokens_tB[:4]:
         state = step(*model, state, SAMPLING)
-        return state, state.last_tokens
+        np.testing.assert_array_equal(tokens_B, state.last_tokens)
+    assert tokens_tB.shape == (6, 2)
+    for name in ("last_tokens", "positions", "seen", "keys", "steps"):
+        assert (getattr(together, name) == getattr(state, name)).all(), name
+    for ours, theirs in zip(*map(jax.tree.leaves, (together.caches, state.caches)), strict=True):
+        assert relative_error(np.array(ours), np.array(theirs)) <= BOUNDS["layer", "float64"]
 
-    _, tokens = jax.lax.scan(body, state, length=6)
-    expected = generate(
-        *model, CONFIG, list(map(np.array, prompts)), max_new_tokens=7, sampling=SAMPLING, seed=SEED
-    )
-    np.testing.assert_array_equal(np.vstack([first, tokens]), np.stack(list(expected)))
+
+def test_caches_grown_to_the_next_bucket_give_the_logits_of_whole_ones(model):
+    prompts = prompts_of(4, 2)
+    rows = [
+        prefill(
+            *model,
+            init_state(CONFIG, prompts, row_keys(SEED, 2), length),
+            *pad_prompts(prompts, T),
+            SAMPLING,
+        )
+        for length in (4, T)
+    ]
+    rows[0] = grow(rows[0], 8)
+    logits = [
+        next_logits(merge(*model), state.last_tokens, state.positions, state.caches)[0]
+        for state in rows
+    ]
+    assert relative_error(*map(np.array, logits)) <= BOUNDS["model", "float64"]
 
 
 def test_only_the_slots_given_are_written(model):

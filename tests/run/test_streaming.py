@@ -1,12 +1,19 @@
 """Streamed text is the decoded text up to the first stop string, piece by piece."""
 
+import math
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxformer.config import GPTConfig
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer
+from jaxformer.decoding.generate import Dispatch, generate
 from jaxformer.errors import UserError
+from jaxformer.models.functional import abstract_model, init_params
+from jaxformer.models.gpt import GPT
 from jaxformer.run.streaming import TextStream, encode_prompt, stream_texts
 
 BYTES = ByteTokenizer()
@@ -50,6 +57,28 @@ def test_steps_are_read_until_every_row_has_stopped():
     pieces = list(stream_texts(BYTES, [BYTES.encode("a")] * 2, steps(), ["x"]))
     assert pieces == [["a", "a"], ["", "y"], ["", ""], ["", ""]]
     assert len(read) == 2
+
+
+def test_a_stop_string_within_a_dispatch_ends_the_text_as_between_two():
+    letters = CharTokenizer("abcdefghijklmnopqrstuvw")
+    config = GPTConfig(
+        vocab_size=23, context_length=13, width=10, num_heads=2, mlp_width=17, num_layers=1
+    )
+    model = abstract_model(GPT, config)[0], init_params(GPT, config, jax.random.key(0)), config
+    prompts = [letters.encode("ab"), letters.encode("cdefg")]
+
+    def texts(max_steps, stops):
+        steps = generate(
+            *model, prompts, max_new_tokens=16, seed=3, dispatch=Dispatch(max_steps, math.inf)
+        )
+        pieces = list(stream_texts(letters, prompts, steps, stops))[1:]
+        return ["".join(row) for row in zip(*pieces, strict=True)]
+
+    whole = texts(1, [])
+    stops = [text[4:6] for text in whole]  # dispatches of 5 begin at tokens 1, 2, 7 and 12
+    expected = [cut(text, stops) for text in whole]
+    assert texts(5, stops) == texts(1, stops) == expected
+    assert texts(5, []) == whole
 
 
 def test_a_token_beyond_the_tokenizer_is_a_replacement_character():

@@ -61,11 +61,14 @@ def forced_end_certain(log_probabilities: Callable[..., Any]) -> Callable[..., A
     )
 
 
-def other_sentence(reorder_caches: Callable[..., Any]) -> Callable[..., Any]:
+def other_sentence(beam_logits: Callable[..., Any]) -> Callable[..., Any]:
     """The caches of the sentence before."""
-    return lambda caches, rows: reorder_caches(
-        jax.tree.map(lambda cache: jnp.roll(cache, 1, axis=0), caches), rows
-    )
+
+    def made(model: Any, beams: Any, *args: Any) -> Any:
+        caches = jax.tree.map(lambda cache: jnp.roll(cache, 1, axis=0), beams.caches)
+        return beam_logits(model, beams._replace(caches=caches), *args)
+
+    return made
 
 
 def forgetting(advance: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +101,7 @@ PLANTS = {
         "normalised", lambda f: lambda log_p, length, alpha: f(log_p, length + 1, alpha)
     ),
     "a likely end counted as certain": planted("log_probabilities", forced_end_certain),
-    "caches taken from another sentence": planted("reorder_caches", other_sentence),
+    "caches taken from another sentence": planted("beam_logits", other_sentence),
     "earlier finished hypotheses forgotten": planted("advance", forgetting),
     "dead rows live again": planted("advance", reviving),
     "finished beams still growing": planted(
@@ -107,8 +110,14 @@ PLANTS = {
     "unlikely ends finish too": planted(
         "finished_candidates", lambda f: lambda log_p, ends: jnp.where(ends, log_p, -jnp.inf)
     ),
-    "caches not reordered with the beams": planted(
-        "reorder_caches", lambda f: lambda caches, rows: caches
+    "ancestry not inherited by the survivors": planted(
+        "inherit", lambda f: lambda ancestry, rows: ancestry
+    ),
+    "token not in the ancestry of its own row": planted(
+        "add_slots", lambda f: lambda ancestry, step: ancestry
+    ),
+    "slots of two steps overlap": planted(
+        "row_slots", lambda f: lambda step, width: f(step, width) - step
     ),
     "stops at the first finished hypothesis": planted("can_improve", first_finished),
     "best live score not divided by the penalty": planted(

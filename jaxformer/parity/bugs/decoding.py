@@ -1,17 +1,28 @@
 """Bugs planted in the cache, the sampling filters and the window of a GPT."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.decoding import generate, sampling
+from jaxformer.decoding import generate, sampling, state
 from jaxformer.layers import attention
 from jaxformer.layers.cache import KVCache
 from jaxformer.models import gpt
-from jaxformer.parity.engine.mutation import Bug, patched
-from jaxformer.parity.proofs.decoding import prove_cache, prove_generate, prove_sampling
+from jaxformer.parity.engine.cases import Case
+from jaxformer.parity.engine.mutation import SMALL, Bug, Plant, patched
+from jaxformer.parity.proofs.decoding import (
+    prove_cache,
+    prove_dispatch,
+    prove_generate,
+    prove_sampling,
+)
+
+# A seed at which each of these bugs changes some token.
+DISPATCHED: Case = dataclasses.replace(SMALL, seed=2)
 
 
 def top_p_short(logits: jax.Array, p: float) -> jax.Array:
@@ -29,6 +40,45 @@ def multiplied(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
 
 def late(write: Callable[..., Any]) -> Callable[..., Any]:
     return lambda cache, new, positions: write(cache, new, positions + 1)
+
+
+def same_noise(step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda graphdef, params, state, sampling: step(
+        graphdef, params, state, sampling
+    )._replace(steps=state.steps)
+
+
+def same_position(step: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda graphdef, params, state, sampling: step(
+        graphdef, params, state, sampling
+    )._replace(positions=state.positions)
+
+
+def one_late(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """Row t holds the token that step t reads, not the one it samples."""
+
+    def made(graphdef: Any, params: Any, state: Any, *args: Any) -> Any:
+        first = jnp.copy(state.last_tokens)  # decode donates the state
+        state, tokens = decode(graphdef, params, state, *args)
+        return state, jnp.roll(tokens, 1, axis=0).at[0].set(first)
+
+    return made
+
+
+def in_dispatch(make: Callable[[Any], Any]) -> Plant:
+    """Changes `step` in `decode`, which is compiled with it and without it."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        decode: Any = state.decode
+        decode.clear_cache()
+        try:
+            with patched(state, "step", make)():
+                yield
+        finally:
+            decode.clear_cache()
+
+    return plant
 
 
 BUGS = [
@@ -84,5 +134,48 @@ BUGS = [
             lambda f: lambda window, T: f(window, T) if len(window) <= T else f(window, T)[1:],
         ),
         prove_generate,
+    ),
+    Bug(
+        "noise of a dispatch's first step in all its steps",
+        "generate",
+        in_dispatch(same_noise),
+        prove_dispatch,
+        DISPATCHED,
+    ),
+    Bug(
+        "tokens of a dispatch all at one position",
+        "generate",
+        in_dispatch(same_position),
+        prove_dispatch,
+        DISPATCHED,
+    ),
+    Bug(
+        "tokens of a dispatch one step late",
+        "generate",
+        patched(generate, "decode", one_late),
+        prove_dispatch,
+        DISPATCHED,
+    ),
+    Bug(
+        "bucket of the cache one slot short",
+        "generate",
+        patched(generate, "grow", lambda f: lambda state, length: f(state, length - 1)),
+        prove_dispatch,
+        DISPATCHED,
+    ),
+    Bug(
+        "next bucket of the cache begins empty",
+        "generate",
+        patched(
+            generate,
+            "grow",
+            lambda f: (
+                lambda state, length: f(
+                    state._replace(caches=jax.tree.map(jnp.zeros_like, state.caches)), length
+                )
+            ),
+        ),
+        prove_dispatch,
+        DISPATCHED,
     ),
 ]

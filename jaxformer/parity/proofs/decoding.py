@@ -3,7 +3,9 @@
 Both sides get the same Gumbel noise, that of jaxformer's keys.
 """
 
+import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +38,13 @@ SAMPLINGS = {
     "all": SamplingConfig(repetition_penalty=1.2, temperature=1.3, top_k=9, top_p=0.9, min_p=0.02),
 }
 NEW_TOKENS = 12
+DISPATCHES = {
+    "one step per dispatch": generate.Dispatch(max_steps=1),
+    "three steps, caches from four slots": generate.Dispatch(
+        max_steps=3, seconds=math.inf, min_cache_length=4
+    ),
+}
+"""The time of a step, which differs from run to run, decides in neither."""
 
 
 def prove_sampling(case: Case) -> Comparison:
@@ -113,6 +122,23 @@ def prove_generate(case: Case) -> Comparison:
     return compare_values(ours, theirs, case, "tokens", "gpt")
 
 
+def prove_dispatch(case: Case) -> Comparison:
+    """Texts that cross caches of 4, 8 and 13 slots and then the context, in other dispatches."""
+    case = _without_dropout(case).with_options(context_length=13)
+    prompts = [case.tokens(f"prompt {row}", 2 + row % 2) for row in range(6)]
+    ours: dict[Key, Any] = {}
+    theirs: dict[Key, Any] = {}
+    with arithmetic(case.dtype):
+        graphdef, params = GPT_PAIR.draw(case)
+        expected = _twin_texts(GPT_PAIR.twin(case, params), case, prompts, SAMPLINGS["all"])
+        for name, dispatch in DISPATCHES.items():
+            key = Key("generate", "tokens", name)
+            function = functools.partial(generate.generate, dispatch=dispatch)
+            ours[key] = _texts(function, graphdef, params, case, prompts, SAMPLINGS["all"])
+            theirs[key] = expected
+    return compare_values(ours, theirs, case, "tokens", "gpt")
+
+
 def _texts(
     function: Callable[..., Any],
     graphdef: nnx.GraphDef,
@@ -157,4 +183,5 @@ def _without_dropout(case: Case) -> Case:
 
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of decoding, each with its case."""
-    return [(proof, case) for proof in (prove_sampling, prove_cache, prove_generate)]
+    subjects = (prove_sampling, prove_cache, prove_generate, prove_dispatch)
+    return [(proof, case) for proof in subjects]
