@@ -7,6 +7,7 @@ Next tokens (GPT), translations (the encoder-decoder of Vaswani et al. 2017) and
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxformer.batch import Batch, MaskedBatch, PairBatch
@@ -83,4 +84,6 @@ def translation_logits(
     model: Any, batch: PairBatch, dropout_key: Key[Array, ""] | None
 ) -> Float[Array, "B L V"]:
     """Logits of the token after each input; where a target counts, the decoder reads a token."""
-    return model(batch.source, batch.inputs, batch.source_valid, batch.mask, dropout_key)
+    # Padding follows the tokens: lengths say the same, and cuDNN's attention takes no more.
+    lengths = jnp.sum(batch.source_valid, axis=-1), jnp.sum(batch.mask, axis=-1)
+    return model(batch.source, batch.inputs, *lengths, dropout_key)
