@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Pairs of texts for an encoder-decoder, padded to the longest row of each side."""
+    """Pairs of texts for an encoder-decoder; padding follows the tokens of each row."""
 
     source: Int[Any, "B M"]
     """Token ids of the texts to translate, int32."""

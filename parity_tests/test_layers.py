@@ -19,6 +19,7 @@ PROOFS = [
     layers.prove_layer_norm,
     layers.prove_attention_function,
     layers.prove_attention,
+    layers.prove_blockwise_attention,
     layers.prove_cross_attention,
     layers.prove_mlp,
     layers.prove_block,
@@ -97,6 +98,13 @@ def test_layer_norm_far_from_zero_is_its_twin(dtype):
     assert found.ok, found.rows
 
 
+@pytest.mark.parametrize("masks", [*MASKS[:3], ("nothing",), ("causal", "padding")])
+def test_flash_attention_is_its_twin_in_float32(masks):
+    """By the same call without cuDNN; its softmax is float32, so there is no more in float64."""
+    found = layers.prove_flash_attention(Case(layers_config(), "float32", masks=masks, jit=False))
+    assert found.ok, [row for row in found.rows if not row.ok]
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_dropout_is_its_twin(dtype):
     found = layers.prove_dropout(Case(layers_config(dropout_rate=0.4), dtype))
@@ -107,6 +115,8 @@ def test_dropout_is_its_twin(dtype):
     "proof",
     [
         layers.prove_attention,
+        layers.prove_blockwise_attention,
+        layers.prove_flash_attention,
         layers.prove_mlp,
         layers.prove_block,
         layers.prove_decoder_block,

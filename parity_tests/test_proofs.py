@@ -53,6 +53,7 @@ PROVEN_ELSEWHERE = {
     "dtype": "the report runs every proof in each type",
     "initializer": "a proof draws its parameters: test_initialisation.py",
     "init_std": "test_initialisation.py",
+    "attention": "the twin has one: tests/layers/test_attention.py, all equal to plain",
     "remat": "the twin has none: prove_remat, and tests/layers/test_stacks.py",
     "dropout_rate": "every proof of a whole model sets its own",
     "norm_epsilon": "each model has its own, and a planted bug takes another's",
@@ -122,7 +123,8 @@ def test_every_choice_changes_the_model(module, pair):
 def test_every_proof_of_a_layer_is_in_the_report_and_has_a_layer():
     defined = {f for name, f in vars(layers).items() if name.startswith("prove_")}
     subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
-    proven = [entry for subject in subjects for entry in subject(Case(TINY, jit=False))]
+    cases = [Case(TINY, dtype, jit=False) for dtype in ("float64", "float32")]
+    proven = [entry for subject in subjects for case in cases for entry in subject(case)]
     assert {proof for proof, _ in proven} == defined
     assert {proof for layer in layers.LAYERS.values() for proof in layer.proofs} == defined
 

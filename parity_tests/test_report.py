@@ -146,14 +146,14 @@ def test_what_models_share_belongs_to_each_and_is_proven_and_planted_once():
 @pytest.mark.parametrize("model", report.MODELS)
 def test_every_layer_has_proofs_and_bugs_of_its_own(model):
     for layer in report.layers_of([model]):
-        proofs = {proof for _, (proof, _) in report.proofs_of([model], "float64", layer)}
+        proofs = {proof for _, (proof, _) in report.proofs_of([model], "float32", layer)}
         assert proofs == set(layers.LAYERS[layer].proofs)
         assert report.bugs_of(report.MODELS, layer)
 
 
 def test_every_proof_of_a_single_layer_has_a_name():
     subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
-    case = report.Case(report.TINY, jit=False)
+    case = report.Case(report.TINY, "float32", jit=False)
     proven = {proof for subject in subjects for proof, _ in subject(case)}
     assert proven == {proof for layer in layers.LAYERS.values() for proof in layer.proofs}
 

@@ -20,6 +20,7 @@ NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 DType = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]
+AttentionImplementation = Literal["auto", "plain", "flash", "blockwise"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class BlockConfig:
     """Probability that a unit is dropped, at every dropout of the model."""
     attention_dropout: bool = True
     """Whether attention weights are dropped too, as in GPT-2; the paper of 2017 does not say so."""
+    attention: AttentionImplementation = "auto"
+    """How attention is computed, always the same function: `plain` by arrays of all scores, `flash`
+    by cuDNN on GPUs in bfloat16, `blockwise` with memory linear in the length, or what is fastest.
+    """
     initializer: Initializer = "normal"
     """Initial kernels: N(0, init-std²) as in GPT-2, or Xavier's uniform by fan-in and fan-out."""
     init_std: NonNegativeFloat = 0.02
@@ -77,6 +82,24 @@ class BlockConfig:
             raise UserError(
                 f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
                 "choose a width that is a multiple of the number of heads"
+            )
+        if self.attention in ("flash", "blockwise"):
+            self._check_attention()
+
+    def _check_attention(self) -> None:
+        """Refuse what the implementation by this name cannot compute on any device."""
+        name = f"model.attention {self.attention}"
+        if self.attention_dropout and self.dropout_rate > 0.0:
+            raise UserError(
+                f"{name} cannot drop attention weights: choose --model.no-attention-dropout or "
+                "--model.attention auto"
+            )
+        if self.attention == "flash" and self.dtype != "bfloat16":
+            raise UserError(f"{name} needs --model.dtype bfloat16, not {self.dtype}")
+        if self.attention == "flash" and (self.head_width % 8 or self.head_width > 256):
+            raise UserError(
+                f"{name} needs a head width that is a multiple of 8 and at most 256, not "
+                f"{self.head_width}: choose another --model.num-heads or --model.attention auto"
             )
 
 

@@ -1,6 +1,7 @@
 """Attention maps: every layer's and head's attention weights, as arrays and as a picture.
 
-The model runs once, unchanged and uncompiled, while Flax captures what each attention returns.
+The model runs once, uncompiled and with plain attention, while Flax captures what each attention
+returns.
 """
 
 import re
@@ -22,6 +23,7 @@ from jaxformer.evaluation.pictures import (
     text_size,
     wrapped,
 )
+from jaxformer.layers.attention import MultiHeadAttention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +68,10 @@ def attention_weights(model: nnx.Module, *args: Any) -> Weights:
     A path is such as `decoder/blocks/1/cross_attention`. Dropout must be off, as it is when no key
     is given.
     """
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, MultiHeadAttention):
+            module.implementation = "plain"  # the others have no weights
     captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     _, outputs = captured(*jax.tree.map(jnp.asarray, args))
     found = {}

@@ -15,6 +15,7 @@ from jaxformer.config import BlockConfig
 from jaxformer.layers.attention import MultiHeadAttention
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.layers.dropout import dropout, fold_path
+from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import MLP
 from jaxformer.layers.norms import LayerNorm
 
@@ -53,7 +54,7 @@ class EncoderBlock(Block):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        mask: Bool[Array, "#B #H #L #M"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
         cache: KVCache | None = None,
         positions: Int[Array, "#B L"] | None = None,
@@ -88,8 +89,8 @@ class DecoderBlock(Block):
         self,
         x_BLD: Float[Array, "B L D"],
         memory_BMD: Float[Array, "B M D"] | None,
-        mask: Bool[Array, "#B #H #L #S"] | None = None,
-        memory_mask: Bool[Array, "#B #H #L #M"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #S"] | None = None,
+        memory_mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
         cache: DecoderCache | None = None,
         positions: Int[Array, "#B L"] | None = None,

@@ -1,10 +1,14 @@
 """Attention masks: causal, padding and segment masks, built outside attention and combined.
 
-Every mask is boolean, True = may attend, and broadcasts to (B, H, L, M).
+An array is boolean, True = may attend, and broadcasts to (B, H, L, M). A `Mask` keeps what is
+causal and what is padding apart from it, so that attention by blocks needs no array of L x M.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -21,6 +25,23 @@ def require_boolean(mask: Any) -> None:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What a query may attend to: the keys that every part which is given allows."""
+
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Query l sees keys m <= l."""
+    lengths_B: Any = None
+    """Int[Array, " B"]: every query of row b sees keys m < lengths[b]."""
+    dense_BHLM: Any = None
+    """Bool[Array, "#B #H #L #M"]: any others."""
+
+
+CAUSAL = Mask(causal=True)
+"""`causal_mask` of any length."""
+
+
 def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
     """Position l sees positions m <= l (Vaswani et al. 2017, section 3.2.3)."""
     positions = jnp.arange(length)[None]
@@ -34,9 +55,18 @@ def position_mask(
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
 
 
-def padding_mask(valid_BM: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
-    """No query sees a key that is padding; `valid` is True at tokens, None without padding."""
-    return None if valid_BM is None else valid_BM[:, None, None, :]
+def padding_mask(
+    valid: Bool[Array, "B M"] | Int[Array, " B"] | None,
+) -> Bool[Array, "B 1 1 M"] | Mask | None:
+    """No query sees a key that is padding.
+
+    Args:
+        valid: True at tokens, or the number of tokens in each row if padding follows them; None
+            without padding.
+    """
+    if valid is None:
+        return None
+    return Mask(lengths_B=valid) if valid.ndim == 1 else valid[:, None, None, :]
 
 
 def segment_mask(
@@ -46,15 +76,52 @@ def segment_mask(
     return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
 
 
-def combine_masks(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
-    """Logical and of the masks that are given; None if none is.
+def combine_masks(
+    *masks: Mask | Bool[Array, "..."] | None,
+) -> Mask | Bool[Array, "..."] | None:
+    """Logical and of the masks that are given; None if none is, an array if all are arrays.
 
     Raises:
-        UserError: for a mask that is not boolean.
+        UserError: for an array that is not boolean.
     """
+    if not any(isinstance(mask, Mask) for mask in masks):
+        return _logical_and(*masks)
+    parts = [as_mask(mask) for mask in masks]
+    lengths = [mask.lengths_B for mask in parts if mask.lengths_B is not None]
+    return Mask(
+        causal=any(mask.causal for mask in parts),
+        lengths_B=functools.reduce(jnp.minimum, lengths) if lengths else None,
+        dense_BHLM=_logical_and(*(mask.dense_BHLM for mask in parts)),
+    )
+
+
+def as_mask(mask: Mask | Bool[Array, "..."] | None) -> Mask:
+    """A mask of any kind by its parts.
+
+    Raises:
+        UserError: for an array that is not boolean.
+    """
+    return mask if isinstance(mask, Mask) else Mask(dense_BHLM=_logical_and(mask))
+
+
+def dense_mask(
+    mask: Mask | Bool[Array, "..."] | None, queries: int, keys: int
+) -> Bool[Array, "..."] | None:
+    """A mask of any kind as one array, which broadcasts to (B, H, L, M).
+
+    Raises:
+        UserError: for an array that is not boolean.
+    """
+    mask, places = as_mask(mask), jnp.arange(keys)
+    causal = position_mask(jnp.arange(queries)[None], places[None]) if mask.causal else None
+    within = None if mask.lengths_B is None else places < mask.lengths_B[:, None, None, None]
+    return _logical_and(causal, within, mask.dense_BHLM)
+
+
+def _logical_and(*arrays: Any) -> Bool[Array, "..."] | None:
     combined = None
-    for mask in masks:
-        if mask is not None:
-            require_boolean(mask)
-            combined = mask if combined is None else combined & mask
+    for array in arrays:
+        if array is not None:
+            require_boolean(array)
+            combined = array if combined is None else combined & array
     return combined

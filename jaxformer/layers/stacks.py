@@ -17,6 +17,7 @@ from jaxformer.layers.blocks import Block, DecoderBlock, EncoderBlock
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.layers.dropout import fold_path
 from jaxformer.layers.linear import PRODUCT
+from jaxformer.layers.masks import Mask
 from jaxformer.layers.norms import LayerNorm
 
 
@@ -24,7 +25,7 @@ def apply_blocks(
     blocks: Sequence[Block],
     remat: Remat,
     x_BLD: Float[Array, "B L D"],
-    inputs: tuple[Array | None, ...],
+    inputs: tuple[Array | Mask | None, ...],
     dropout_key: Key[Array, ""] | None,
     caches: Sequence[Any] | None = None,
     positions: Int[Array, "#B L"] | None = None,
@@ -67,7 +68,7 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        mask: Bool[Array, "#B #H #L #L"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #L"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
         x_BLD, _ = apply_blocks(self.blocks, self.remat, x_BLD, (mask,), dropout_key)
@@ -86,8 +87,8 @@ class Decoder(nnx.Module):
         self,
         x_BLD: Float[Array, "B L D"],
         memory_BMD: Float[Array, "B M D"] | None,
-        mask: Bool[Array, "#B #H #L #S"] | None = None,
-        memory_mask: Bool[Array, "#B #H #L #M"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #S"] | None = None,
+        memory_mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
         caches: Sequence[DecoderCache] | None = None,
         positions: Int[Array, "#B L"] | None = None,

@@ -56,7 +56,7 @@ class Bert(nnx.Module):
         self,
         tokens_BL: Int[Array, "B L"],
         segments_BL: Int[Array, "B L"] | None = None,
-        valid_BL: Bool[Array, "B L"] | None = None,
+        valid_BL: Bool[Array, "B L"] | Int[Array, " B"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of a whole text.
@@ -64,7 +64,8 @@ class Bert(nnx.Module):
         Args:
             tokens_BL: L is at most the context length.
             segments_BL: the segment of each token, below num_segments; 0 by default.
-            valid_BL: True at tokens, False at padding.
+            valid_BL: True at tokens, False at padding; or the number of tokens in each row, if
+                padding follows them.
             dropout_key: of the call (see `layers/dropout.py`); None turns dropout off.
 
         Raises:

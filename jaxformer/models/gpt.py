@@ -18,7 +18,7 @@ from jaxformer.layers.blocks import EncoderBlock
 from jaxformer.layers.cache import KVCache, cache_slots
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
-from jaxformer.layers.masks import combine_masks, position_mask
+from jaxformer.layers.masks import CAUSAL, Mask, combine_masks, position_mask
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import LearnedPositions, require_context
 from jaxformer.layers.stacks import apply_blocks
@@ -37,7 +37,7 @@ class GPT(nnx.Module):
     def __call__(
         self,
         tokens_BL: Int[Array, "B L"],
-        mask: Bool[Array, "#B #H #L #L"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #L"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of a whole text; `mask` (padding, segments) narrows the causal one.
@@ -52,7 +52,7 @@ class GPT(nnx.Module):
     def hidden(
         self,
         tokens_BL: Int[Array, "B L"],
-        mask: Bool[Array, "#B #H #L #M"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
         caches: Sequence[KVCache] | None = None,
         positions: Int[Array, "#B L"] | None = None,
@@ -71,8 +71,8 @@ class GPT(nnx.Module):
         L = tokens_BL.shape[1]
         require_context(L, self.config.context_length)
         positions = jnp.arange(L)[None] if positions is None else positions
-        slots = positions if caches is None else cache_slots(caches[0])
-        mask = combine_masks(position_mask(positions, slots), mask)
+        seen = CAUSAL if caches is None else position_mask(positions, cache_slots(caches[0]))
+        mask = combine_masks(seen, mask)
         x_BLD = self.embed(tokens_BL) + self.positions(positions)
         key = fold_path(dropout_key, "embedding_dropout")
         x_BLD = dropout(x_BLD, self.config.dropout_rate, key)

@@ -18,7 +18,7 @@ from jaxformer.layers.cache import DecoderCache, cache_slots, init_cache
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.masks import combine_masks, padding_mask, position_mask
+from jaxformer.layers.masks import CAUSAL, combine_masks, padding_mask, position_mask
 from jaxformer.layers.positions import require_context, sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 
@@ -26,8 +26,8 @@ from jaxformer.layers.stacks import Decoder, Encoder
 class Transformer(nnx.Module):
     """Source (B, M) and target (B, L) to logits (B, L, V) of the token after each of the target.
 
-    `source_valid` and `target_valid` are True at tokens, False at padding. Logits at padding have
-    no meaning and no effect on others.
+    `source_valid` and `target_valid` are True at tokens, False at padding, or the number of tokens
+    in each row if padding follows them. Logits at padding have no meaning and no effect on others.
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
@@ -45,8 +45,8 @@ class Transformer(nnx.Module):
         self,
         source_BM: Int[Array, "B M"],
         target_BL: Int[Array, "B L"],
-        source_valid_BM: Bool[Array, "B M"] | None = None,
-        target_valid_BL: Bool[Array, "B L"] | None = None,
+        source_valid_BM: Bool[Array, "B M"] | Int[Array, " B"] | None = None,
+        target_valid_BL: Bool[Array, "B L"] | Int[Array, " B"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of a whole target. Dropout is on if the key of the step is given.
@@ -61,7 +61,7 @@ class Transformer(nnx.Module):
     def encode(
         self,
         source_BM: Int[Array, "B M"],
-        source_valid_BM: Bool[Array, "B M"] | None = None,
+        source_valid_BM: Bool[Array, "B M"] | Int[Array, " B"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B M D"]:
         """The encoder's output, the memory that the decoder attends to.
@@ -79,8 +79,8 @@ class Transformer(nnx.Module):
         self,
         target_BL: Int[Array, "B L"],
         memory_BMD: Float[Array, "B M D"] | None,
-        target_valid_BS: Bool[Array, "B S"] | None = None,
-        source_valid_BM: Bool[Array, "B M"] | None = None,
+        target_valid_BS: Bool[Array, "B S"] | Int[Array, " B"] | None = None,
+        source_valid_BM: Bool[Array, "B M"] | Int[Array, " B"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
         caches: Sequence[DecoderCache] | None = None,
         positions: Int[Array, "#B L"] | None = None,
@@ -94,7 +94,8 @@ class Transformer(nnx.Module):
         Args:
             target_BL: a target or, with caches, the next piece of it.
             memory_BMD: the encoder's output; with caches it is in them.
-            target_valid_BS: True at tokens, False at padding; with caches over their slots.
+            target_valid_BS: True at tokens, False at padding; with caches over their slots. Or
+                the number of tokens in each row, if padding follows them.
             source_valid_BM: the same of the source.
             dropout_key: of the call; None turns dropout off.
             caches: one per block, see `init_cache`; None without.
@@ -109,8 +110,8 @@ class Transformer(nnx.Module):
             require_context(target_BL.shape[1], self.config.context_length)
             positions = jnp.arange(target_BL.shape[1])[None]
         if mask is None:
-            keys = positions if caches is None else cache_slots(caches[0].own)
-            mask = position_mask(positions, keys)
+            own = None if caches is None else cache_slots(caches[0].own)
+            mask = CAUSAL if own is None else position_mask(positions, own)
         mask = combine_masks(mask, padding_mask(target_valid_BS))
         embed = self.embed if self.config.share_embeddings else self.target_embed
         key = fold_path(dropout_key, "target_embedding_dropout")

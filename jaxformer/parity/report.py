@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from jaxformer.errors import UserError
+from jaxformer.parity.bugs import attention as bugs_attention
 from jaxformer.parity.bugs import beam as bugs_beam
 from jaxformer.parity.bugs import bert as bugs_bert
 from jaxformer.parity.bugs import decoding as bugs_decoding
@@ -79,7 +80,12 @@ BFLOAT16_SUBJECTS = (
 )
 """Subjects with a float64 truth to measure bfloat16 against; the path of an optimizer has none."""
 
-SHARED_BUGS = (*bugs_layers.BUGS, *bugs_training.LOSS_BUGS, *bugs_training.STEP_BUGS)
+SHARED_BUGS = (
+    *bugs_layers.BUGS,
+    *bugs_attention.BUGS,
+    *bugs_training.LOSS_BUGS,
+    *bugs_training.STEP_BUGS,
+)
 BUGS: Mapping[str, tuple[Bug, ...]] = {
     "gpt": (*SHARED_BUGS, *bugs_gpt.BUGS, *bugs_training.ADAMW_BUGS, *bugs_decoding.BUGS),
     "transformer": (
@@ -174,7 +180,7 @@ def bugs_of(names: Iterable[str], layer: str | None = None) -> list[Bug]:
 
 def layers_of(names: Iterable[str]) -> list[str]:
     """The layers of the models that can be proven alone."""
-    return [name for name in layers.LAYERS if any(proofs_of(names, "float64", name))]
+    return [name for name in layers.LAYERS if any(proofs_of(names, "float32", name))]
 
 
 def _proofs(subject: Subject, dtype: DType) -> list[tuple[Proof, Case]]:

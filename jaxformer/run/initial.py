@@ -30,7 +30,9 @@ from jaxformer.weights.files import load_tensors
 
 SHOWN = 5
 """Problems of a file that are told; the rest are counted."""
-TRAINING_ONLY = {"dropout_rate", "attention_dropout", "initializer", "init_std", "remat"}
+TRAINING_ONLY = {
+    "dropout_rate", "attention_dropout", "attention", "initializer", "init_std", "remat"
+}  # fmt: skip
 """Settings of a model that may differ: given weights are the same function with each of them."""
 SHAPE_ONLY = {"context_length", "dtype"}
 """Settings that may differ if the weights have the same shapes and types nevertheless."""

@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from jaxformer.config import BlockConfig
 from jaxformer.errors import UserError
+from jaxformer.layers.flash_attention import widest_flash_head
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
@@ -41,9 +43,11 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
     """Functions, shapes and shardings; nothing is compiled or allocated yet.
 
     Raises:
-        UserError: when the mesh would cut through the model's heads.
+        UserError: when the mesh would cut through the model's heads, or for an implementation of
+            attention that its devices do not have.
     """
     check_heads(spec.config.model.num_heads, mesh)
+    require_attention(spec.config.model, mesh.devices.flat[0])
     config, optimizer = spec.config, spec.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     graphdef, _ = abstract_model(spec.model, config.model)
@@ -95,3 +99,14 @@ def require_x64(dtype: str) -> None:
     """Refuse float64 where jax would compute in float32."""
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype float64 needs 64-bit jax: set JAX_ENABLE_X64=1")
+
+
+def require_attention(config: BlockConfig, device: jax.Device) -> None:
+    """Refuse flash attention on a device without cuDNN's kernels for such heads."""
+    widest = widest_flash_head(device)
+    if config.attention == "flash" and config.head_width > widest:
+        limit = f"takes heads of at most {widest}" if widest else "has none"
+        raise UserError(
+            f"model.attention flash is cuDNN's, of which {device.device_kind} {limit}: choose "
+            "--model.attention auto"
+        )

@@ -86,7 +86,9 @@ def of_translation(
     *options: Any,
 ) -> SumAndCount:
     """A loss of the token after each input; where a target counts, the decoder reads a token."""
-    memory_BMD = model.encode(batch.source, batch.source_valid, dropout_key)
-    masks = batch.mask, batch.source_valid
-    hidden_BLD, _ = model.hidden(batch.inputs, memory_BMD, *masks, dropout_key)
+    # Padding follows the tokens: lengths say the same, and cuDNN's attention takes no more.
+    source_lengths_B, target_lengths_B = batch.source_valid.sum(-1), batch.mask.sum(-1)
+    memory_BMD = model.encode(batch.source, source_lengths_B, dropout_key)
+    lengths = target_lengths_B, source_lengths_B
+    hidden_BLD, _ = model.hidden(batch.inputs, memory_BMD, *lengths, dropout_key)
     return in_chunks(loss, model.logits, hidden_BLD, batch.targets, batch.mask, *options)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxformer.layers import attention, blocks, positions
+from jaxformer.layers import attention, blocks, masks, positions
 from jaxformer.layers.linear import Linear
 from jaxformer.models import gpt
 from jaxformer.models.gpt import GPT
@@ -86,19 +86,19 @@ BUGS = [
     Bug(
         "mask inverted",
         "blocks.0.attention",
-        patched(gpt, "position_mask", lambda f: lambda q, k: ~f(q, k)),
+        patched(masks, "position_mask", lambda f: lambda q, k: ~f(q, k)),
         prove_gpt,
     ),
     Bug(
         "causal mask sees one ahead",
         "blocks.0.attention",
-        patched(gpt, "position_mask", lambda f: lambda q, k: f(q + 1, k)),
+        patched(masks, "position_mask", lambda f: lambda q, k: f(q + 1, k)),
         prove_gpt,
     ),
     Bug(
         "causal mask hides the token itself",
         "blocks.0.attention",
-        patched(gpt, "position_mask", lambda f: lambda q, k: f(q - 1, k)),
+        patched(masks, "position_mask", lambda f: lambda q, k: f(q - 1, k)),
         prove_gpt,
     ),
     Bug(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.layers import blocks, positions
+from jaxformer.layers import blocks, masks, positions
 from jaxformer.layers.blocks import DecoderBlock
 from jaxformer.layers.positions import sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
@@ -165,7 +165,7 @@ BUGS = [
     _forward(
         "target mask not causal",
         "decoder.blocks.0.self_attention",
-        patched(transformer, "position_mask", lambda f: lambda *a: jnp.ones_like(f(*a))),
+        patched(masks, "position_mask", lambda f: lambda *a: jnp.ones_like(f(*a))),
     ),
     _forward(
         "target padding ignored",

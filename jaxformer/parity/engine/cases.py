@@ -146,7 +146,7 @@ def draw_params(case: Case, shapes: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, torch.Tensor | None]:
+def both_masks(case: Case, queries: int, keys: int) -> tuple[Any, torch.Tensor | None]:
     """The masks of the case, combined, made by each side's own functions from the same arrays.
 
     `causal` and `segments` are left out where queries and keys are different sequences.
@@ -155,7 +155,7 @@ def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, t
     valid = np.arange(keys) < rng.integers(1, keys + 1, (B, 1))
     segments = np.sort(rng.integers(0, 3, (B, keys)), axis=1)
     nothing = np.repeat(np.arange(B) < B - 1, keys).reshape(B, keys)
-    ours: list[jax.Array | None] = []
+    ours: list[Any] = []
     theirs: list[torch.Tensor | None] = []
     for kind in case.masks:
         if kind == "causal" and queries == keys:
@@ -170,6 +170,21 @@ def both_masks(case: Case, queries: int, keys: int) -> tuple[jax.Array | None, t
             ours.append(masks.padding_mask(jnp.asarray(rows)))
             theirs.append(torch_masks.padding_mask(torch.tensor(rows)))
     return masks.combine_masks(*ours), torch_masks.combine_masks(*theirs)
+
+
+def both_masks_in_parts(case: Case, queries: int, keys: int) -> tuple[masks.Mask, Any]:
+    """`both_masks` with our side's as a causal flag, lengths of rows, and the rest as an array."""
+    B, rng = case.batch, case.rng("masks")
+    lengths = rng.integers(1, keys + 1, (B, 1))[:, 0] if "padding" in case.masks else None
+    if "nothing" in case.masks:
+        lengths = np.where(np.arange(B) < B - 1, keys if lengths is None else lengths, 0)
+    others = tuple(kind for kind in case.masks if kind in ("segments", "holes"))
+    ours = masks.Mask(
+        causal="causal" in case.masks and queries == keys,
+        lengths_B=None if lengths is None else jnp.asarray(lengths, jnp.int32),
+        dense_BHLM=both_masks(dataclasses.replace(case, masks=others), queries, keys)[0],
+    )
+    return ours, both_masks(case, queries, keys)[1]
 
 
 def valid_tokens(case: Case, length: int, side: str = "") -> np.ndarray | None:

@@ -55,9 +55,10 @@ def in_jax_names(params: PyTree[Any], tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def twin_config(config: Any) -> Any:
-    """The twin's config of the same name, field for field, without rematerialisation."""
+    """The twin's config of the same name, field for field, without what changes no value."""
     fields = dataclasses.asdict(config)
-    fields.pop("remat", None)
+    for name in ("remat", "attention"):
+        fields.pop(name, None)
     return getattr(torch_config, type(config).__name__)(**fields)
 
 

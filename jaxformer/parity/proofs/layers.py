@@ -9,11 +9,28 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxformer.layers import attention, blocks, dropout, masks, mlp, norms, positions
+from jaxformer.layers import (
+    attention,
+    blocks,
+    blockwise_attention,
+    dropout,
+    flash_attention,
+    masks,
+    mlp,
+    norms,
+    positions,
+)
 from jaxformer.parity.bounds import BOUNDS
-from jaxformer.parity.engine.cases import Case, both_masks, dropout_key, keep_for
+from jaxformer.parity.engine.cases import (
+    Case,
+    both_masks,
+    both_masks_in_parts,
+    dropout_key,
+    keep_for,
+)
 from jaxformer.parity.engine.comparison import Comparison, Proof, late
 from jaxformer.parity.engine.model_pair import ModelPair, compare_functions, compare_pair
 from jaxformer.porting.compare import Key, compare
@@ -114,22 +131,56 @@ def prove_dropout(case: Case) -> Comparison:
 
 def prove_attention_function(case: Case) -> Comparison:
     """softmax(q k^T / sqrt(K)) v and its weights, under the masks of the case."""
+    return compare_functions(
+        case,
+        "attention_function",
+        late(lambda: attention.attention),
+        torch_attention.attention,
+        _queries_keys_values(case, both_masks),
+    )
+
+
+def prove_blockwise_attention(case: Case) -> Comparison:
+    """The same by blocks of 3 queries and keys, which do not divide the lengths."""
+    return compare_functions(
+        case,
+        "blockwise_attention",
+        late(lambda: functools.partial(blockwise_attention.blockwise_attention, block=3)),
+        _twin_output,
+        _queries_keys_values(case, both_masks_in_parts),
+    )
+
+
+def prove_flash_attention(case: Case) -> Comparison:
+    """The same by jax's function, in bfloat16 by cuDNN's kernels if the device has them."""
+    has_kernel = flash_attention.widest_flash_head(jax.devices()[0]) >= case.config.head_width
+    kernel: Any = "cudnn" if case.dtype == "bfloat16" and has_kernel else "xla"
+    return compare_functions(
+        case,
+        "flash_attention",
+        late(lambda: functools.partial(flash_attention.flash_attention, kernel=kernel)),
+        _twin_output,
+        _queries_keys_values(case, both_masks_in_parts),
+    )
+
+
+def _twin_output(*arguments: Any) -> Any:
+    return torch_attention.attention(*arguments)[0]
+
+
+def _queries_keys_values(
+    case: Case, make_masks: Callable[[Case, int, int], tuple[Any, Any]]
+) -> Callable[[Case], tuple[Sequence[Any], Sequence[Any]]]:
     H, K, L = case.config.num_heads, case.config.head_width, case.length
     M = case.length if set(case.masks) & {"causal", "segments"} else case.memory
     q = case.normal("q", case.batch, L, H, K)
     k, v = case.normal("k", case.batch, M, H, K), case.normal("v", case.batch, M, H, K)
 
     def inputs(case: Case) -> tuple[list, list]:
-        ours, theirs = both_masks(case, L, M)
+        ours, theirs = make_masks(case, L, M)
         return [*map(case.to_jax, (q, k, v)), ours], [*map(case.to_torch, (q, k, v)), theirs]
 
-    return compare_functions(
-        case,
-        "attention_function",
-        late(lambda: attention.attention),
-        torch_attention.attention,
-        inputs,
-    )
+    return inputs
 
 
 def prove_attention(case: Case) -> Comparison:
@@ -240,6 +291,7 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
     none, dropped = option(dropout_rate=0.0), option(dropout_rate=0.2)
     mask_kinds: list[tuple] = [(), ("causal",), ("padding",), ("segments", "causal"), ("nothing",)]
     masked = [option(masks=kinds, dropout_rate=0.0) for kinds in mask_kinds]
+    in_parts = [*mask_kinds, ("causal", "padding")]
     return [
         (prove_masks, none),
         (prove_layer_norm, none),
@@ -248,6 +300,13 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_dropout, dropped),
         *((prove_attention_function, each) for each in masked),
         *((prove_attention, each) for each in (*masked, dropped)),
+        *((prove_blockwise_attention, option(kinds, dropout_rate=0.0)) for kinds in in_parts),
+        # jax's function has its softmax in float32, which is no proof in float64.
+        *(
+            (prove_flash_attention, option(kinds, dropout_rate=0.0))
+            for kinds in in_parts
+            if case.dtype != "float64" and "segments" not in kinds
+        ),
         *(
             (prove_mlp, option(activation=activation, dropout_rate=0.0))
             for activation in ("relu", "gelu", "gelu_tanh")
@@ -300,6 +359,8 @@ LAYERS: Mapping[str, Layer] = {
         (prove_attention_function, prove_attention),
         r"attention_function|(.*\.)?(self_)?attention(\..*)?",
     ),
+    "blockwise_attention": Layer((prove_blockwise_attention,), "blockwise_attention"),
+    "flash_attention": Layer((prove_flash_attention,), "flash_attention"),
     "cross_attention": Layer((prove_cross_attention,), r"(.*\.)?cross_attention(\..*)?"),
     "mlp": Layer((prove_mlp,), r"(.*\.)?mlp(\..*)?"),
     "block": Layer((prove_block,), r"(encoder\.)?blocks\.\d+"),

@@ -1,0 +1,57 @@
+"""Attention by cuDNN's fused kernels on NVIDIA GPUs (Dao et al. 2022), in bfloat16 or float16.
+
+Forward and backward never have an array of L x M. The kernels take a causal flag and the lengths of
+the rows; a dense mask they would read as such an array.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxformer.errors import UserError
+from jaxformer.layers.masks import Mask
+
+
+def flash_attention(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BMHK: Float[Array, "B M H K"],
+    v_BMHK: Float[Array, "B M H K"],
+    mask: Mask,
+    kernel: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B L H K"]:
+    """softmax(q k^T / sqrt(K)) v, the softmax in float32.
+
+    `xla` is the same call on any device, by arrays: with it the proofs check what is passed on.
+
+    Raises:
+        UserError: for a mask with a dense part.
+    """
+    if mask.dense_BHLM is not None:
+        raise UserError(
+            "model.attention flash takes no dense mask: give the lengths of padded rows, or choose "
+            "--model.attention auto"
+        )
+    lengths = mask.lengths_B
+    # A row without keys would get the mean of V: it is computed as a row of length 1.
+    attended = None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32)
+    out_BLHK = jax.nn.dot_product_attention(
+        q_BLHK,
+        k_BMHK,
+        v_BMHK,
+        is_causal=mask.causal,
+        key_value_seq_lengths=attended,
+        implementation=kernel,
+    )
+    if lengths is None:
+        return out_BLHK
+    return jnp.where((lengths > 0)[:, None, None, None], out_BLHK, 0.0)
+
+
+def widest_flash_head(device: jax.Device) -> int:
+    """The largest K that cuDNN takes on this device, in multiples of 8; 0 if it has no kernel."""
+    capability = str(getattr(device, "compute_capability", ""))  # 9.0 of an H100; gfx90a of AMD's
+    if not capability.replace(".", "").isdecimal() or float(capability) < 8.0:
+        return 0
+    return 256 if float(capability) >= 9.0 else 128
