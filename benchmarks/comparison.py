@@ -90,9 +90,15 @@ def compare(
                 continue
             row |= {name: value for name, value in side.about.items() if name != "check"}
             sides.append(side)
-        seconds = _in_turns(sides, repetitions)
-        for side in list(sides):
-            rows[side.name] |= {"seconds": seconds[side.name], **side.end()}
+        for repetition in range(repetitions):
+            for side in [*reversed(sides)] if repetition % 2 else [*sides]:
+                try:
+                    _add(rows[side.name].setdefault("seconds", {}), side.repeat())
+                except SideError as error:
+                    rows[side.name]["error"] = str(error)[:300]
+                    sides.remove(side)
+        for side in [*sides]:
+            rows[side.name] |= side.end()
             sides.remove(side)
     finally:
         for side in sides:
@@ -100,13 +106,9 @@ def compare(
     return {"case": case, **about, "repetitions": repetitions, "sides": list(rows.values())}
 
 
-def _in_turns(sides: Sequence[Side], repetitions: int) -> dict[str, dict[str, list[float]]]:
-    seconds: dict[str, dict[str, list[float]]] = {side.name: {} for side in sides}
-    for repetition in range(repetitions):
-        for side in reversed(sides) if repetition % 2 else sides:
-            for part, value in side.repeat().items():
-                seconds[side.name].setdefault(part, []).append(value)
-    return seconds
+def _add(seconds: dict[str, list[float]], more: Mapping[str, float]) -> None:
+    for part, value in more.items():
+        seconds.setdefault(part, []).append(value)
 
 
 class Benchmark:
@@ -116,7 +118,7 @@ class Benchmark:
         self.name, self.words = name, words
         self.results: dict[str, Any] = {
             "benchmark": name,
-            "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+            "command": _command(),
             "about": about_machine(),
             "cases": [],
         }
@@ -179,6 +181,11 @@ def about_machine() -> dict[str, Any]:
     }
 
 
+def _command() -> str:
+    spec = sys.modules["__main__"].__spec__  # None of a file that is no module
+    return " ".join(["python -m", spec.name if spec else sys.argv[0], *sys.argv[1:]])
+
+
 class Figures(NamedTuple):
     """Statistics of one part of a side's time, in seconds."""
 
@@ -211,9 +218,9 @@ def table(results: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in results["cases"]:
-        first = next((row for row in case["sides"] if "seconds" in row), None)
+        first = next((row for row in case["sides"] if "error" not in row), None)
         for row in case["sides"]:
-            if first is None or "seconds" not in row:
+            if first is None or "error" in row:
                 lines.append(
                     f"| {case['case']} | {row['side']} | left out: {row['error']} | | | | | |"
                 )
@@ -245,6 +252,7 @@ def rate(case: Mapping[str, Any], row: Mapping[str, Any], seconds: float, part: 
     """What the case counts, per second, and its share of the peak of a GPU that is known."""
     counts = case.get("per_second", {}).get(part, {})
     rates = [f"{count / seconds:,.4g} {what}/s" for what, count in counts.items()]
-    if case.get("model_flops") and (peak := peak_flops(row["device"], "bfloat16")):
+    is_bfloat16 = case.get("model_flops") and case["settings"]["config"]["dtype"] == "bfloat16"
+    if is_bfloat16 and (peak := peak_flops(row["device"], "bfloat16")):
         rates.append(f"MFU {case['model_flops'] / seconds / peak:.1%}")
     return ", ".join(rates)

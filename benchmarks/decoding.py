@@ -219,7 +219,7 @@ def measure(
     read = new_tokens * width * num_parameters(abstract_model(model, config)[1])
     unit = "tokens" if isinstance(config, GPTConfig) else "target tokens"
     benchmark.compare(
-        f"{name}, B {batch_size}",
+        f"{name}, {config.dtype}, B {batch_size}",
         entrants(config, batch_size, new_tokens, device),
         same_tokens(config.dtype),
         settings={"config": dataclasses.asdict(config), "new_tokens": new_tokens},

@@ -53,7 +53,7 @@ def main() -> int:
         for value in ALONG[along]:
             case = sized(along, value)
             benchmark.compare(
-                f"{along} {value}",
+                f"{along} {value}, {case.config.dtype}",
                 [entrant for entrant in entrants(case) if entrant.name in SIDES],
                 same_loss(case.config.dtype),
                 along=along,

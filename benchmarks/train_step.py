@@ -61,12 +61,12 @@ FORMS = ("eager", "compiled")
 def entrants(
     case: Case, peer: str | None = None, device: str = "cpu", forms: Sequence[str] = FORMS
 ) -> Iterator[Entrant]:
-    """The sides of a case; on a GPU without the twin, which computes on CPUs only."""
+    """The sides of a case; the twin is for float32 on CPUs only."""
     told = settings(case)
     torch = {"JAX_PLATFORMS": "cpu"}  # jax is there to draw the weights, and leaves the GPU alone
     family = {"gpt": "GPT-2", "transformer": "Marian"}[case.model]
     yield Entrant("jaxformer", f"{SIDES}:jaxformer", told)
-    if device == "cpu" and "eager" in forms:
+    if device == "cpu" and case.config.dtype == "float32":
         yield Entrant("twin, eager", f"{SIDES}:twin", told, torch)
     for form in forms:
         more = {"compiled": form == "compiled", "device": device}
@@ -104,7 +104,7 @@ def measure(
     n -= case.length * sizes.width if case.model == "gpt" else 0
     model_flops = cost.tokens * (6 * n + 12 * sizes.num_layers * sizes.width * case.length)
     benchmark.compare(
-        name,
+        f"{name}, {case.config.dtype}",
         entrants(case, peer, device, forms),
         same_loss(case.config.dtype),
         settings=settings(case),

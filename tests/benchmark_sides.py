@@ -18,3 +18,13 @@ def sleeping(seconds: float, loss: float, count: int = 1) -> Work:
 def failing() -> Work:
     """A side that cannot be built."""
     raise ValueError("no compiler here")
+
+
+def dying(repetitions: int) -> Work:
+    """Work that fails after this many repetitions."""
+    left = iter(range(repetitions))
+
+    def work() -> Done:
+        return Done([2.0, next(left)])
+
+    return work

@@ -4,10 +4,14 @@ import argparse
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import decoding, performance, training_sides
+from benchmarks import decoding, gpu, performance, training_sides
 from benchmarks.comparison import Benchmark, Entrant, Figures, ratio, same_loss, same_tokens, table
 from benchmarks.side import serve
 from jaxformer.config import GPTConfig, TransformerConfig
@@ -43,12 +47,13 @@ def test_sides_are_checked_timed_in_turns_and_written_down(tmp_path, capsys):
             entrant("theirs", loss=2.00001, **slow),
             entrant("another", loss=2.1, **slow),
             entrant("broken"),
+            Entrant("dying", "tests.benchmark_sides:dying", {"repetitions": 4}),
         ],
         same_loss("float32"),
         per_second={"all": {"tokens": 7}},
     )
     written = json.loads((words.output / "example.json").read_text())
-    ours, theirs, another, broken = written["cases"][0]["sides"]
+    ours, theirs, another, broken, dying = written["cases"][0]["sides"]
     assert [len(row["seconds"]["all"]) for row in (ours, theirs)] == [3, 3]
     assert Figures.of(theirs).fastest >= 0.1  # of the two that a repetition does, one
     assert Figures.of(theirs, "half").median == pytest.approx(0.05)
@@ -56,6 +61,7 @@ def test_sides_are_checked_timed_in_turns_and_written_down(tmp_path, capsys):
     assert ours["peak_bytes"] >= 0
     assert another["error"] == "loss 2.100000, not 2.000000"
     assert "no compiler here" in broken["error"]
+    assert "StopIteration" in dying["error"]
     assert benchmark.end() == 1
     shown = capsys.readouterr().out
     assert shown == f"{table(written)}\n" == (words.output / "example.md").read_text()
@@ -100,6 +106,23 @@ def test_the_sides_of_a_train_step_compute_the_same_loss(model):
             break  # its Adam and schedule are those of 2017, theirs here AdamW
 
 
+def test_a_checkout_of_nanogpt_is_a_side(monkeypatch):
+    path = Path(__file__).parent / "nanogpt"
+    monkeypatch.syspath_prepend(path)  # restores the path afterwards
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+    config = dataclasses.replace(CONFIGS["gpt"], activation="gelu", mlp_width=64)
+    told = {
+        "model": "gpt",
+        "config": dataclasses.asdict(config),
+        "batch_size": 3,
+        "length": 7,
+        "steps": 1,
+    }
+    ours, theirs = training_sides.twin(**told), training_sides.nanogpt(**told, path=str(path))
+    for _ in range(3):
+        assert theirs().check == pytest.approx(ours().check, rel=2e-5)
+
+
 @pytest.mark.parametrize("model", CONFIGS)
 def test_the_sides_of_decoding_write_the_same_tokens(model):
     told = {"config": dataclasses.asdict(CONFIGS[model]), "batch_size": 2, "new_tokens": 4}
@@ -130,6 +153,19 @@ def test_a_table_is_replaced_and_the_prose_stays(tmp_path):
     assert "old" not in found
     assert "| 1.50 |" in found
     assert performance.curves(results) == {"depth": {"a": [(2, 2e3, 1, 5)], "b": [(2, 3e3, 1, 5)]}}
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
+    words = ["bash", "benchmarks/gpu.sh", "--rehearse", "--output", str(tmp_path)]
+    environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": ""}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout
+    written = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert written.keys() == gpu.PARTS.keys()
+    assert written["resume"]["equal_losses"] is written["resume"]["equal_parameters"] is True
+    assert not written["float64"]["out_of_bounds"]
+    assert all(model["used"]["state"] > 0 for model in written["plan"].values())
 
 
 def row(side, seconds):
