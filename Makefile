@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint parity clean
+.PHONY: demo test test-slow lint parity bench clean
 
 demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
 	$(BIN)/jaxformer train gpt_stdlib --run-dir $(RUN)
@@ -27,6 +27,15 @@ lint: $(VENV)/.test  ## style, types, and which room imports which
 
 parity: $(VENV)/.test  ## the measured-error table and the planted bugs
 	$(BIN)/jaxformer parity
+
+bench: $(VENV)/.test  ## the benchmarks beside PyTorch, and the tables of docs/performance.md
+	-$(BIN)/python -m benchmarks.train_step
+	-$(BIN)/python -m benchmarks.decoding
+	-$(BIN)/python -m benchmarks.growth
+	-$(BIN)/python -m benchmarks.data_loading
+	-$(BIN)/python -m benchmarks.guard --case char-cpu
+	-$(BIN)/python -m benchmarks.deterministic --case char-cpu
+	$(BIN)/python -m benchmarks.performance
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,42 +1,25 @@
-"""Tokens per second of loading training batches, next to two common ways to load them.
+"""Loading training batches, beside two common ways to load them.
 
     python -m benchmarks.data_loading
-    python -m benchmarks.data_loading --json data_loading.json
 
-Every way reads windows of T + 1 tokens at random positions of the same memory-mapped uint16 file
-and yields int32 inputs and targets of shape (B, T). Reports the median, slowest and fastest of the
-repetitions.
+Every side reads windows of T + 1 tokens at random positions of the same memory-mapped uint16 file
+and yields int32 inputs and targets of shape (B, T).
 """
 
-import argparse
-import contextlib
-import json
-import os
-import platform
-import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import grain
 import numpy as np
 
-from jaxformer.data.batches import TrainingBatches, training_iterator
+from benchmarks import machine
+from benchmarks.comparison import Benchmark, Entrant, parser
+from benchmarks.side import Done, Work
 
 BATCH_SIZE, CONTEXT_LENGTH, NUM_TOKENS = 64, 256, 20_000_000
-
-Loading = Generator[object, None, None]
-
-
-class Rate(NamedTuple):
-    """Tokens per second of one way to load."""
-
-    way: str
-    median: float
-    slowest: float
-    fastest: float
+AT_ONCE = 64
+"""Batches of a repetition."""
 
 
 class Windows:
@@ -54,77 +37,74 @@ class Windows:
         return window[:-1], window[1:]
 
 
-def whole_batches(tokens: np.ndarray) -> Loading:
+def whole_batches(path: str) -> Work:
     """Jaxformer: an item is the batch of a step; one grain thread reads ahead."""
-    source = TrainingBatches(tokens, BATCH_SIZE, CONTEXT_LENGTH, seed=0)
-    with contextlib.closing(training_iterator(source)) as batches:
-        yield from batches
+    from jaxformer.data.batches import TrainingBatches, training_iterator
+
+    source = TrainingBatches(tokens_of(path), BATCH_SIZE, CONTEXT_LENGTH, seed=0)
+    return reading(training_iterator(source))
 
 
-def single_records(tokens: np.ndarray) -> Loading:
+def single_records(path: str) -> Work:
     """Grain as in its guide: shuffled records, batched, default threads."""
-    records = grain.MapDataset.source(Windows(tokens)).seed(0).shuffle().repeat()
-    with contextlib.closing(iter(records.to_iter_dataset().batch(BATCH_SIZE))) as batches:
-        yield from batches
+    import grain
+
+    records = grain.MapDataset.source(Windows(tokens_of(path))).seed(0).shuffle().repeat()
+    return reading(iter(records.to_iter_dataset().batch(BATCH_SIZE)))
 
 
-def stacked_slices(tokens: np.ndarray) -> Loading:
+def stacked_slices(path: str) -> Work:
     """One slice per row, stacked, in the training process, as in small GPT repositories."""
-    rng = np.random.default_rng(0)
-    while True:
-        starts = rng.integers(0, len(tokens) - CONTEXT_LENGTH, BATCH_SIZE)
-        inputs = [tokens[i : i + CONTEXT_LENGTH].astype(np.int32) for i in starts]
-        targets = [tokens[i + 1 : i + 1 + CONTEXT_LENGTH].astype(np.int32) for i in starts]
-        yield np.stack(inputs), np.stack(targets)
+    tokens, rng = tokens_of(path), np.random.default_rng(0)
+
+    def batches() -> Iterator[object]:
+        while True:
+            starts = rng.integers(0, len(tokens) - CONTEXT_LENGTH, BATCH_SIZE)
+            inputs = [tokens[i : i + CONTEXT_LENGTH].astype(np.int32) for i in starts]
+            targets = [tokens[i + 1 : i + 1 + CONTEXT_LENGTH].astype(np.int32) for i in starts]
+            yield np.stack(inputs), np.stack(targets)
+
+    return reading(batches())
 
 
-def tokens_per_second(batches: Loading, seconds: float) -> float:
-    """The rate over `seconds`, after one batch to start threads and fill caches."""
-    next(batches)
-    start, num_batches = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        next(batches)
-        num_batches += 1
-    return num_batches * BATCH_SIZE * CONTEXT_LENGTH / (time.perf_counter() - start)
+def tokens_of(path: str) -> np.ndarray:
+    """The file, memory-mapped."""
+    return np.memmap(path, dtype="<u2", mode="r")
 
 
-def measure(tokens: np.ndarray, repetitions: int, seconds: float) -> list[Rate]:
-    """One row per way, measured in turns, so that a slow phase of the machine affects all ways."""
-    ways = (whole_batches, single_records, stacked_slices)
-    rates: dict[str, list[float]] = {way.__name__: [] for way in ways}
-    for _ in range(repetitions):
-        for way in ways:
-            with contextlib.closing(way(tokens)) as batches:
-                rates[way.__name__].append(tokens_per_second(batches, seconds))
-    return [Rate(way, statistics.median(r), min(r), max(r)) for way, r in rates.items()]
+def reading(batches: Iterator[object]) -> Work:
+    """Take some batches."""
+
+    def work() -> Done:
+        for _ in range(AT_ONCE):
+            next(batches)
+        return Done([], count=AT_ONCE)
+
+    return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each repetition")
-    parser.add_argument("--json", type=Path, help="also write the table to this file")
-    arguments = parser.parse_args()
+def main() -> int:
+    """Measure and print."""
+    benchmark = Benchmark("data_loading", parser(__doc__, repetitions=9).parse_args())
+    machine.measure(benchmark)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
         np.random.default_rng(0).integers(0, 4096, NUM_TOKENS).astype("<u2").tofile(path)
-        tokens = np.memmap(path, dtype="<u2", mode="r")
-        rows = measure(tokens, arguments.repetitions, arguments.seconds)
-    versions = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "grain": grain.__version__,
-        "cpus": os.cpu_count(),
-    }
-    print(f"B {BATCH_SIZE}, T {CONTEXT_LENGTH}, {NUM_TOKENS:,} tokens;", versions)
-    print(f"{'million tokens/s':26}{'median':>10}{'slowest':>10}{'fastest':>10}")
-    for way, *rates in rows:
-        print(f"{way:26}" + "".join(f"{rate / 1e6:10.1f}" for rate in rates))
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"versions": versions, "rows": [row._asdict() for row in rows]}, indent=1)
+        ways = {
+            "jaxformer": "whole_batches",
+            "grain, single records": "single_records",
+            "stacked slices": "stacked_slices",
+        }
+        benchmark.compare(
+            f"a batch, B {BATCH_SIZE}, T {CONTEXT_LENGTH}",
+            [
+                Entrant(name, f"benchmarks.data_loading:{way}", {"path": str(path)})
+                for name, way in ways.items()
+            ],
+            per_second={"all": {"tokens": BATCH_SIZE * CONTEXT_LENGTH}},
         )
+    return benchmark.end()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

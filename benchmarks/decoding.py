@@ -1,157 +1,247 @@
-"""Tokens per second of a small GPT, sentences per second of a Transformer of the same size.
+"""Decoding by jaxformer beside `generate` of transformers: greedy GPTs, and a beam of 4.
 
     python -m benchmarks.decoding
-    python -m benchmarks.decoding --batch-size 8 --context-length 512 --json decoding.json
+    python -m benchmarks.decoding --case "6 x 384" --batch-size 1
 
-The GPT decodes greedily, with and without the key-value cache. Both ways continue the same prompts
-until the context is full, so the context is never truncated; without a cache every token reads the
-whole text, padded to its bucket. The Transformer translates sentences of 8 to 16 tokens by greedy
-decoding and by a beam of 4, to at most 16 tokens more; random weights seldom end a sentence early,
-so nearly all translations have that length. Otherwise the weights do not affect the time.
-Compilation is not timed. Reports the median, slowest and fastest of the repetitions.
+A GPT continues prompts of 16 tokens greedily; `first token` is the time until the first new token
+of all rows is there, with its prompt read. The Transformer of 2017 translates sentences of 16
+tokens into as many with a beam of 4. All sides have the same weights, and one whose tokens are
+others is left out; a share may differ where rounding decides between two nearly equal logits.
+Random weights hardly ever end a text, so the end is only forbidden in transformers.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
+import dataclasses
+import itertools
+import sys
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import flax
-import jax
 import numpy as np
 
-from jaxformer.batch import SpecialTokens
-from jaxformer.config import BeamConfig, GPTConfig, SamplingConfig, TransformerConfig
-from jaxformer.decoding.beam import translate
-from jaxformer.decoding.generate import generate
-from jaxformer.decoding.reference import generate_uncached
-from jaxformer.models.functional import abstract_model, init_params, num_parameters
-from jaxformer.models.gpt import GPT
-from jaxformer.models.transformer import Transformer
+from benchmarks import machine
+from benchmarks.comparison import Benchmark, Entrant, choose, parser, same_tokens
+from benchmarks.side import Done, Work
+from jaxformer.config import GPT_PRESETS, TRANSFORMER_PRESETS, GPTConfig, ModelConfig
+from train.gpt_char import PRESETS
 
-PROMPT_LENGTH = 16
-PRECISION = "highest"  # of float32 products; GPUs would use TF32 otherwise
-WAYS: dict[str, Callable] = {"cached": generate, "uncached": generate_uncached}
-BEAMS = {
-    "greedy": BeamConfig(beam=1, length_penalty=0.0, extra_length=16),
-    "beam of 4": BeamConfig(beam=4, extra_length=16),
+PROMPT = 16
+BEAM = 4
+CHECKED = 8
+"""Tokens of each row that are compared."""
+CASES: dict[str, tuple[ModelConfig, int]] = {
+    "6 x 384": (dataclasses.replace(PRESETS["gpu"].model, vocab_size=4096), 128),
+    "gpt2": (GPT_PRESETS["gpt2"], 32),
+    "transformer-base": (TRANSFORMER_PRESETS["base"], 16),
 }
+"""The model and the number of new tokens."""
+BATCH_SIZES = (1, 8, 64)
 
 
-class Rate(NamedTuple):
-    """Tokens or sentences per second of one way to decode, over all rows."""
+def greedy(config: dict[str, Any], batch_size: int, new_tokens: int) -> Work:
+    """jaxformer's cached generation, read token by token as `jaxformer sample` does."""
+    import jax
+    import jax.numpy as jnp
 
-    way: str
-    median: float
-    slowest: float
-    fastest: float
+    from benchmarks.weights import draw, tokens
+    from jaxformer.config import SamplingConfig
+    from jaxformer.decoding.generate import generate
+    from jaxformer.models.functional import abstract_model
+    from jaxformer.models.gpt import GPT
 
+    sizes = GPTConfig(**config)
+    graphdef, _ = abstract_model(GPT, sizes)
+    params = jax.tree.map(lambda x: jnp.asarray(x, sizes.dtype), draw("gpt", sizes))
+    prompts = tokens(sizes, batch_size, PROMPT)
 
-def measure(config: GPTConfig, batch_size: int, repetitions: int) -> list[Rate]:
-    """One row per way."""
-    graphdef, _ = abstract_model(GPT, config)
-    params = init_params(GPT, config, jax.random.key(0))
-    prompts = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, PROMPT_LENGTH))
-    steps = config.context_length - PROMPT_LENGTH
-    greedy = SamplingConfig(temperature=0)
+    def work() -> Done:
+        begun = time.perf_counter()
+        found = generate(
+            graphdef, params, sizes, prompts,
+            max_new_tokens=new_tokens, sampling=SamplingConfig(temperature=0),
+        )  # fmt: skip
+        head = [next(found)]
+        first = time.perf_counter() - begun
+        rows = np.stack([*head, *found], axis=1)
+        return Done([*map(float, rows[:, :CHECKED].flat)], {"first token": first})
 
-    def decode(way: str) -> np.ndarray:
-        tokens = WAYS[way](graphdef, params, config, prompts, max_new_tokens=steps, sampling=greedy)
-        return np.stack(list(tokens))
-
-    return rates(decode, WAYS, batch_size * steps, repetitions)
-
-
-def measure_beams(config: TransformerConfig, batch_size: int, repetitions: int) -> list[Rate]:
-    """One row per beam."""
-    graphdef, _ = abstract_model(Transformer, config)
-    params = init_params(Transformer, config, jax.random.key(0))
-    V, rng = config.vocab_size, np.random.default_rng(0)
-    specials = SpecialTokens(padding=V - 3, start=V - 2, end=V - 1)
-    sources = [rng.integers(0, V - 3, length) for length in rng.integers(8, 17, batch_size)]
-
-    def decode(way: str) -> object:
-        return translate(graphdef, params, config, sources, specials, BEAMS[way])
-
-    return rates(decode, BEAMS, batch_size, repetitions)
+    return work
 
 
-def rates(
-    decode: Callable[[str], object], ways: Iterable[str], count: int, repetitions: int
-) -> list[Rate]:
-    """`count` per second of each way, in turns, so that a slow phase affects all ways."""
-    for way in ways:  # compiles
-        decode(way)
-    measured: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repetitions):
-        for way in ways:
-            start = time.perf_counter()
-            decode(way)
-            measured[way].append(count / (time.perf_counter() - start))
-    return [Rate(way, statistics.median(r), min(r), max(r)) for way, r in measured.items()]
+def greedy_transformers(
+    config: dict[str, Any], batch_size: int, new_tokens: int, device: str = "cpu"
+) -> Work:
+    """transformers' generate on GPT-2 with its cache."""
+    import torch
+    from transformers import logging
+    from transformers.generation.streamers import BaseStreamer
+
+    from benchmarks.training_sides import gpt2_model
+    from benchmarks.weights import tokens
+
+    logging.set_verbosity_error()
+    sizes = GPTConfig(**config)
+    module = gpt2_model(sizes).to(device, getattr(torch, sizes.dtype)).eval()
+    prompts = torch.tensor(tokens(sizes, batch_size, PROMPT), device=device)
+
+    class Clock(BaseStreamer):
+        """When the first new tokens came, after the prompt."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, value: Any) -> None:
+            self.times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    def work() -> Done:
+        clock, begun = Clock(), time.perf_counter()
+        with torch.inference_mode():
+            found = module.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=sizes.vocab_size - 1,
+                streamer=clock,
+            )
+        rows = found[:, PROMPT : PROMPT + CHECKED].cpu()
+        return Done([*map(float, rows.flatten())], {"first token": clock.times[1] - begun})
+
+    return work
 
 
-def show(rows: list[Rate], unit: str) -> None:
-    """Print a table."""
-    print(f"{unit + '/s':20}{'median':>10}{'slowest':>10}{'fastest':>10}")
-    for row in rows:
-        print(f"{row.way:20}{row.median:10.0f}{row.slowest:10.0f}{row.fastest:10.0f}")
+def beam(config: dict[str, Any], batch_size: int, new_tokens: int) -> Work:
+    """jaxformer's compiled beam search."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.weights import draw, tokens
+    from jaxformer.batch import SpecialTokens
+    from jaxformer.config import BeamConfig, TransformerConfig
+    from jaxformer.decoding.beam import translate
+    from jaxformer.models.functional import abstract_model
+    from jaxformer.models.transformer import Transformer
+
+    sizes = TransformerConfig(**config)
+    graphdef, _ = abstract_model(Transformer, sizes)
+    params = jax.tree.map(jnp.asarray, draw("transformer", sizes))
+    sources = tokens(sizes, batch_size, new_tokens)
+    specials = SpecialTokens.after(sizes.vocab_size - 3)
+    search = BeamConfig(beam=BEAM, length_penalty=0.0, extra_length=1)  # the end
+
+    def work() -> Done:
+        found = translate(graphdef, params, sizes, sources, specials, search)
+        return Done([float(t) for [best] in found for t in best.tokens[:CHECKED]])
+
+    return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--sentences", type=int, default=32, help="of the Transformer's batch")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--num-layers", type=int, default=4)
-    parser.add_argument("--context-length", type=int, default=256)
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the table to this file")
-    arguments = parser.parse_args()
-    sizes = {
-        "vocab_size": arguments.vocab_size,
-        "context_length": arguments.context_length,
-        "width": arguments.width,
-        "num_heads": 4,
-        "mlp_width": 4 * arguments.width,
-        "num_layers": arguments.num_layers,
-        "dtype": arguments.dtype,
+def beam_transformers(
+    config: dict[str, Any], batch_size: int, new_tokens: int, device: str = "cpu"
+) -> Work:
+    """transformers' beam search on Marian."""
+    import torch
+    from transformers import LogitsProcessor, logging
+
+    from benchmarks.training_sides import marian_model
+    from benchmarks.weights import tokens
+    from jaxformer.config import TransformerConfig
+
+    logging.set_verbosity_error()
+    sizes = TransformerConfig(**config)
+    module = marian_model(sizes).to(device).eval()
+    sources = torch.tensor(tokens(sizes, batch_size, new_tokens), device=device)
+    end = sizes.vocab_size - 1
+
+    class OfOneLength(LogitsProcessor):
+        """As jaxformer's search: the end after the last token, at the probability it has."""
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            is_last = input_ids.shape[1] > new_tokens
+            scores[:, : end if is_last else 0] = -torch.inf
+            scores[:, end - 2 : end if is_last else end + 1] = -torch.inf
+            return scores
+
+    def work() -> Done:
+        with torch.inference_mode():
+            found = module.generate(
+                sources,
+                attention_mask=torch.ones_like(sources),
+                max_new_tokens=new_tokens + 1,
+                num_beams=BEAM,
+                length_penalty=0.0,
+                do_sample=False,
+                logits_processor=[OfOneLength()],
+            )
+        rows = found[:, 1 : 1 + min(CHECKED, new_tokens)]  # between the start and the end
+        return Done([*map(float, rows.flatten())])
+
+    return work
+
+
+def entrants(
+    config: ModelConfig, batch_size: int, new_tokens: int, device: str = "cpu"
+) -> Iterator[Entrant]:
+    """Both sides of a case."""
+    told = {
+        "config": dataclasses.asdict(config),
+        "batch_size": batch_size,
+        "new_tokens": new_tokens,
     }
-    config = GPTConfig(**sizes)
-    transformer = TransformerConfig(**sizes, init_std=arguments.width**-0.5)
-    with jax.default_matmul_precision(PRECISION):
-        rows = measure(config, arguments.batch_size, arguments.repetitions)
-        beams = measure_beams(transformer, arguments.sentences, arguments.repetitions)
-    about = {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cpus": os.cpu_count(),
-        "dtype": config.dtype,
-        "matmul_precision": PRECISION,
-        "batch_size": arguments.batch_size,
-        "parameters": num_parameters(abstract_model(GPT, config)[1]),
-        "context_length": config.context_length,
-        "sentences": arguments.sentences,
-        "transformer_parameters": num_parameters(abstract_model(Transformer, transformer)[1]),
-    }
-    print(*(f"{name} {value}" for name, value in about.items()), sep=", ")
-    show(rows, "tokens")
-    print(f"cached / uncached: {rows[0].median / rows[1].median:.1f}")
-    show(beams, "sentences")
-    if arguments.json:
-        tables = {"rows": rows, "beams": beams}
-        table = about | {name: [r._asdict() for r in part] for name, part in tables.items()}
-        arguments.json.write_text(json.dumps(table, indent=2) + "\n")
+    kind = "greedy" if isinstance(config, GPTConfig) else "beam"
+    yield Entrant("jaxformer", f"benchmarks.decoding:{kind}", told)
+    yield Entrant(
+        "transformers",
+        f"benchmarks.decoding:{kind}_transformers",
+        told | {"device": device},
+        {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def measure(
+    benchmark: Benchmark,
+    name: str,
+    config: ModelConfig,
+    batch_size: int,
+    new_tokens: int,
+    device: str = "cpu",
+) -> None:
+    """One case."""
+    from benchmarks.weights import MODELS
+    from jaxformer.models.functional import abstract_model, num_parameters
+
+    model = MODELS["gpt" if isinstance(config, GPTConfig) else "transformer"][1]
+    width = 2 if config.dtype == "bfloat16" else 4
+    read = new_tokens * width * num_parameters(abstract_model(model, config)[1])
+    unit = "tokens" if isinstance(config, GPTConfig) else "target tokens"
+    benchmark.compare(
+        f"{name}, {config.dtype}, B {batch_size}",
+        entrants(config, batch_size, new_tokens, device),
+        same_tokens(config.dtype),
+        settings={"config": dataclasses.asdict(config), "new_tokens": new_tokens},
+        per_second={"all": {unit: batch_size * new_tokens, "GB of weights": read / 1e9}},
+    )
+
+
+def main() -> int:
+    """Measure and print."""
+    flags = parser(__doc__, repetitions=7)
+    choose(flags, "case", CASES)
+    flags.add_argument("--batch-size", nargs="+", type=int, default=BATCH_SIZES)
+    words = flags.parse_args()
+    benchmark = Benchmark("decoding", words)
+    machine.measure(benchmark)
+    for name, batch_size in itertools.product(words.case, words.batch_size):
+        config, new_tokens = CASES[name]
+        measure(
+            benchmark, name, dataclasses.replace(config, dropout_rate=0.0), batch_size, new_tokens
+        )
+    return benchmark.end()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,36 +1,47 @@
-"""What the guard against bad updates costs: seconds of a train step with it and without.
+"""What the guard against bad updates costs: train steps with it and without.
 
     python -m benchmarks.guard
-    python -m benchmarks.guard --preset gpu --repetitions 60 --json guard.json
+    python -m benchmarks.guard --case "6 x 384" --repetitions 60
 
-`guarded` is the step as every run takes it, which leaves out an update that is not finite;
-`unguarded` the same with that choice taken out. The presets are those of `gpt_char`. Medians
-over repetitions, with the fastest and the slowest, and as a ratio to the unguarded step.
+With it is the step as every run takes it, which leaves out an update that is not finite; without it
+that choice is taken out.
 """
 
-import jax
+import sys
+from typing import Any
 
-from benchmarks.steps import Seconds, compare, jax_step, parser, preset
-from jaxformer.config import LanguageConfig
-from jaxformer.training import step as guarded_step
-
-
-def sides(config: LanguageConfig) -> dict[str, Seconds]:
-    """The two steps that are compared."""
-    guarded = jax_step(config)
-    tree_where = guarded_step.tree_where
-    guarded_step.tree_where = lambda condition, new, old: new
-    try:
-        return {"unguarded": jax_step(config), "guarded": guarded}
-    finally:
-        guarded_step.tree_where = tree_where
+from benchmarks.comparison import Benchmark, Entrant, choose, parser, same_loss
+from benchmarks.side import Work
+from benchmarks.train_step import CASES, SIDES, settings
 
 
-def main() -> None:
+def unguarded(**told: Any) -> Work:
+    """The train step without the choice between old and new state."""
+    from benchmarks.training_sides import jaxformer
+    from jaxformer.training import step
+
+    step.tree_where = lambda condition, new, old: new
+    return jaxformer(**told)
+
+
+def main() -> int:
     """Measure and print."""
-    words = parser(__doc__, repetitions=200).parse_args()
-    compare(words, sides(preset(words.preset)), device=jax.devices()[0].device_kind)
+    flags = parser(__doc__, repetitions=60)
+    choose(flags, "case", CASES)
+    words = flags.parse_args()
+    benchmark = Benchmark("guard", words)
+    for name in words.case:
+        told = settings(CASES[name])
+        benchmark.compare(
+            name,
+            [
+                Entrant("without", "benchmarks.guard:unguarded", told),
+                Entrant("with the guard", f"{SIDES}:jaxformer", told),
+            ],
+            same_loss(CASES[name].config.dtype),
+        )
+    return benchmark.end()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

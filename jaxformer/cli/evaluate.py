@@ -120,7 +120,8 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
     bits = ""
     if "bits_per_byte" in figures:
         value = figures["bits_per_byte"]
-        bits = "no bits per byte, as the tokenizer loses text · "
+        why = "the tokenizer loses text" if figures["bytes"] else "there are tokens but no text"
+        bits = f"no bits per byte, as {why} · "
         if value is not None:
             bits = f"{value:.4f} bits per byte · "
     if figures["split"] == "other":

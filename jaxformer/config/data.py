@@ -29,14 +29,16 @@ class DataConfig:
     """The text a run learns from and how it becomes tokens."""
 
     path: Path | None = None
-    """A text file, or a directory of them, without the runs and the cache in it; where a
-    recipe asks for none, by default the running Python's standard library."""
+    """A text file, or a directory of them, without the runs and the cache in it, or of token
+    shards, train.bin and val.bin; where a recipe asks for none, by default the running Python's
+    standard library."""
     tokenizer: str = "bpe"
-    """`bytes`, `characters`, `bpe` (trained on the text) or the path of a tokenizer.json."""
+    """`bytes`, `characters`, `bpe` (trained on the text) or the path of a tokenizer.json; of shards
+    only the last has a meaning."""
     vocab_size: VocabularySize = 4096
     """Vocabulary of a trained `bpe` tokenizer; the other kinds bring their own."""
     val_fraction: Split = 0.1
-    """Share of the text kept for validation."""
+    """Share of the text kept for validation; shards are divided already."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

@@ -10,7 +10,7 @@ token, so every token except the first of the text is a target.
 
 import functools
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -22,6 +22,15 @@ from jaxformer.data.rng import shuffled
 from jaxformer.errors import UserError
 
 BatchT = TypeVar("BatchT")
+
+
+class Tokens(Protocol):
+    """Token ids that are read in slices: an array, or several files of them (shards.py)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
+
 
 PREFETCHED = 16  # batches read ahead; a few hide the reading time, more only use memory
 NUM_STEPS = 2**40  # the length reported to grain; the batches never end
@@ -38,7 +47,7 @@ class TrainingBatches:
     Raises UserError if the text is shorter than one window.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int):
+    def __init__(self, tokens: Tokens, batch_size: int, context_length: int, seed: int):
         if len(tokens) <= context_length:
             raise UserError(
                 f"the text has {len(tokens):,} tokens, too few for model.context-length "
@@ -48,7 +57,7 @@ class TrainingBatches:
         self.context_length = context_length
         self.seed = seed
         self.windows_per_epoch = max(1, (len(tokens) - context_length) // context_length)
-        self._windows = np.lib.stride_tricks.sliding_window_view(tokens, context_length + 1)
+        self._tokens = tokens
         self._num_offsets = len(tokens) - self.windows_per_epoch * context_length
         self._starts = functools.lru_cache(maxsize=2)(self.epoch_starts)  # a batch may span two
 
@@ -61,7 +70,7 @@ class TrainingBatches:
             np.arange(first, first + self.batch_size), self.windows_per_epoch
         )
         starts = [self._starts(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        windows = self._windows[np.concatenate(starts)]
+        windows = _windows(self._tokens, np.concatenate(starts), self.context_length + 1)
         inputs, targets = windows[:, :-1].astype(np.int32), windows[:, 1:].astype(np.int32)
         return Batch(inputs, targets, np.ones(targets.shape, dtype=bool))
 
@@ -70,6 +79,13 @@ class TrainingBatches:
         philox = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
         offset = philox.random_raw() % self._num_offsets
         return offset + self.context_length * shuffled(philox, self.windows_per_epoch)
+
+
+def _windows(tokens: Tokens, starts: Int[np.ndarray, " B"], length: int) -> np.ndarray:
+    """(B, length): the tokens from each start on."""
+    if isinstance(tokens, np.ndarray):
+        return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts]
+    return np.stack([tokens[start : start + length] for start in starts.tolist()])
 
 
 def training_iterator(
@@ -87,7 +103,7 @@ def training_iterator(
     return iterator
 
 
-def evaluation_batches(tokens: np.ndarray, batch_size: int, context_length: int) -> Iterator[Batch]:
+def evaluation_batches(tokens: Tokens, batch_size: int, context_length: int) -> Iterator[Batch]:
     """Batches in which every token except the first is a target exactly once, in order.
 
     All batches have the shape (B, T): the last window and the last batch are padded with zeros,

@@ -31,6 +31,7 @@ from jaxformer import manifest
 from jaxformer.atomic import atomic_write
 from jaxformer.config import RUN_CONFIGS, DataConfig
 from jaxformer.data import sources
+from jaxformer.data.batches import Tokens
 from jaxformer.data.cache import default_cache, load_or_build
 from jaxformer.data.lost_text import loss_note, lost_share
 from jaxformer.data.tokenizer import (
@@ -85,12 +86,12 @@ class PreparedData:
     """A corpus as tokens, memory-mapped."""
 
     tokenizer: Tokenizer
-    train: np.ndarray
+    train: Tokens
     """Token ids, shape (number of tokens,), uint16 or uint32, read-only."""
-    val: np.ndarray
-    train_bytes: int
-    """UTF-8 bytes of the training text."""
-    val_bytes: int
+    val: Tokens
+    train_bytes: int | None
+    """UTF-8 bytes of the training text; None if its tokens alone are there."""
+    val_bytes: int | None
     """The same of the validation text: bits per byte = nats per token / ln 2 * tokens / bytes."""
     fingerprint: str
     """SHA-256 of corpus, split and tokenizer; a resumed run must find the same."""
@@ -148,10 +149,11 @@ def read_text(path: Path) -> str:
 
 def fingerprint_with(data: DataConfig, tokenizer: Tokenizer) -> str:
     """The fingerprint that the data of a configuration have with this tokenizer."""
-    return _fingerprint(read_corpus(data).sha256, tokenizer)
+    return fingerprint_of(read_corpus(data).sha256, tokenizer)
 
 
-def _fingerprint(corpus: str, tokenizer: Tokenizer) -> str:
+def fingerprint_of(corpus: str, tokenizer: Tokenizer) -> str:
+    """The fingerprint of data with the hash `corpus` and this tokenizer."""
     return hashlib.sha256(f"{corpus} {tokenizer.fingerprint}".encode()).hexdigest()
 
 
@@ -350,19 +352,21 @@ def _open(directory: Path) -> PreparedData | None:
         val=val,
         train_bytes=content["train_bytes"],
         val_bytes=content["val_bytes"],
-        fingerprint=_fingerprint(content["corpus"], tokenizer),
+        fingerprint=fingerprint_of(content["corpus"], tokenizer),
         lost=content["lost"],
         description="",
     )
 
 
 def _description(corpus: Corpus, prepared: PreparedData) -> str:
+    num_bytes = (prepared.train_bytes or 0) + (prepared.val_bytes or 0)
+    num_tokens = prepared.num_train_tokens + prepared.num_val_tokens
     left_out = ""
     if corpus.num_skipped:
         left_out = f" ({corpus.num_skipped} files left out: hidden, empty or no UTF-8 text)"
     return (
-        f"{corpus.name}: {(prepared.train_bytes + prepared.val_bytes) / 1e6:.1f} MB, "
+        f"{corpus.name}: {num_bytes / 1e6:.1f} MB, "
         f"documents {len(corpus.train):,} + {len(corpus.val):,} (training + validation){left_out}, "
-        f"{prepared.train.size + prepared.val.size:,} tokens, corpus {corpus.sha256[:12]}"
+        f"{num_tokens:,} tokens, corpus {corpus.sha256[:12]}"
         f"{loss_note(prepared.lost)}"
     )

@@ -1,11 +1,12 @@
 """Tokenizers: text to integer ids and back.
 
-Three kinds with one interface:
+Four kinds with one interface:
 
     ByteTokenizer   an id is a byte of the UTF-8 text; 256 ids, encodes every text
     CharTokenizer   an id is the rank of a character in the sorted alphabet of a text
     BPETokenizer    byte-level byte-pair encoding as in GPT-2, trained here, or any other tokenizer
                     that a tokenizer.json of the `tokenizers` library describes
+    IdTokenizer     the text of a token is its number, for data that are tokens already
 
 Sources: Sennrich et al. 2016, section 3.2 (byte-pair encoding); Radford et al. 2019, section 2.2
 (byte level).
@@ -141,6 +142,30 @@ class CharTokenizer(Tokenizer):
         return json.dumps({"kind": "characters", "characters": self.characters})
 
 
+class IdTokenizer(Tokenizer):
+    """The text of a token is its number and a space, where nobody knows what made the tokens."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        words = text.split()
+        ids = [int(word) for word in words if word.isascii() and word.isdecimal()]
+        if len(ids) < max(1, len(words)) or max(ids) >= self.vocab_size:
+            raise UserError(
+                f"the text {text[:40]!r} is not made of token ids, and nothing else is known here: "
+                f"give numbers from 0 to {self.vocab_size - 1} with spaces between, or train with "
+                "--data.tokenizer tokenizer.json, of the tokenizer that made the shards"
+            )
+        return np.asarray(ids, dtype=np.int32)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return "".join(f"{number} " for number in ids.tolist())
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "ids", "vocab_size": self.vocab_size})
+
+
 class BPETokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library; `train` trains a byte-level BPE.
 
@@ -267,6 +292,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     match rules:
         case {"kind": "bytes"}:
             return ByteTokenizer()
+        case {"kind": "ids", "vocab_size": int(vocab_size)}:
+            return IdTokenizer(vocab_size)
         case {"kind": "characters", "characters": str(characters)}:
             try:
                 return CharTokenizer(characters)

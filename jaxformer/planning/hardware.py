@@ -75,8 +75,13 @@ def device_peak_flops(device: "jax.Device", product: Product) -> float | None:
 
     A product that the device's tensor cores do not have, such as bfloat16 on a V100, is None too.
     """
+    return peak_flops(device.device_kind, product)
+
+
+def peak_flops(device_kind: str, product: Product) -> float | None:
+    """`device_peak_flops` of a kind of device, by the name that jax or PyTorch has for it."""
     for gpu in GPUS.values():
-        if re.fullmatch(gpu.device_kind, device.device_kind):
+        if re.fullmatch(gpu.device_kind, device_kind):
             return gpu.peak(product)
     return None
 

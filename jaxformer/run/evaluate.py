@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 
 from jaxformer.config import BeamConfig, MeshConfig
-from jaxformer.data.batches import evaluation_batches
+from jaxformer.data.batches import Tokens, evaluation_batches
 from jaxformer.data.corpus import fingerprint_with as text_fingerprint
-from jaxformer.data.corpus import prepare, read_text
+from jaxformer.data.corpus import read_text
 from jaxformer.data.lost_text import lost_share
 from jaxformer.data.pair_batches import evaluation_pair_batches
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import read_aligned
+from jaxformer.data.shards import are_shards, prepare
 from jaxformer.data.translation import encode_pairs, prepare_pairs
 from jaxformer.data.translation import fingerprint_with as pairs_fingerprint
 from jaxformer.errors import UserError
@@ -39,12 +40,16 @@ PROGRESS_SECONDS = 5.0
 def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
     """Loss, accuracy and bits per byte of a GPT over a split of its text, or another text.
 
-    Bits per byte are None if the tokenizer loses some of the text.
+    Bits per byte are None if the tokenizer loses some of the text, or where tokens alone are there:
+    other shards than the run's are refused, since what made them is unknown.
     """
     config: Any = run.config
     settings = moved(run, places)
     label: str = split
-    if is_other(run, places, lambda: text_fingerprint(settings, run.tokenizer)):
+    shards = are_shards(settings.path)
+    num_bytes: int | None
+    tokens: Tokens
+    if not shards and is_other(run, places, lambda: text_fingerprint(settings, run.tokenizer)):
         label = other(split)
         text = read_text(settings.path)
         tokens, num_bytes = run.tokenizer.encode(text), len(text.encode())
@@ -57,7 +62,8 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
             "val": (data.val, data.val_bytes),
         }[split]
         lost = data.lost
-    batches = evaluation_batches(tokens, config.batch_size, config.model.context_length)
+    rows = config.batch_size // config.accumulation
+    batches = evaluation_batches(tokens, rows, config.model.context_length)
     result, accuracy = evaluate_params(run, batches)
     return {
         "step": run.step,
@@ -65,7 +71,9 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
         "loss": result.loss,
         "perplexity": result.perplexity,
         "accuracy": accuracy,
-        "bits_per_byte": None if lost else result.bits_per_byte(len(tokens) / num_bytes),
+        "bits_per_byte": (
+            None if lost or num_bytes is None else result.bits_per_byte(len(tokens) / num_bytes)
+        ),
         "tokens": result.num_tokens,
         "bytes": num_bytes,
     }

@@ -21,7 +21,8 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
     lines = []
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
-        bits = "" if outcome.data.lost else f"{bits_per_byte(outcome):.3f} bits per byte · "
+        known = not outcome.data.lost and outcome.data.val_bytes is not None
+        bits = f"{bits_per_byte(outcome):.3f} bits per byte · " if known else ""
         lines.append(
             f"validation loss {evaluation.loss:.4f} nats per token · perplexity "
             f"{evaluation.perplexity:.2f} · {bits}{evaluation.num_tokens:,} tokens"
@@ -40,7 +41,7 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
 def bits_per_byte(outcome: Outcome) -> float:
     """The last validation loss in bits per byte of validation text; of translations, of targets.
 
-    It has no meaning if the tokenizer loses text, `outcome.data.lost`.
+    It has no meaning if the tokenizer loses text, `outcome.data.lost`, or there is none.
     """
     assert outcome.evaluation is not None
     data = outcome.data

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxformer.batch import Batch
 from jaxformer.config import LanguageConfig
 from jaxformer.data.batches import TrainingBatches, evaluation_batches
-from jaxformer.data.corpus import prepare
+from jaxformer.data.shards import prepare
 from jaxformer.models.gpt import GPT
 from jaxformer.sharding.mesh import check_batch_size
 from jaxformer.tasks.flops import training_flops
@@ -36,8 +36,9 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
     batch_tokens = config.batch_size * length
 
     def validation() -> Iterator[Batch]:
-        batches = evaluation_batches(data.val, config.batch_size, length)
-        return itertools.islice(batches, math.ceil(config.eval_tokens / batch_tokens))
+        rows = config.batch_size // config.accumulation  # as many as a training step holds at once
+        num_batches = math.ceil(config.eval_tokens / batch_tokens) * config.accumulation
+        return itertools.islice(evaluation_batches(data.val, rows, length), num_batches)
 
     validation()  # refuses a text that is too short before the first step
     return Task(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxformer.config import DataConfig, OptimizerConfig, RunConfig, TextPairsConfig
+from jaxformer.data.shards import are_shards
 
 FEW_TOKENS = 1000
 """Tokens of a side below which its loss says little: losses of single tokens differ by some 3 nats,
@@ -42,6 +43,8 @@ def about_warmup(config: Any) -> Iterator[str]:
 def about_vocabulary(config: Any, data: Any) -> Iterator[str]:
     """Whether BPE learned fewer tokens than were asked for."""
     learned = data.tokenizer.vocab_size
+    if are_shards(getattr(config, "path", None)):
+        return  # what made them was trained elsewhere
     if getattr(config, "tokenizer", None) == "bpe" and learned < config.vocab_size:
         yield (
             f"the text has pairs for {learned:,} tokens of BPE only, not for --data.vocab-size "
@@ -67,6 +70,8 @@ def about_sides(config: RunConfig, data: Any) -> Iterator[str]:
 def flags_for_more(data: Any) -> tuple[str, str]:
     """The flags that make the training side and the validation side larger."""
     match data:
+        case DataConfig() if are_shards(data.path):
+            return "--data.path", "--data.path"
         case DataConfig():
             return "--data.path", "--data.val-fraction"
         case TextPairsConfig(val_source=None):

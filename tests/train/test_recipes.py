@@ -7,15 +7,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jaxformer.cli.arguments import run_command
+from jaxformer.errors import UserError
 from jaxformer.evaluation.loss import Evaluation
 from jaxformer.run import loop
+from jaxformer.run.load import load_run
 from jaxformer.sharding.mesh import make_mesh
 from tests.run import forked
 from tests.run.tiny import one_device
-from train import gpt_char, gpt_stdlib, transformer_base, transformer_copy
+from train import gpt2_124m, gpt_char, gpt_stdlib, transformer_base, transformer_copy
 
 TINY = [
     *("--model.width", "8", "--model.num-heads", "2", "--model.mlp-width", "8"),
@@ -34,6 +37,7 @@ FLAGS = {
 OWN_FLAGS = {
     "gpt_char": {"--data.path"},
     "gpt_stdlib": {"--data.path"},
+    "gpt2_124m": {"--data.path"},
     "transformer_base": {"--batch-tokens", "--data.source", "--data.target", "--data.val-source"},
     "transformer_copy": {"--batch-tokens", "--data.max-length"},
     "transformer_numbers": {"--batch-tokens", "--data.target-language"},
@@ -98,6 +102,44 @@ def test_base_presets_are_the_published_settings():
         assert (config.batch_tokens, config.data.vocab_size) == (25_000, 37_000)
         assert config.model.norm_placement == "post"
         assert config.model.share_embeddings
+
+
+def test_gpt2_has_the_published_settings():
+    config = gpt2_124m.PRESETS["gpt2"]
+    model, optimizer = config.model, config.optimizer
+    assert (model.num_layers, model.num_heads, model.width) == (12, 12, 768)
+    assert (model.context_length, model.vocab_size, model.dropout_rate) == (1024, 50_304, 0.0)
+    assert config.batch_size * model.context_length == 2**19
+    assert (config.steps, optimizer.warmup_steps) == (600_000, 2000)
+    assert (optimizer.peak_learning_rate, optimizer.floor_learning_rate) == (6e-4, 6e-5)
+    assert (optimizer.beta1, optimizer.beta2) == (0.9, 0.95)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.1, 1.0)
+
+
+def test_gpt2_starts_on_shards_made_by_hand(tmp_path):
+    for side, length in (("train", 900), ("val", 300)):
+        tokens = np.random.default_rng(0).integers(0, 50_257, length)
+        tokens.astype("<u2").tofile(tmp_path / f"{side}.bin")
+    run_dir = tmp_path / "run"
+    words = ["--data.path", str(tmp_path), "--run-dir", str(run_dir), "--model.num-layers", "2"]
+    words += ["--model.width", "16", "--model.mlp-width", "16", "--model.context-length", "32"]
+    done = run("gpt2_124m", *words, "--model.num-heads", "2", "--steps", "2", "--batch-size", "64")
+    assert done.returncode == 0, done.stderr
+    assert "900 + 300 token ids" in done.stdout
+    assert "299 tokens" in done.stdout  # of the validation, in slices of two rows
+    assert "bits per byte" not in done.stdout
+    assert "warning: the validation side has 300 tokens only" in done.stdout
+    assert "BPE" not in done.stdout
+    again = run("gpt2_124m", "--run-dir", str(run_dir), "--resume", "--steps", "3")
+    assert again.returncode == 0, again.stderr
+    assert "resumed from step 2" in again.stdout
+    trained = load_run(run_dir)
+    scored = trained.evaluate()
+    assert (scored["tokens"], scored["bits_per_byte"]) == (299, None)
+    [text] = trained.sample("464 2068 7586", max_new_tokens=2)
+    assert len(text.split()) == 2
+    with pytest.raises(UserError, match=r"--data\.tokenizer"):
+        trained.sample("The quick brown")
 
 
 def test_copy_presets_differ_in_the_task_alone():
@@ -219,6 +261,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ("transformer_text", "--data.source {text}", "--data.target"),
         ("transformer_text", "--data.source {text} --data.target missing.txt", "missing.txt"),
         ("transformer_base", "--preset small", "--preset small"),
+        ("gpt2_124m", "", "--data.path"),
         ("transformer_base", "--data.source {text} --data.target {empty}", "empty.txt"),
     ],
 )
