@@ -14,14 +14,12 @@ from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 from jaxformer.runtime.signals import ENDING
+from tests.flags import QUICK_TO_COMPILE
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight simulated devices, so that every mesh can be tried on any machine. Most functions are
-# compiled for one small run, which never earns back what optimizing costs, and XLA's older way of
-# compiling loops takes a third to a half of the time.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
-)
+# compiled for one small run, which never earns back what optimizing costs.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[UNOPTIMIZED] = "1"
 

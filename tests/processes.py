@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.monitor.metrics import read_metrics
+from tests.flags import QUICK_TO_COMPILE
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
 SIZES = [
@@ -42,7 +43,7 @@ def start(
     compile alike, and none is 30 seconds late for the first collective: no longer does a CPU wait.
     """
     cached = not any(word.startswith("--distributed.") for word in words)
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}"
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,

@@ -77,7 +77,7 @@ class Bert(nnx.Module):
         self,
         tokens_BL: Int[Array, "B L"],
         segments_BL: Int[Array, "B L"] | None = None,
-        valid_BL: Bool[Array, "B L"] | None = None,
+        valid_BL: Bool[Array, "B L"] | Int[Array, " B"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
         """The head's states, of which `logits` makes the logits."""

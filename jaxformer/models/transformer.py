@@ -18,7 +18,7 @@ from jaxformer.layers.cache import DecoderCache, cache_slots, init_cache
 from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.masks import CAUSAL, combine_masks, padding_mask, position_mask
+from jaxformer.layers.masks import CAUSAL, Mask, combine_masks, padding_mask, position_mask
 from jaxformer.layers.positions import require_context, sinusoidal_positions
 from jaxformer.layers.stacks import Decoder, Encoder
 
@@ -84,7 +84,7 @@ class Transformer(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
         caches: Sequence[DecoderCache] | None = None,
         positions: Int[Array, "#B L"] | None = None,
-        mask: Bool[Array, "#B #H #L #S"] | None = None,
+        mask: Mask | Bool[Array, "#B #H #L #S"] | None = None,
         slots: Int[Array, "#B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], list[Any]]:
         """The decoder's final hidden states, and each block's cache with the tokens added.

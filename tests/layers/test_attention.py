@@ -132,7 +132,7 @@ def test_a_gpt_with_blockwise_attention_is_the_plain_one(monkeypatch):
             return jax.tree.leaves(jax.jit(loss)(params))
 
         expected = gradients(attention="plain")
-        for options in ({"attention": "blockwise"}, {"attention": "blockwise", "remat": True}):
+        for options in ({"attention": "blockwise"}, {"attention": "blockwise", "remat": "full"}):
             for ours, theirs in zip(gradients(**options), expected, strict=True):
                 assert relative_error(ours, theirs) <= BOUNDS["model", "float64"]
 

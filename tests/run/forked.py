@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 
 from jaxformer import checkpoint
+from tests.flags import QUICK_TO_COMPILE
 
 FORKS = multiprocessing.get_context("forkserver")
 COMMANDS = ("attention", "evaluate", "plot", "sample", "train", "translate")
@@ -111,7 +112,7 @@ def _run(
 
 def _settle(environment: dict[str, str]) -> None:
     """Settings that the server has read at its start, or that a process of its own has."""
-    os.environ.update(environment, XLA_FLAGS="")
+    os.environ.update(environment, XLA_FLAGS=QUICK_TO_COMPILE)
     unoptimized = "JAX_DISABLE_MOST_OPTIMIZATIONS"
     jax.config.update(unoptimized.lower(), os.environ[unoptimized] == "1")
 

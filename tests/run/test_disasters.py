@@ -124,6 +124,7 @@ def test_a_run_that_could_save_nothing_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("killed_in", "resume"), [("save_config", False), ("save_tokenizer", True)]
 )
+@pytest.mark.usefixtures("drawn")
 def test_a_run_killed_before_its_first_step_goes_on(
     config: LanguageConfig,
     tmp_path: Path,
@@ -185,6 +186,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
     assert [step for step, _ in train_losses(run_dir)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_so(
     config: LanguageConfig,
     tmp_path: Path,

@@ -101,7 +101,8 @@ def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.Monkey
     states = []
     for guard in (step.tree_where, lambda condition, new, old: new):
         monkeypatch.setattr(step, "tree_where", guard)
-        train_step = jax.jit(step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), 2))
+        pure_step = step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), 2)
+        train_step = jax.jit(pure_step, compiler_options={"xla_cpu_use_fusion_emitters": True})
         state = step.init_state(init_params(GPT, CONFIG, jax.random.key(0)), RULE)
         for i in range(10):
             state, _ = train_step(state, batch(i))
