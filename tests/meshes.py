@@ -14,6 +14,7 @@ from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
 from jaxformer.training.step import Metrics, TrainState
+from tests.flags import AS_USERS_COMPILE
 
 MIXED = "tensor 2 x fsdp 2 x data 2"
 MESHES = {
@@ -63,10 +64,11 @@ def run(config: LanguageConfig, mesh: MeshConfig, devices=None) -> Ran:
     """Every step of the config on a mesh, compiled once."""
     program = build(language_spec(config), make_mesh(mesh, devices))
     state, reports = program.fresh_state(), []
-    for batch in toy_batches(config.steps):
-        state, metrics = program.train_step(state, jax.device_put(batch, program.rows))
+    batches = [jax.device_put(batch, program.rows) for batch in toy_batches(config.steps)]
+    step = program.train_step.lower(state, batches[0]).compile(AS_USERS_COMPILE)
+    for batch in batches:
+        state, metrics = step(state, batch)
         reports.append(metrics)
-    assert program.train_step._cache_size() == 1
     return gathered(state, reports)
 
 

@@ -18,6 +18,7 @@ from jaxformer.sharding.rules import state_shardings
 from jaxformer.training.objectives import translation
 from jaxformer.training.optimizer import adam
 from jaxformer.training.step import init_state, make_train_step
+from tests.flags import AS_USERS_COMPILE
 from tests.meshes import EVERY_MESH, Ran, gathered
 
 CONFIG = dataclasses.replace(TRANSFORMER_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
@@ -56,6 +57,7 @@ def run(mesh_config: MeshConfig, devices=None, dtype: str = "float32") -> Ran:
         make_train_step(graphdef, objective, rule, jax.random.key(1), SLICES),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, None),
+        compiler_options=AS_USERS_COMPILE,
     )
     state = jax.device_put(state, shardings)
     reports = []

@@ -19,6 +19,7 @@ from jaxformer.sharding.mesh import make_mesh
 from jaxformer.sharding.rules import RULES, spec_for, state_shardings
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
+from tests.flags import AS_USERS_COMPILE
 from tests.meshes import EACH_MESH, MESHES, MIXED, toy_batches, toy_run
 
 MODELS = (
@@ -128,7 +129,7 @@ def test_bert_and_its_gradients_on_a_mesh_equal_those_on_one_device(mesh):
     def loss(params, tokens, valid):
         return (merge(graphdef, params)(tokens, tokens % 2, valid) ** 2).mean()
 
-    step = jax.jit(jax.value_and_grad(loss))
+    step = jax.jit(jax.value_and_grad(loss), compiler_options=AS_USERS_COMPILE)
     alone = step(params, tokens, valid)
     devices = make_mesh(mesh)
     rows = NamedSharding(devices, P(("data", "fsdp")))

@@ -21,6 +21,7 @@ from jaxformer.training.objectives import next_token
 from jaxformer.training.optimizer import adamw
 from jaxformer.training.schedule import warmup_cosine
 from jaxformer.training.spikes import WINDOW, LossStats
+from tests.flags import AS_USERS_COMPILE
 
 CONFIG = dataclasses.replace(GPT_PRESETS["toy"], num_layers=1, dropout_rate=0.1)
 SCHEDULE = OptimizerConfig(warmup_steps=2)
@@ -102,7 +103,7 @@ def test_without_bad_batches_the_guard_changes_no_bit(monkeypatch: pytest.Monkey
     for guard in (step.tree_where, lambda condition, new, old: new):
         monkeypatch.setattr(step, "tree_where", guard)
         pure_step = step.make_train_step(graphdef, next_token, RULE, jax.random.key(1), 2)
-        train_step = jax.jit(pure_step, compiler_options={"xla_cpu_use_fusion_emitters": True})
+        train_step = jax.jit(pure_step, compiler_options=AS_USERS_COMPILE)
         state = step.init_state(init_params(GPT, CONFIG, jax.random.key(0)), RULE)
         for i in range(10):
             state, _ = train_step(state, batch(i))
