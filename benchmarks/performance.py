@@ -24,7 +24,7 @@ _TABLE = re.compile(r"<!-- results: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.D
 
 
 def filled(document: str, results: Path) -> str:
-    """The document with each table made anew from its file."""
+    """The document with each table replaced by that of its file."""
 
     def replace(found: re.Match[str]) -> str:
         name, path = found["name"], results / f"{found['name']}.json"
