@@ -25,7 +25,8 @@ class Progress:
 
     On a terminal one line with a bar is redrawn, in colours unless NO_COLOR is set; a narrow one
     shows less of it. Elsewhere a line is printed for the first and the last step and every
-    `PLAIN_SECONDS`, with the time of day.
+    `PLAIN_SECONDS`, with the time of day. The speed is a mean: over the steps since the last line,
+    on a terminal over at most `PLAIN_SECONDS`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Progress:
         self._paced_from: tuple[int, float] | None = None
         self._estimated = False
         self._printed_at = -float("inf")
+        self._tokens, self._seconds = 0, 0.0
         self._bar = _bar_width(width(self._stream))
         self._live = None
         if moves(self._stream):
@@ -54,15 +56,19 @@ class Progress:
         *,
         loss: float,
         learning_rate: float | None = None,
-        tokens_per_second: float | None = None,
+        tokens: int = 0,
+        seconds: float | None = None,
     ) -> None:
-        """Show that `step` steps are done."""
+        """Show that `step` steps are done; the last had so many tokens and took so long."""
         now = self._clock()
         parts = {"step": f"step {step}/{self.total_steps}", "loss": f"loss {loss:.4f}"}
         if learning_rate is not None:
             parts["rate"] = f"lr {learning_rate:.2e}"
-        if tokens_per_second is not None:
-            parts["speed"] = f"{count(tokens_per_second)} tokens/s"
+        if seconds:
+            self._tokens += tokens
+            self._seconds += seconds
+        if self._seconds:
+            parts["speed"] = f"{count(self._tokens / self._seconds)} tokens/s"
         if self._paced_from is None:
             self._paced_from = (step, now)  # the first step is not representative: it compiles
         elif step > self._paced_from[0]:
@@ -98,8 +104,11 @@ class Progress:
         if self._live is not None:
             line = _shortened(parts, width(self._stream) - self._bar - 1)
             self._live.update(self._live.task_ids[0], completed=step, line=line)
+            if self._seconds >= PLAIN_SECONDS:
+                self._tokens, self._seconds = 0, 0.0
         elif step == self.total_steps or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_at = now
+            self._tokens, self._seconds = 0, 0.0
             self.print(SEPARATOR.join([*parts.values(), time_of_day()]))
 
     def __enter__(self) -> Self:

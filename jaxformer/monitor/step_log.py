@@ -109,7 +109,8 @@ class StepLog:
             step,
             loss=loss,
             learning_rate=learning_rate,
-            tokens_per_second=speed.get("tokens_per_second"),
+            tokens=cost.tokens,
+            seconds=speed.get("step_seconds"),
         )
 
     def _speed(self, cost: StepCost, seconds: float) -> dict[str, float]:

@@ -174,8 +174,9 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
         writer.wait()
         # The first process hashes what the others only wrote.
         distributed.assert_same_on_all_processes(f"saved {step}")
-        if interrupt.signal is not None:
-            progress.print(f"{interrupt.signal.name}: saved step {step}; continue with --resume")
+        if interrupt.signal is not None or step < config.steps:
+            cause = "--stop-after" if interrupt.signal is None else interrupt.signal.name
+            progress.print(f"{cause}: saved step {step} of {config.steps}; continue with --resume")
     distributed.shutdown(interrupt.exit_status)
     rows = read_metrics(run_dir / directory.METRICS)
     if rows and interrupt.signal is None:  # a run that is to end draws no picture

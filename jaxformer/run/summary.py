@@ -27,10 +27,6 @@ def summarise(outcome: Outcome, run_dir: Path) -> str:
             f"validation loss {evaluation.loss:.4f} nats per token · perplexity "
             f"{evaluation.perplexity:.2f} · {bits}{evaluation.num_tokens:,} tokens"
         )
-    if not outcome.finished:
-        lines.append(
-            f"stopped at step {outcome.step} of {outcome.config.steps}; continue with --resume"
-        )
     verb = kind_of(outcome.config).command
     drawn = (run_dir / CURVES).is_file()
     curves = f"curves in {run_dir / CURVES}" if drawn else f"curves with: jaxformer plot {run_dir}"

@@ -32,7 +32,7 @@ def plain_lines(total: int, seconds_a_step: float, start: int = 0) -> list[str]:
     with Progress(total, start, stream, clock) as progress:
         for step in range(start + 1, total + 1):
             clock.now += seconds_a_step
-            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens_per_second=45_100.0)
+            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens=45_100, seconds=1.0)
     return stream.getvalue().splitlines()
 
 
@@ -56,6 +56,17 @@ def test_a_line_says_all_of_it():
     assert lines[1] == "about 333 minutes at the pace of this machine"
     assert lines[400] == f"step 400/2000 · {shown} · 4:26:40 left · 1:06:40 elapsed · 12:00:00"
     assert lines[-1] == f"step 2000/2000 · {shown} · 0:00 left · 5:33:20 elapsed · 12:00:00"
+
+
+def test_the_speed_is_the_mean_since_the_last_line():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(8, 0, stream, clock) as progress:
+        for step in range(1, 9):
+            clock.now += 5.0
+            seconds = None if step == 1 else float(step)
+            progress.update(step, loss=2.0, tokens=70, seconds=seconds)
+    speeds = [re.findall(r"([0-9.]+) tokens/s", line) for line in stream.getvalue().splitlines()]
+    assert speeds == [[], ["28"], ["16"], ["11"], ["9"]]  # 140 / (2 + 3), 140 / (4 + 5), ...
 
 
 def test_the_time_left_of_a_resumed_run_is_from_its_own_pace():
@@ -91,7 +102,7 @@ def live_line(columns: int, monkeypatch) -> str:
     with Progress(20_000, 0, stream, clock) as progress:
         for step in (1, 10_000):
             clock.now += 8_000.0
-            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens_per_second=999_960.0)
+            progress.update(step, loss=2.34561, learning_rate=6e-4, tokens=499_980, seconds=0.5)
     return re.sub(r"\x1b\[\??[0-9]*[A-Za-z]", "", stream.getvalue()).strip().splitlines()[-1]
 
 

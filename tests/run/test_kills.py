@@ -124,7 +124,7 @@ def end_and_resume(config: LanguageConfig, directory: Path, times: int) -> None:
         reached = newest(run_dir)
         steps = [step for step, _ in train_losses(run_dir)]
         assert steps == list(range(1, reached + 1)), "the last step is not on disk"
-        assert log.read_text().count(f"{number.name}: saved step {reached};") == 1
+        assert log.read_text().count(f"{number.name}: saved step {reached} of ") == 1
         assert load_run(run_dir).step == reached
     assert "Traceback" not in log.read_text()
 
@@ -244,7 +244,7 @@ def test_42_signals_to_one_or_both_of_two_processes_save_the_step_within_5_secon
         reached = newest(run_dir)
         steps = [step for step, _ in train_losses(run_dir)]
         assert steps == list(range(1, reached + 1)), "the last step is not on disk"
-        assert f": saved step {reached};" in logs[0].read_text()
+        assert f": saved step {reached} of " in logs[0].read_text()
         assert load_run(run_dir).step == reached
     for log in logs:
         assert "Traceback" not in log.read_text()
