@@ -39,7 +39,7 @@ class DecodeState(NamedTuple):
     """All that the next tokens of B rows depend on, besides the parameters."""
 
     caches: list[KVCache]
-    """Keys and values of the tokens read so far, (B, M, H, K) per block."""
+    """Keys and values of the tokens read so far, (B, H, M, K) per block."""
     last_tokens: Int[Array, " B"]
     """The token sampled last in each row, which is not in the caches yet."""
     positions: Int[Array, " B"]
@@ -141,8 +141,8 @@ def decode(
 def grow(state: DecodeState, length: int) -> DecodeState:
     """The state with caches of `length` slots, the new ones zero; copies the caches."""
 
-    def pad(cache_BMHK: Array) -> Array:
-        return jnp.pad(cache_BMHK, ((0, 0), (0, length - cache_BMHK.shape[1]), (0, 0), (0, 0)))
+    def pad(cache_BHMK: Array) -> Array:
+        return jnp.pad(cache_BHMK, ((0, 0), (0, 0), (0, length - cache_BHMK.shape[2]), (0, 0)))
 
     return state._replace(caches=jax.tree.map(pad, state.caches))
 

@@ -125,8 +125,8 @@ class MultiHeadAttention(nnx.Module):
 
     def project_kv(self, memory_BMD: Float[Array, "B M D"]) -> KVCache:
         """Keys and values of the memory."""
-        k_BMHK = self.split_heads(self.key(memory_BMD))
-        return KVCache(k_BMHK, self.split_heads(self.value(memory_BMD)))
+        k_BMHK, v_BMHK = map(self.split_heads, (self.key(memory_BMD), self.value(memory_BMD)))
+        return KVCache(k_BMHK.swapaxes(1, 2), v_BMHK.swapaxes(1, 2))
 
     def attend_to(
         self,
@@ -141,17 +141,18 @@ class MultiHeadAttention(nnx.Module):
         Raises:
             UserError: for flash with a dense mask, and for a mask that is not boolean.
         """
+        qkv = q_BLHK, *(x_BHMK.swapaxes(1, 2) for x_BHMK in kv)
         mask, weights_BHLM = as_mask(mask), None
         weights_key = fold_path(dropout_key, "weights")
         if implementation == "auto":
             is_dropping = weights_key is not None and self.dropout_rate > 0.0
-            implementation = choose_implementation(q_BLHK, kv.k_BMHK, mask, is_dropping)
+            implementation = choose_implementation(*qkv[:2], mask, is_dropping)
         if implementation == "flash":
-            out_BLHK = flash_attention(q_BLHK, *kv, mask)
+            out_BLHK = flash_attention(*qkv, mask)
         elif implementation == "blockwise":
-            out_BLHK = blockwise_attention(q_BLHK, *kv, mask)
+            out_BLHK = blockwise_attention(*qkv, mask)
         else:
-            out_BLHK, weights_BHLM = attention(q_BLHK, *kv, mask, self.dropout_rate, weights_key)
+            out_BLHK, weights_BHLM = attention(*qkv, mask, self.dropout_rate, weights_key)
         return self.out(out_BLHK.reshape(*out_BLHK.shape[:2], -1)), weights_BHLM
 
     def split_heads(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:

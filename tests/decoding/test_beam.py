@@ -100,14 +100,14 @@ def test_the_ancestry_of_a_row_is_where_its_tokens_were_written(model):
     for step in range(L - 1):
         part = slice(step * W, (step + 1) * W)
         written[:, part] = beams.tokens[:, :, step]
-        before = beams.caches[0].k_BMHK
+        before = beams.caches[0].k_BHMK
         logits_BWV, caches = module.beam_logits(whole, beams, memory, valid_BM)
         beams = module.advance(
             beams._replace(caches=caches), logits_BWV, SPECIALS, limit_B, BEAM.length_penalty
         )
-        after = beams.caches[0].k_BMHK
-        assert (after[:, part] != 0).any(axis=(2, 3)).all()
-        changed = (np.array(before) != np.array(after)).any(axis=(0, 2, 3))
+        after = beams.caches[0].k_BHMK
+        assert (after[:, :, part] != 0).any(axis=(1, 3)).all()
+        changed = (np.array(before) != np.array(after)).any(axis=(0, 1, 3))
         assert set(np.flatnonzero(changed)) == set(range(L * W)[part])
         for b, w in np.argwhere(beams.log_probs > -jnp.inf):
             slots = np.flatnonzero(beams.ancestry[b, w])
