@@ -141,12 +141,12 @@ class MultiHeadAttention(nnx.Module):
         Raises:
             UserError: for flash with a dense mask, and for a mask that is not boolean.
         """
-        qkv = q_BLHK, *(x_BHMK.swapaxes(1, 2) for x_BHMK in kv)
+        qkv = (q_BLHK, kv.k_BHMK.swapaxes(1, 2), kv.v_BHMK.swapaxes(1, 2))
         mask, weights_BHLM = as_mask(mask), None
         weights_key = fold_path(dropout_key, "weights")
         if implementation == "auto":
             is_dropping = weights_key is not None and self.dropout_rate > 0.0
-            implementation = choose_implementation(*qkv[:2], mask, is_dropping)
+            implementation = choose_implementation(qkv[0], qkv[1], mask, is_dropping)
         if implementation == "flash":
             out_BLHK = flash_attention(*qkv, mask)
         elif implementation == "blockwise":
