@@ -19,6 +19,7 @@ PROOFS = [
     layers.prove_layer_norm,
     layers.prove_attention_function,
     layers.prove_attention,
+    layers.prove_query_blocks_attention,
     layers.prove_blockwise_attention,
     layers.prove_cross_attention,
     layers.prove_mlp,
@@ -115,6 +116,7 @@ def test_dropout_is_its_twin(dtype):
     "proof",
     [
         layers.prove_attention,
+        layers.prove_query_blocks_attention,
         layers.prove_blockwise_attention,
         layers.prove_flash_attention,
         layers.prove_mlp,

@@ -116,7 +116,7 @@ def test_any_words_after_a_command(
     here: Path, capsys: pytest.CaptureFixture, name: str, count: int
 ) -> None:
     program = importlib.import_module(f"jaxformer.cli.{name}").main
-    places = ["nowhere", "text.txt", ".", *(["run"] if name != "plot" else [])]
+    places = ["nowhere", "text.txt", ".", *(["run"] if name not in ("plot", "metrics") else [])]
     check(program, f"jaxformer {name}", places, capsys, count)
 
 

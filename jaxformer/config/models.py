@@ -20,7 +20,7 @@ NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 DType = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]
-AttentionImplementation = Literal["auto", "plain", "flash", "blockwise"]
+AttentionImplementation = Literal["auto", "plain", "query_blocks", "flash", "blockwise"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,9 @@ class BlockConfig:
     attention_dropout: bool = True
     """Whether attention weights are dropped too, as in GPT-2; the paper of 2017 does not say so."""
     attention: AttentionImplementation = "auto"
-    """How attention is computed, always the same function: `plain` by arrays of all scores, `flash`
-    by cuDNN on GPUs in bfloat16, `blockwise` with memory linear in the length, or what is fastest.
+    """How attention is computed, always the same function: `plain` by arrays of all scores,
+    `query_blocks` by half of them under a causal mask, `flash` by cuDNN on GPUs in bfloat16,
+    `blockwise` with memory linear in the length, or what is fastest.
     """
     initializer: Initializer = "normal"
     """Initial kernels: N(0, init-std²) as in GPT-2, or Xavier's uniform by fan-in and fan-out."""
@@ -83,7 +84,7 @@ class BlockConfig:
                 f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
                 "choose a width that is a multiple of the number of heads"
             )
-        if self.attention in ("flash", "blockwise"):
+        if self.attention not in ("auto", "plain"):
             self._check_attention()
 
     def _check_attention(self) -> None:

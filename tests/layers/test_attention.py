@@ -12,10 +12,14 @@ from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS
 from jaxformer.errors import UserError
 from jaxformer.evaluation.attention_maps import attention_weights
 from jaxformer.layers import attention as module
-from jaxformer.layers.attention import attention, choose_implementation
+from jaxformer.layers.attention import (
+    attention,
+    choose_implementation,
+    query_blocks_attention,
+)
 from jaxformer.layers.blockwise_attention import blockwise_attention
 from jaxformer.layers.flash_attention import flash_attention
-from jaxformer.layers.masks import CAUSAL, Mask, causal_mask
+from jaxformer.layers.masks import CAUSAL, Mask, as_mask, causal_mask
 from jaxformer.models.bert import Bert
 from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.gpt import GPT
@@ -60,12 +64,13 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_blockwise_is_plain_where_blocks_do_not_divide_the_lengths(name):
+@pytest.mark.parametrize("in_blocks", [blockwise_attention, query_blocks_attention])
+def test_blocks_are_plain_where_they_do_not_divide_the_lengths(in_blocks, name):
     with jax.enable_x64(True):
         L, M, make = MASKS[name]
         mask, arrays = make(np.random.default_rng(3)), drawn(L, M, "float64")
         expected = value_and_gradients(lambda *qkv: attention(*qkv, mask)[0], *arrays)
-        found = value_and_gradients(lambda *qkv: blockwise_attention(*qkv, mask, block=3), *arrays)
+        found = value_and_gradients(lambda *qkv: in_blocks(*qkv, as_mask(mask), block=3), *arrays)
         for ours, theirs in zip(found, expected, strict=True):
             assert relative_error(ours, theirs) <= BOUNDS["layer", "float64"]
 
@@ -93,7 +98,10 @@ def test_blockwise_has_no_array_of_queries_by_keys():
     ("chosen", "device", "dtype", "length", "width", "mask", "is_dropping"),
     [
         ("plain", None, "float32", module.LONG - 1, 8, CAUSAL, False),
-        ("blockwise", None, "float32", module.LONG, 8, CAUSAL, False),
+        ("query_blocks", None, "float32", module.LONG, 8, CAUSAL, False),
+        ("query_blocks", None, "bfloat16", module.VERY_LONG - 1, 8, CAUSAL, False),
+        ("blockwise", None, "float32", module.VERY_LONG, 8, CAUSAL, False),
+        ("blockwise", None, "float32", module.LONG, 8, Mask(lengths_B=jnp.ones(1)), False),
         ("blockwise", None, "bfloat16", module.LONG, 8, Mask(dense_BHLM=causal_mask(3)), False),
         ("plain", None, "float32", module.LONG, 8, CAUSAL, True),
         ("flash", H100, "bfloat16", 5, 256, CAUSAL, False),
@@ -116,7 +124,8 @@ def test_auto_chooses(monkeypatch, chosen, device, dtype, length, width, mask, i
     assert choose_implementation(q, q, mask, is_dropping) == chosen
 
 
-def test_a_gpt_with_blockwise_attention_is_the_plain_one(monkeypatch):
+def test_a_gpt_with_attention_in_blocks_is_the_plain_one(monkeypatch):
+    monkeypatch.setattr(module, "QUERY_BLOCK", 5)
     monkeypatch.setattr("jaxformer.layers.blockwise_attention.BLOCK", 5)
     with jax.enable_x64(True):
         tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 17)))
@@ -132,7 +141,11 @@ def test_a_gpt_with_blockwise_attention_is_the_plain_one(monkeypatch):
             return jax.tree.leaves(jax.jit(loss)(params))
 
         expected = gradients(attention="plain")
-        for options in ({"attention": "blockwise"}, {"attention": "blockwise", "remat": "full"}):
+        for options in (
+            {"attention": "query_blocks"},
+            {"attention": "blockwise"},
+            {"attention": "blockwise", "remat": "full"},
+        ):
             for ours, theirs in zip(gradients(**options), expected, strict=True):
                 assert relative_error(ours, theirs) <= BOUNDS["model", "float64"]
 

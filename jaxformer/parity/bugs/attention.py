@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.layers import attention
 from jaxformer.layers import blockwise_attention as blockwise
 from jaxformer.layers import flash_attention as flash
 from jaxformer.layers.masks import Mask
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.mutation import CASE, Bug, Plant, patched
-from jaxformer.parity.proofs.layers import prove_blockwise_attention, prove_flash_attention
+from jaxformer.parity.proofs.layers import (
+    prove_blockwise_attention,
+    prove_flash_attention,
+    prove_query_blocks_attention,
+)
 
 CAUSAL = dataclasses.replace(CASE, masks=("causal",))
 NOTHING = dataclasses.replace(CASE, masks=("nothing",))
@@ -77,6 +82,30 @@ def _blockwise(name: str, plant: Plant, case: Case = CASE) -> Bug:
     return Bug(name, "blockwise_attention", plant, prove_blockwise_attention, case)
 
 
+def last_key_unseen(function: Any) -> Any:
+    """Each block of queries reads the keys before its end but the last."""
+
+    def attend(q: Any, k: Any, v: Any, allowed: Any) -> Any:
+        return function(q, k[:, :, :-1], v[:, :, :-1], allowed[..., :-1])
+
+    return attend
+
+
+def up_to_the_start(function: Any) -> Any:
+    """Each query sees the keys up to the start of its block."""
+
+    def attend(q: Any, k: Any, v: Any, allowed: Any) -> Any:
+        L, M = allowed.shape[2:]
+        return function(q, k, v, allowed & (jnp.arange(M) <= M - L))
+
+    return attend
+
+
+def _query_blocks(name: str, make: Any) -> Bug:
+    plant, proof = patched(attention, "_attend", make), prove_query_blocks_attention
+    return Bug(f"query blocks: {name}", "query_blocks_attention", plant, proof, CAUSAL)
+
+
 def _flash(name: str, plant: Plant, case: Case = CASE) -> Bug:
     case = dataclasses.replace(case, dtype="float32")
     return Bug(f"flash: {name}", "flash_attention", plant, prove_flash_attention, case)
@@ -120,6 +149,8 @@ BUGS = [
         patched(blockwise, "block_scores", lambda f: lambda q, k: f(q * q.shape[-1] ** 0.5, k)),
         ACROSS,
     ),
+    _query_blocks("last key unseen", last_key_unseen),
+    _query_blocks("keys up to the start of a block", up_to_the_start),
     _flash("not causal", by_jax(is_causal=False), CAUSAL),
     _flash("lengths ignored", by_jax(key_value_seq_lengths=None)),
     _flash("scores divided by K", by_jax(scale=1 / CASE.config.head_width), ACROSS),

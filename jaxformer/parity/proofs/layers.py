@@ -151,6 +151,17 @@ def prove_blockwise_attention(case: Case) -> Comparison:
     )
 
 
+def prove_query_blocks_attention(case: Case) -> Comparison:
+    """The same by blocks of 3 queries, which do not divide their number."""
+    return compare_functions(
+        case,
+        "query_blocks_attention",
+        late(lambda: functools.partial(attention.query_blocks_attention, block=3)),
+        _twin_output,
+        _queries_keys_values(case, both_masks_in_parts),
+    )
+
+
 def prove_flash_attention(case: Case) -> Comparison:
     """The same by jax's function, in bfloat16 by cuDNN's kernels if the device has them."""
     has_kernel = flash_attention.widest_flash_head(jax.devices()[0]) >= case.config.head_width
@@ -300,6 +311,7 @@ def proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_dropout, dropped),
         *((prove_attention_function, each) for each in masked),
         *((prove_attention, each) for each in (*masked, dropped)),
+        *((prove_query_blocks_attention, option(kinds, dropout_rate=0.0)) for kinds in in_parts),
         *((prove_blockwise_attention, option(kinds, dropout_rate=0.0)) for kinds in in_parts),
         # jax's function has its softmax in float32, which is no proof in float64.
         *(
@@ -359,6 +371,7 @@ LAYERS: Mapping[str, Layer] = {
         (prove_attention_function, prove_attention),
         r"attention_function|(.*\.)?(self_)?attention(\..*)?",
     ),
+    "query_blocks_attention": Layer((prove_query_blocks_attention,), "query_blocks_attention"),
     "blockwise_attention": Layer((prove_blockwise_attention,), "blockwise_attention"),
     "flash_attention": Layer((prove_flash_attention,), "flash_attention"),
     "cross_attention": Layer((prove_cross_attention,), r"(.*\.)?cross_attention(\..*)?"),
