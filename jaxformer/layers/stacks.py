@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.config import BlockConfig, Remat
@@ -29,7 +30,7 @@ class StackedBlocks(nnx.Module):
     """N blocks of one class as one, whose parameters have a leading layer axis.
 
     The parameters are `stacked/...` where a list of blocks has `0/...` to `N-1/...`, and begin with
-    the same values.
+    the same values. `rows` is the sharding of activations inside the loop, if it is to have one.
     """
 
     def __init__(self, block: BlockClass, config: BlockConfig, rngs: nnx.Rngs):
@@ -45,6 +46,7 @@ class StackedBlocks(nnx.Module):
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: block(config, nnx.Rngs(0))))
         self.stacked = nnx.merge(graphdef, params)
         self.num_layers = config.num_layers
+        self.rows: NamedSharding | None = None
 
     def __iter__(self) -> Iterator[Block]:
         """Each block by itself, of slices of the parameters."""
@@ -100,6 +102,8 @@ def scan_blocks(
 
     def apply_block(x_BLD: Array, layer: tuple[Array, PyTree]) -> tuple[Array, None]:
         index, params = layer
+        if blocks.rows is not None:
+            x_BLD = jax.lax.with_sharding_constraint(x_BLD, blocks.rows)
         block, key = nnx.merge(graphdef, params), fold_path(dropout_key, "blocks", index)
         x_BLD, _ = maybe_remat(block, remat)(x_BLD, *inputs, key, None, positions)
         return x_BLD, None

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from jaxformer.models.functional import flat_params
+from jaxformer.layers.stacks import StackedBlocks
+from jaxformer.models.functional import flat_params, merge
 
 STACKED = "stacked"
 """The attribute of `jaxformer.layers.stacks.StackedBlocks` that holds the parameters."""
@@ -61,6 +63,19 @@ def unstack_layers(tree: PyTree) -> PyTree:
 def in_form_of(like: PyTree, tree: PyTree) -> PyTree:
     """The tree with layers that are stacked if and only if those of `like` are."""
     return stack_layers(tree) if any(map(is_stacked, flat_params(like))) else unstack_layers(tree)
+
+
+def keep_rows_sharded(graphdef: nnx.GraphDef, params: PyTree, rows: NamedSharding) -> nnx.GraphDef:
+    """The graph definition whose scanned layers divide activations as `rows` divides a batch.
+
+    Inside a loop the compiler would otherwise divide activations as `fsdp` divides the parameters,
+    by their width: each device would hold, and sum with the others, those of the whole batch.
+    """
+    model = merge(graphdef, params)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, StackedBlocks):
+            module.rows = rows
+    return nnx.graphdef(model)
 
 
 def _stack(*layers: Any) -> Any:
