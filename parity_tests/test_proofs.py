@@ -55,6 +55,7 @@ PROVEN_ELSEWHERE = {
     "init_std": "test_initialisation.py",
     "attention": "the twin has one: tests/layers/test_attention.py, all equal to plain",
     "remat": "the twin has none: prove_remat, and tests/layers/test_stacks.py",
+    "scan_layers": "the twin has none: prove_scan, and tests/layers/test_stacks.py",
     "dropout_rate": "every proof of a whole model sets its own",
     "norm_epsilon": "each model has its own, and a planted bug takes another's",
     **dict.fromkeys(

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxformer import checkpoint, manifest
 from jaxformer.checkpoint import CheckpointWriter, restore, state_hash, steps
 from jaxformer.errors import UserError
+from jaxformer.models.stacked import stack_layers
 from jaxformer.training.spikes import LossStats
 from jaxformer.training.step import TrainState
 from tests.states import abstract, assert_same_bits, bits, save_all, small_state, snapshot
@@ -50,6 +51,40 @@ def test_restored_equals_saved_to_the_bit_in_every_dtype_and_structure(tmp_path:
     assert_same_bits(restored, state)
     assert state_hash(restored) == state_hash(state)
     assert (found.step, found.metadata, found.skipped) == (5, METADATA, ())
+
+
+def test_layers_are_restored_stacked_or_as_a_list_whichever_was_saved(tmp_path: Path) -> None:
+    layers = {i: {"kernel": bits(i, (8, 3), "float32")} for i in range(11)}
+    as_list = {"params": {"blocks": layers, "scale": bits(99, (3,), "float32")}}
+    stacked = stack_layers(as_list)
+    for name, saved, wanted in (("list", as_list, stacked), ("stack", stacked, as_list)):
+        with CheckpointWriter(tmp_path / name, keep=1) as writer:
+            writer.save(1, saved, {})
+        restored, _ = restore(tmp_path / name, abstract(wanted))
+        assert_same_bits(restored, wanted)
+        same, _ = restore(tmp_path / name, abstract(saved))
+        assert_same_bits(same, saved)
+
+    fewer = {"params": {**as_list["params"], "blocks": {i: layers[i] for i in range(10)}}}
+    with pytest.raises(UserError, match=r"blocks.*stacked"):
+        restore(tmp_path / "stack", abstract(fewer))
+
+
+def test_stacked_layers_are_restored_onto_a_mesh(tmp_path: Path) -> None:
+    layers = {i: {"up": {"kernel": bits(i, (8, 4), "float32")}} for i in range(3)}
+    as_list = {"params": {"blocks": layers}}
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(1, as_list, {})
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P(None, "fsdp", "tensor"))
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        stack_layers(as_list),
+    )
+    restored, _ = restore(tmp_path, wanted)
+    (leaf,) = jax.tree.leaves(restored)
+    assert leaf.sharding == sharding
+    assert_same_bits(restored, stack_layers(as_list))
 
 
 def test_float64_survives_and_is_never_narrowed(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from jaxformer.checkpoint.layout import (
 )
 from jaxformer.errors import UserError
 from jaxformer.manifest import CorruptionError
+from jaxformer.models.stacked import in_form_of, is_stacked, stack_layers, unstack_layers
 
 _SHOWN_MISMATCHES = 8
 
@@ -157,19 +158,20 @@ def load(
         found: what `read_metadata` gave.
         abstract_items: for each item to load a tree of `jax.ShapeDtypeStruct` with the structure,
             shapes and dtypes of the saved one. Shardings may differ; a leaf without one goes to the
-            first local device.
+            first local device. Layers may be stacked here and a list there, or the reverse.
 
     Raises:
         UserError: it holds other leaves, shapes or dtypes, or cannot be read, there or at all.
     """
     check_path(directory, to_read=True)
-    expected = leaves_of(abstract_items)
-    _require_equal_leaves(found, expected)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
+    wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device),
         dict(abstract_items),
     )
+    target = {item: _as_saved(tree, found.items[item]) for item, tree in wanted.items()}
+    expected = leaves_of(target)
+    _require_equal_leaves(found, expected)
     fault = ""
     items: dict[str, Any] = {}
     with warnings.catch_warnings():
@@ -190,7 +192,22 @@ def load(
         raise UserError(
             f"checkpoint {found.step} holds 64-bit numbers: set JAX_ENABLE_X64=1 and start again"
         )
-    return items
+    final = leaves_of(wanted)
+    return {
+        item: tree if final[item] == expected[item] else _as_wanted(tree, wanted[item])
+        for item, tree in items.items()
+    }
+
+
+def _as_saved(wanted: PyTree, saved: Iterable[str]) -> PyTree:
+    """The shapes with layers that are stacked if those of the saved leaves' paths are."""
+    return (stack_layers if any(map(is_stacked, saved)) else unstack_layers)(wanted)
+
+
+def _as_wanted(loaded: PyTree[jax.Array], wanted: PyTree) -> PyTree[jax.Array]:
+    """The loaded arrays with layers of the other form; both forms are in memory for a moment."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    return jax.jit(lambda tree: in_form_of(wanted, tree), out_shardings=shardings)(loaded)
 
 
 def state_hash(state: PyTree[jax.Array]) -> str:

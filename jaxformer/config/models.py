@@ -61,6 +61,9 @@ class BlockConfig:
     remat: Remat = "none"
     """What the backward pass computes again instead of keeping it: nothing, all of each block but
     the results of its matrix products with parameters (`dots`), or all of each block (`full`)."""
+    scan_layers: bool = False
+    """Whether training runs the blocks as one loop over stacked parameters: the same function, in a
+    time of compilation that does not grow with their number, but slower on CPUs."""
 
     @property
     def head_width(self) -> int:

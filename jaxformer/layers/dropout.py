@@ -10,7 +10,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
 def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
@@ -18,16 +18,18 @@ def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
     return jax.random.fold_in(key, step)
 
 
-def fold_path(key: Key[Array, ""] | None, *path: str | int) -> Key[Array, ""] | None:
+def fold_path(
+    key: Key[Array, ""] | None, *path: str | int | UInt32[Array, ""]
+) -> Key[Array, ""] | None:
     """The key of a module path: folds in the CRC-32 of each name, and each index itself.
 
-    None, which means no dropout, stays None.
+    An index may be traced, as that of a scanned layer is. None, which means no dropout, stays None.
     """
     if key is None:
         return None
     for part in path:
-        number = part if isinstance(part, int) else zlib.crc32(part.encode())
-        key = jax.random.fold_in(key, np.uint32(number))
+        number = np.uint32(zlib.crc32(part.encode())) if isinstance(part, str) else part
+        key = jax.random.fold_in(key, number)
     return key
 
 

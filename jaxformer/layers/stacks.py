@@ -5,12 +5,15 @@ ends with one more (Xiong et al. 2020, section 3.1).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.config import BlockConfig, Remat
 from jaxformer.layers.blocks import Block, DecoderBlock, EncoderBlock
@@ -20,9 +23,51 @@ from jaxformer.layers.linear import PRODUCT
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.norms import LayerNorm
 
+BlockClass = Callable[[BlockConfig, nnx.Rngs], Block]
+
+
+class StackedBlocks(nnx.Module):
+    """N blocks of one class as one, whose parameters have a leading layer axis.
+
+    The parameters are `stacked/...` where a list of blocks has `0/...` to `N-1/...`, and begin with
+    the same values. `rows` is the sharding of activations inside the loop, if it is to have one.
+    """
+
+    def __init__(self, block: BlockClass, config: BlockConfig, rngs: nnx.Rngs):
+        streams, counts = nnx.split(rngs)
+
+        def draw(counts: PyTree, _: None) -> tuple[PyTree, PyTree]:
+            rngs = nnx.merge(streams, counts)
+            params = nnx.state(block(config, rngs))
+            return nnx.state(rngs), params
+
+        counts, params = jax.lax.scan(draw, counts, length=config.num_layers)
+        nnx.update(rngs, counts)
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: block(config, nnx.Rngs(0))))
+        self.stacked = nnx.merge(graphdef, params)
+        self.num_layers = config.num_layers
+        self.rows: NamedSharding | None = None
+
+    def __iter__(self) -> Iterator[Block]:
+        """Each block by itself, of slices of the parameters."""
+        graphdef, params = nnx.split(self.stacked)
+        for i in range(self.num_layers):
+            yield nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), params))
+
+
+Blocks = Iterable[Any]
+"""The blocks of a stack, in a list or as `StackedBlocks`."""
+
+
+def make_blocks(block: BlockClass, config: BlockConfig, rngs: nnx.Rngs) -> Blocks:
+    """The N blocks of a stack, as a list or, with `scan_layers`, stacked."""
+    if config.scan_layers:
+        return StackedBlocks(block, config, rngs)
+    return nnx.List([block(config, rngs) for _ in range(config.num_layers)])
+
 
 def apply_blocks(
-    blocks: Sequence[Block],
+    blocks: Blocks,
     remat: Remat,
     x_BLD: Float[Array, "B L D"],
     inputs: tuple[Array | Mask | None, ...],
@@ -30,13 +75,42 @@ def apply_blocks(
     caches: Sequence[Any] | None = None,
     positions: Int[Array, "#B L"] | None = None,
 ) -> tuple[Float[Array, "B L D"], list[Any]]:
-    """Apply one block after the other; returns the output, and the cache of each block or None."""
-    caches, written = [None] * len(blocks) if caches is None else caches, []
-    for i, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
-        key = fold_path(dropout_key, "blocks", i)
+    """Apply one block after the other; returns the output, and the cache of each block if any.
+
+    Stacked blocks are scanned, unless there are caches: these are written in place, one by one.
+    """
+    if isinstance(blocks, StackedBlocks) and caches is None:
+        return scan_blocks(blocks, remat, x_BLD, inputs, dropout_key, positions), []
+    written = []
+    for i, block in enumerate(blocks):
+        key, cache = fold_path(dropout_key, "blocks", i), None if caches is None else caches[i]
         x_BLD, cache = maybe_remat(block, remat)(x_BLD, *inputs, key, cache, positions)
         written.append(cache)
     return x_BLD, written
+
+
+def scan_blocks(
+    blocks: StackedBlocks,
+    remat: Remat,
+    x_BLD: Float[Array, "B L D"],
+    inputs: tuple[Array | Mask | None, ...],
+    dropout_key: Key[Array, ""] | None,
+    positions: Int[Array, "#B L"] | None = None,
+) -> Float[Array, "B L D"]:
+    """Apply one block after the other by a loop over the layer axis, which is compiled once."""
+    graphdef, params = nnx.split(blocks.stacked)
+
+    def apply_block(x_BLD: Array, layer: tuple[Array, PyTree]) -> tuple[Array, None]:
+        index, params = layer
+        if blocks.rows is not None:
+            x_BLD = jax.lax.with_sharding_constraint(x_BLD, blocks.rows)
+        block, key = nnx.merge(graphdef, params), fold_path(dropout_key, "blocks", index)
+        x_BLD, _ = maybe_remat(block, remat)(x_BLD, *inputs, key, None, positions)
+        return x_BLD, None
+
+    indices = jnp.arange(blocks.num_layers, dtype=jnp.uint32)
+    x_BLD, _ = jax.lax.scan(apply_block, x_BLD, (indices, params))
+    return x_BLD
 
 
 def maybe_remat(block: Block, remat: Remat) -> Callable[..., tuple[Array, Any]]:
@@ -61,7 +135,7 @@ class Encoder(nnx.Module):
     """N encoder blocks, one after the other."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
-        self.blocks = nnx.List([EncoderBlock(config, rngs) for _ in range(config.num_layers)])
+        self.blocks = make_blocks(EncoderBlock, config, rngs)
         self.norm = LayerNorm(config) if config.norm_placement == "pre" else None
         self.remat = config.remat
 
@@ -79,7 +153,7 @@ class Decoder(nnx.Module):
     """N decoder blocks, each attending to the encoder's output."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
-        self.blocks = nnx.List([DecoderBlock(config, rngs) for _ in range(config.num_layers)])
+        self.blocks = make_blocks(DecoderBlock, config, rngs)
         self.norm = LayerNorm(config) if config.norm_placement == "pre" else None
         self.remat = config.remat
 

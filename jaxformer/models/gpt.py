@@ -21,7 +21,7 @@ from jaxformer.layers.embedding import Embedding
 from jaxformer.layers.masks import CAUSAL, Mask, combine_masks, position_mask
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import LearnedPositions, require_context
-from jaxformer.layers.stacks import apply_blocks
+from jaxformer.layers.stacks import apply_blocks, make_blocks
 
 
 class GPT(nnx.Module):
@@ -30,7 +30,7 @@ class GPT(nnx.Module):
     def __init__(self, config: GPTConfig, rngs: nnx.Rngs):
         self.embed = Embedding(config.vocab_size, config, rngs)
         self.positions = LearnedPositions(config.context_length, config, rngs)
-        self.blocks = nnx.List([EncoderBlock(config, rngs) for _ in range(config.num_layers)])
+        self.blocks = make_blocks(EncoderBlock, config, rngs)
         self.norm = LayerNorm(config)
         self.config = config
 

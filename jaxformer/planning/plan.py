@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxformer.config import Remat, RunConfig
@@ -119,7 +120,7 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
     compiled = lowered.compile(dict(cpu_options(config.model.remat)))
     seconds = time.perf_counter() - begun
     memory = split_memory(program, batch.arrays, compiled.memory_analysis())
-    costs = compiled.cost_analysis() or {}
+    flops, traffic = work_of_layers(spec, mesh) if config.model.scan_layers else work_of(compiled)
     slices = config.accumulation
     return Plan(
         config=spec.config,
@@ -129,8 +130,8 @@ def make_plan(config: RunConfig, devices: Sequence[jax.Device]) -> Plan:
         memory=memory,
         model_flops=batch.flops / len(devices),
         # XLA counts the loop over the slices once.
-        compiled_flops=slices * costs.get("flops", 0.0),
-        traffic=slices * costs.get("bytes accessed", 0.0) - (slices - 1) * _update_traffic(memory),
+        compiled_flops=slices * flops,
+        traffic=slices * traffic - (slices - 1) * _update_traffic(memory),
         collectives=totals(collectives(compiled.as_text())),
         seconds=seconds,
     )
@@ -143,8 +144,43 @@ def with_plain_attention(spec: TrainSpec) -> TrainSpec:
     """
     if spec.config.model.attention != "auto":
         return spec
-    model: Any = dataclasses.replace(spec.config.model, attention="plain")
+    return with_model(spec, attention="plain")
+
+
+def with_model(spec: TrainSpec, **changes: Any) -> TrainSpec:
+    """The run of a model with other options."""
+    model: Any = dataclasses.replace(spec.config.model, **changes)
     return dataclasses.replace(spec, config=dataclasses.replace(spec.config, model=model))
+
+
+def work_of(compiled: Any) -> tuple[float, float]:
+    """FLOPs of a compiled program, and bytes that it reads and writes; 0 where they are unknown.
+
+    XLA counts a loop's body once.
+    """
+    costs = compiled.cost_analysis() or {}
+    return costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
+
+
+def work_of_layers(spec: TrainSpec, mesh: Mesh) -> tuple[float, float]:
+    """`work_of` of a step whose layers are scanned, every layer counted.
+
+    Steps without the loop, of one layer and of two, differ by the work of a layer.
+    """
+
+    def work(num_layers: int) -> tuple[float, float]:
+        shallow = with_model(spec, num_layers=num_layers, scan_layers=False)
+        program = build(with_plain_attention(shallow), mesh)
+        batch = largest_batch(shallow.config, mesh)
+        lowered = program.train_step.lower(program.state, batch.arrays)
+        return work_of(lowered.compile(dict(cpu_options(spec.config.model.remat))))
+
+    layers = spec.config.model.num_layers
+    (flops, traffic), (more_flops, more_traffic) = work(1), work(2)
+    return (
+        flops + (layers - 1) * (more_flops - flops),
+        traffic + (layers - 1) * (more_traffic - traffic),
+    )
 
 
 def split_memory(program: Program, batch: PyTree, analysis: Any) -> Memory:

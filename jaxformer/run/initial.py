@@ -17,6 +17,7 @@ from jaxformer.checkpoint import PARAMS
 from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, flat_params
+from jaxformer.models.stacked import unstack_layers
 from jaxformer.run.directory import CHECKPOINTS, TOKENIZER
 from jaxformer.run.load import check_own, open_run
 from jaxformer.runtime import distributed
@@ -31,7 +32,8 @@ from jaxformer.weights.files import load_tensors
 SHOWN = 5
 """Problems of a file that are told; the rest are counted."""
 TRAINING_ONLY = {
-    "dropout_rate", "attention_dropout", "attention", "initializer", "init_std", "remat"
+    "dropout_rate", "attention_dropout", "attention", "initializer", "init_std", "remat",
+    "scan_layers",
 }  # fmt: skip
 """Settings of a model that may differ: given weights are the same function with each of them."""
 SHAPE_ONLY = {"context_length", "dtype"}
@@ -127,4 +129,4 @@ def differences(ours: TrainSpec, theirs: TrainSpec, same_tokens: bool) -> Iterat
 
 def leaves(spec: TrainSpec) -> dict[str, Any]:
     """Shape and type of each parameter, by its path."""
-    return flat_params(abstract_model(spec.model, spec.config.model)[1])
+    return flat_params(unstack_layers(abstract_model(spec.model, spec.config.model)[1]))

@@ -48,7 +48,7 @@ from jaxformer.training.average import average as average_of
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds, ready to use on one device."""
+    """What a run directory holds, ready to use on one device; layers are a list here."""
 
     directory: Path
     spec: TrainSpec
@@ -238,7 +238,7 @@ def load_run(
         raise UserError(f"--step {step} and --best name two checkpoints: give one of the two")
     spec, tokenizer = open_run(run_dir, config_type)
     start_jax()
-    graphdef, expected = abstract_model(spec.model, spec.config.model)
+    graphdef, expected = abstract_model(spec.model, unrolled(spec.config.model))
     checkpoints = run_dir / directory.CHECKPOINTS
     if best:
         found = checkpoint.read_best(checkpoints, [PARAMS])
@@ -254,6 +254,11 @@ def load_run(
     known = found.metadata
     learned_from = known.get("data"), known.get("text"), known.get("lost", 0.0)
     return Run(run_dir, spec, tokenizer, graphdef, params, found.step, *learned_from)
+
+
+def unrolled(model: Any) -> Any:
+    """The model with a list of layers: decoding caches and attention maps are of one layer each."""
+    return dataclasses.replace(model, scan_layers=False)
 
 
 def open_run(

@@ -28,6 +28,7 @@ from jaxformer.tasks.task import Task
 from jaxformer.terminal import say
 from jaxformer.training.step import TrainState
 
+CONTINUES = "the run continues, but may differ in its last bits"
 ADVICE = "resume with the flags it was started with (more --steps extend it)"
 
 
@@ -89,6 +90,8 @@ def restore(
     directory.check_config(config, made_with, options.run_dir, ADVICE)
     check_metadata(options.run_dir, config.data, found.metadata, metadata)
     changed = other_versions(found.metadata, metadata)
+    if made_with.model.scan_layers != config.model.scan_layers:
+        changed.append(other_layers(made_with.model.scan_layers))
     for line in [*found.skipped, *changed]:
         if distributed.is_first():
             say(line, sys.stderr)
@@ -196,6 +199,9 @@ def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     ]
     if not changed:
         return []
-    return [
-        f"made with {' and '.join(changed)}: the run continues, but may differ in its last bits"
-    ]
+    return [f"made with {' and '.join(changed)}: {CONTINUES}"]
+
+
+def other_layers(were_scanned: bool) -> str:
+    """A line if the checkpoint's layers were scanned and now are not, or the reverse."""
+    return f"made with {'' if were_scanned else 'no '}--model.scan-layers: {CONTINUES}"

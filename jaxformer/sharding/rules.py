@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from jaxformer.models.functional import leaf_path
+from jaxformer.models.stacked import is_stacked
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"(source_|target_)?embed/embedding", P(("tensor", "fsdp"), None)),
@@ -37,8 +38,11 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The PartitionSpec of one leaf.
 
     The path of an optimizer moment ends with the path of its parameter, so the same rule applies.
+    The axis of stacked layers stays whole.
     """
-    for pattern, spec in RULES:
+    layers = (None,) if is_stacked(path) else ()
+    for pattern, rule in RULES:
+        spec = (*layers, *rule)
         if re.search(rf"(^|/){pattern}$", path) and len(spec) == len(shape):
             return P(
                 *(

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxformer.config import ModelConfig
 from jaxformer.models.functional import abstract_model, flat_params
+from jaxformer.models.stacked import unstack_layers
 
 
 def training_flops(
@@ -35,9 +36,8 @@ def training_flops(
 @functools.cache
 def _kernels(model: type[nnx.Module], config: ModelConfig) -> Mapping[str, tuple[int, int]]:
     """The shape of every matrix that tokens are multiplied with, by its path."""
-    shapes = {
-        path: leaf.shape for path, leaf in flat_params(abstract_model(model, config)[1]).items()
-    }
+    params = unstack_layers(abstract_model(model, config)[1])
+    shapes = {path: leaf.shape for path, leaf in flat_params(params).items()}
     kernels = {path: shape for path, shape in shapes.items() if path.endswith("kernel")}
     if "output/kernel" not in kernels:
         kernels["embed/embedding"] = shapes["embed/embedding"]

@@ -13,6 +13,7 @@ from jaxformer.config import BlockConfig
 from jaxformer.errors import UserError
 from jaxformer.layers.flash_attention import widest_flash_head
 from jaxformer.models.functional import abstract_model, init_params
+from jaxformer.models.stacked import keep_rows_sharded
 from jaxformer.sharding.mesh import batch_sharding, check_heads
 from jaxformer.sharding.rules import state_shardings
 from jaxformer.tasks.task import TrainSpec
@@ -50,7 +51,8 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
     require_attention(spec.config.model, mesh.devices.flat[0])
     config, optimizer = spec.config, spec.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    graphdef, _ = abstract_model(spec.model, config.model)
+    rows = batch_sharding(mesh)
+    graphdef = keep_rows_sharded(*abstract_model(spec.model, config.model), rows)
 
     def fresh_state() -> TrainState:
         params = init_params(spec.model, config.model, init_key)
@@ -58,7 +60,6 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
 
     shapes = jax.eval_shape(fresh_state)
     shardings = state_shardings(shapes, mesh)
-    rows = batch_sharding(mesh)
 
     dropout = dropout_key if config.model.dropout_rate > 0 else None
     return Program(

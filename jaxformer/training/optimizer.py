@@ -12,6 +12,8 @@ import optax
 from jaxtyping import PyTree
 
 from jaxformer.config import NoamConfig, OptimizerConfig
+from jaxformer.models.functional import leaf_path
+from jaxformer.models.stacked import is_stacked
 from jaxformer.training.schedule import noam, warmup_cosine
 
 
@@ -50,8 +52,13 @@ def adam(config: NoamConfig, width: int) -> Optimizer:
 
 
 def is_matrix(params: PyTree) -> PyTree[bool]:
-    """True for leaves that are decayed: kernels and embeddings, not biases and norm scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    """True for leaves that are decayed: kernels and embeddings, not biases and norm scales.
+
+    The axis of stacked layers does not count.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim - is_stacked(leaf_path(path)) >= 2, params
+    )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 
 from jaxformer.errors import UserError
 from jaxformer.models.functional import flat_params, leaf_path
+from jaxformer.models.stacked import in_form_of, unstack_layers
 from jaxformer.weights.transforms import Transform
 
 
@@ -88,7 +89,7 @@ def to_torch(params: PyTree, table: Table) -> dict[str, np.ndarray]:
     Raises:
         UserError: naming every leaf without a row and every tensor that lacks a leaf.
     """
-    leaves = flat_params(params)
+    leaves = flat_params(unstack_layers(params))
     tensors, names, problems = _assign(leaves, table)
     _refuse(problems)
     written = dict.fromkeys(first for first, *_ in names.values())
@@ -111,7 +112,8 @@ def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree
             every tensor without a leaf, of another shape or of no floating-point type, and tensors
             that differ but are one leaf.
     """
-    table, leaves = tuple(table), flat_params(like)
+    of_layers = unstack_layers(like)
+    table, leaves = tuple(table), flat_params(of_layers)
     rows, names, problems = _assign(leaves, table)
     known, unknown = _recognize(tensors, rows, table)
     if tensors and rows and not known:
@@ -147,14 +149,15 @@ def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree
     ]
     problems += [f"{name} has no leaf" for name in sorted(unknown)]
     _refuse(problems, common)
-    return jax.tree_util.tree_map_with_path(lambda path, _: filled[leaf_path(path)], like)
+    found = jax.tree_util.tree_map_with_path(lambda path, _: filled[leaf_path(path)], of_layers)
+    return in_form_of(like, found)
 
 
 def matching(tensors: Mapping[str, Any], tables: Sequence[Table], like: PyTree) -> Table:
     """The table that knows most of the tensors' names; the first of several that know as many."""
 
     def known(table: Table) -> int:
-        rows, _, _ = _assign(flat_params(like), table)
+        rows, _, _ = _assign(flat_params(unstack_layers(like)), table)
         return len(_recognize(tensors, rows, table)[0])
 
     return max(tables, key=known)

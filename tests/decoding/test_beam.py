@@ -15,6 +15,7 @@ from jaxformer.decoding.beam import translate, translate_all
 from jaxformer.decoding.reference import translate_uncached
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params, merge
+from jaxformer.models.stacked import stack_layers
 from jaxformer.models.transformer import Transformer
 from jaxformer.parity.bounds import BOUNDS
 from jaxformer.porting.compare import relative_error
@@ -213,6 +214,19 @@ def test_cached_is_uncached(model):
     for beam in (BEAM, GREEDY):
         uncached = translate_uncached(*model, sources, SPECIALS, beam)
         assert_same(translate(*model, sources, SPECIALS, beam), uncached)
+
+
+def test_a_model_of_scanned_layers_translates_alike():
+    config = dataclasses.replace(CONFIG, init_std=0.5, num_layers=2)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    params = branching(init_params(Transformer, config, jax.random.key(4)))
+    found, expected = (
+        translate(
+            abstract_model(Transformer, form)[0], tree, form, sentences(3, 7), SPECIALS, GREEDY
+        )
+        for form, tree in ((scanned, stack_layers(params)), (config, params))
+    )
+    assert_same(found, expected)
 
 
 def test_few_compilations_serve_all_lengths_and_penalties(model):

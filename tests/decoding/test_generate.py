@@ -20,6 +20,7 @@ from jaxformer.decoding.state import decode, prefill, row_keys
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, init_params
 from jaxformer.models.gpt import GPT
+from jaxformer.models.stacked import stack_layers
 
 T = 13
 CONFIG = GPTConfig(
@@ -89,6 +90,25 @@ def test_equal_seeds_give_equal_texts_and_rows_draw_their_own(model):
 def test_fewer_steps_give_the_beginning_of_the_text(model):
     long = text(model, prompts_of(5, 6), max_new_tokens=12)
     np.testing.assert_array_equal(text(model, prompts_of(5, 6), max_new_tokens=5), long[:, :5])
+
+
+def test_a_model_of_scanned_layers_decodes_the_same_tokens():
+    """Prefill and decoding take the layers one by one, each with its cache."""
+    config = dataclasses.replace(CONFIG, num_layers=2)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    params = init_params(GPT, config, jax.random.key(0))
+    forms = [(config, params), (scanned, stack_layers(params))]
+    texts = [
+        text(
+            (abstract_model(GPT, form)[0], tree),
+            prompts_of(3, 5),
+            config=form,
+            max_new_tokens=T,
+            sampling=GREEDY,
+        )
+        for form, tree in forms
+    ]
+    np.testing.assert_array_equal(*texts)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (3, 7, 2)])

@@ -17,6 +17,9 @@ from jaxformer.config import (
     TextPairsConfig,
 )
 from jaxformer.errors import UserError
+from jaxformer.models.functional import flat_params
+from jaxformer.models.stacked import is_stacked
+from jaxformer.parity.bounds import FLOAT32_LOSSES
 from jaxformer.run import resume
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
@@ -107,6 +110,28 @@ def test_validations_may_come_at_other_times_in_another_thread(config, run_dir):
     assert validated == [3]
     assert load_run(run_dir).step == 3
     assert load_config(run_dir / "config.json").eval_every == 3, "the next resume keeps it"
+
+
+@pytest.mark.parametrize("began", [False, True], ids=["list first", "scanned first"])
+def test_a_run_continues_with_layers_scanned_or_not(config, tmp_path, capsys, began):
+    """Losses are the other form's up to rounding; the checkpoint is opened without stacks."""
+    config = dataclasses.replace(config, steps=3)
+    forms = [
+        dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=scanned))
+        for scanned in (began, not began)
+    ]
+    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    train(forms[0], RunOptions(run_dir=whole))
+    train(forms[0], RunOptions(run_dir=run_dir, stop_after=1))
+    train(forms[1], RunOptions(run_dir=run_dir, resume=True))
+    assert "--model.scan-layers: the run continues" in capsys.readouterr().err
+    assert load_config(run_dir / "config.json").model.scan_layers is not began
+    (*_, found), (*_, expected) = tiny.losses(run_dir), tiny.losses(whole)
+    assert found[:2] == expected[:2]
+    assert found[2] == pytest.approx(expected[2], abs=FLOAT32_LOSSES)
+    runs = [load_run(place) for place in (run_dir, whole)]
+    assert not any(map(is_stacked, flat_params(runs[0].params)))
+    assert len({str(jax.tree.structure(run.params)) for run in runs}) == 1
 
 
 def test_resuming_with_other_data_is_refused(config, place, run_dir):

@@ -1,5 +1,7 @@
 """Twenty steps of AdamW on any mesh of eight devices equal those on one device."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +60,18 @@ def test_a_loss_in_chunks_on_a_mesh_equals_that_of_all_logits_on_one_device(
     with arithmetic("float64"):
         found = run(toy_run("float64"), mesh)
     assert_equal(found, in_float64)
+
+
+@EACH_MESH
+def test_scanned_layers_on_a_mesh_equal_a_list_on_one_device(mesh):
+    """Losses and norms of five steps, which depend on every parameter and moment."""
+    config = toy_run("float64", num_layers=2, steps=5)
+    model = dataclasses.replace(config.model, scan_layers=True)
+    with arithmetic("float64"):
+        found = run(dataclasses.replace(config, model=model), mesh)
+        expected = run(config, MeshConfig(), jax.devices()[:1])
+    assert relative_error(found.losses, expected.losses) <= BOUND
+    assert relative_error(found.grad_norms, expected.grad_norms) <= BOUND
 
 
 def test_the_compared_values_change_during_training(in_float64):

@@ -13,6 +13,7 @@ from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS, Mes
 from jaxformer.models.bert import Bert
 from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.gpt import GPT
+from jaxformer.models.stacked import is_stacked
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding import rules
 from jaxformer.sharding.mesh import make_mesh
@@ -27,6 +28,7 @@ MODELS = (
     (Transformer, TRANSFORMER_PRESETS["toy"]),
     (Transformer, dataclasses.replace(TRANSFORMER_PRESETS["toy"], share_embeddings=False)),
     (Bert, BERT_PRESETS["toy"]),
+    (GPT, dataclasses.replace(GPT_PRESETS["toy"], scan_layers=True)),
 )
 """Every kind of matrix is in one of them: an option that adds one gets a row."""
 
@@ -97,7 +99,8 @@ def test_every_matrix_but_the_small_tables_has_a_rule(model, config):
     shapes = abstract_model(model, config)[1]
     for path, leaf in flat_params(shapes).items():
         whole = spec_for(path, leaf.shape, mesh) == P()
-        small = leaf.ndim == 1 or path in ("positions/embedding", "segments/embedding")
+        vector = leaf.ndim - is_stacked(path) == 1
+        small = vector or path in ("positions/embedding", "segments/embedding")
         assert whole <= small, path
     assert jax.tree.structure(state_shardings(shapes, mesh)) == jax.tree.structure(shapes)
 

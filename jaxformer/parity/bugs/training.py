@@ -20,7 +20,12 @@ from jaxformer.parity.proofs.losses import (
 )
 from jaxformer.parity.proofs.optimizers import prove_clipping, prove_optimizer, prove_schedule
 from jaxformer.parity.proofs.resume import prove_resume
-from jaxformer.parity.proofs.training import prove_accumulation, prove_remat, prove_step
+from jaxformer.parity.proofs.training import (
+    prove_accumulation,
+    prove_remat,
+    prove_scan,
+    prove_step,
+)
 from jaxformer.training import chunks, loss, objectives, optimizer, schedule, step
 
 
@@ -133,6 +138,21 @@ def recomputed_with_another_key(block: Any, remat: str) -> Callable[..., Any]:
     recomputed.defvjp(lambda *inputs: (output(*inputs), inputs), backward)
     return lambda x, mask, key, *_: (recomputed(params, x, mask, key), None)
 
+
+def of_the_first_layer(fold_path: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda key, name, index: fold_path(key, name, 0)
+
+
+def last_layer_first(scan_blocks: Callable[..., Any]) -> Callable[..., Any]:
+    def backwards(blocks: stacks.StackedBlocks, *inputs: Any) -> jax.Array:
+        graphdef, params = nnx.split(blocks)
+        params = jax.tree.map(jnp.flipud, params)
+        return scan_blocks(nnx.merge(graphdef, params), *inputs)
+
+    return backwards
+
+
+TWO_LAYERS = SMALL.with_options(num_layers=2)
 
 LOSS_BUGS = [
     Bug(
@@ -312,6 +332,27 @@ STEP_BUGS = [
         patched(stacks, "maybe_remat", lambda _: recomputed_with_another_key),
         prove_remat,
         SMALL.with_options(remat="full"),
+    ),
+    Bug(
+        "dropout the same in every scanned layer",
+        "scan",
+        patched(stacks, "fold_path", of_the_first_layer),
+        prove_scan,
+        TWO_LAYERS,
+    ),
+    Bug(
+        "scanned from the last layer to the first",
+        "scan",
+        patched(stacks, "scan_blocks", last_layer_first),
+        prove_scan,
+        TWO_LAYERS,
+    ),
+    Bug(
+        "stacked biases decayed",
+        "scan",
+        patched(optimizer, "is_stacked", lambda _: lambda path: False),
+        prove_scan,
+        TWO_LAYERS,
     ),
     Bug(
         "step counter lost at resume",

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxformer.models.functional import abstract_model, flat_params, merge
+from jaxformer.models.stacked import in_form_of, unstack_layers
 from jaxformer.parity.bounds import BFLOAT16_RATIO, BOUNDS, Scope
 from jaxformer.parity.engine.cases import Case, draw_params
 from jaxformer.parity.engine.comparison import Comparison
@@ -37,7 +38,7 @@ class ModelPair(NamedTuple):
     def draw(self, case: Case) -> tuple[nnx.GraphDef, PyTree[Array]]:
         """The module in the type of the case, as graph definition and drawn parameters."""
         graphdef, shapes = abstract_model(self.build, case.model_config)
-        return graphdef, draw_params(case, shapes)
+        return graphdef, in_form_of(shapes, draw_params(case, unstack_layers(shapes)))
 
     def twin(self, case: Case, params: PyTree[Array]) -> torch.nn.Module:
         """The twin in the type of the case, with these parameters."""
@@ -48,8 +49,11 @@ class ModelPair(NamedTuple):
 
 
 def in_jax_names(params: PyTree[Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """PyTorch's tensors, such as gradients, with the paths and axes of JAX's parameters."""
-    like = jax.tree.map(lambda x: np.zeros(x.shape), params)
+    """PyTorch's tensors, such as gradients, with the paths and axes of JAX's parameters.
+
+    Each layer's paths are its own, stacked or not.
+    """
+    like = jax.tree.map(lambda x: np.zeros(x.shape), unstack_layers(params))
     arrays = {name: as_numpy(tensor) for name, tensor in tensors.items()}
     return flat_params(from_torch(arrays, TWIN, like))
 
@@ -57,7 +61,7 @@ def in_jax_names(params: PyTree[Any], tensors: Mapping[str, torch.Tensor]) -> di
 def twin_config(config: Any) -> Any:
     """The twin's config of the same name, field for field, without what changes no value."""
     fields = dataclasses.asdict(config)
-    for name in ("remat", "attention"):
+    for name in ("remat", "attention", "scan_layers"):
         fields.pop(name, None)
     return getattr(torch_config, type(config).__name__)(**fields)
 

@@ -12,6 +12,7 @@ import torch
 from jaxformer.config import MeshConfig
 from jaxformer.layers.dropout import step_key
 from jaxformer.models.functional import flat_params, merge
+from jaxformer.models.stacked import unstack_layers
 from jaxformer.parity.bounds import Scope
 from jaxformer.parity.engine.cases import Case, dropout_key, keep_for
 from jaxformer.parity.engine.comparison import Comparison, compare_values
@@ -94,7 +95,7 @@ def compare_objective(case: Case, pair: TrainingPair) -> Comparison:
             return objective(merge(graphdef, params), arrays, None)
 
         (total, count), grads = jax.value_and_grad(loss, has_aux=True)(drawn)
-        ours = as_values(total, count, flat_params(grads))
+        ours = as_values(total, count, flat_params(unstack_layers(grads)))
 
         twin = pair.models.twin(case, drawn)
         total, count = pair.twin_objective(case)(twin, in_torch(batch), None)
@@ -250,7 +251,7 @@ def _state_values(layer: str, params: Any, opt_state: Any) -> dict[Key, Any]:
     return {
         Key(layer, "update", f"{label}/{path}"): leaf
         for label, tree in trees.items()
-        for path, leaf in flat_params(tree).items()
+        for path, leaf in flat_params(unstack_layers(tree)).items()
         if not path.endswith(ZERO_GRADIENT)
     }
 

@@ -144,6 +144,12 @@ def prove_remat(case: Case) -> Comparison:
     return compare_steps(case.dropping(), TRAINING[type(case.config)], "remat", 1, "model")
 
 
+def prove_scan(case: Case) -> Comparison:
+    """One step of two slices, dropout on, of a model whose layers are scanned."""
+    scanned = case.dropping().with_options(scan_layers=True)
+    return compare_steps(scanned, TRAINING[type(case.config)], "scan", 1, "model")
+
+
 def prove_training(case: Case) -> Comparison:
     """State and metrics after all steps of the row, of two slices each, dropout on.
 
@@ -164,6 +170,7 @@ def gpt_proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_accumulation, one_layer(case)),
         (prove_remat, one_layer(case).with_options(remat="dots")),
         (prove_remat, one_layer(case).with_options(remat="full")),
+        (prove_scan, case.with_options(remat="dots")),
         (prove_training, case),
     ]
 
@@ -179,10 +186,12 @@ def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_objective, separate),
         (prove_accumulation, one_layer(whole)),
         (prove_step_kl, one_layer(whole)),
+        (prove_scan, whole),
         (prove_training, whole),
     ]
 
 
 def bert_proofs(case: Case) -> list[tuple[Proof, Case]]:
     """The same of BERT."""
-    return [(prove_objective, bert_case(case)), (prove_training, bert_case(case))]
+    proofs = prove_objective, prove_scan, prove_training
+    return [(proof, bert_case(case)) for proof in proofs]
