@@ -141,15 +141,15 @@ def _described(hint: Any) -> str:
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh, the checkpoints and the times of validations may change when a run is resumed, so
-    they are left out. So are more steps, which extend a run, and paths of the data: a run knows its
-    text and tokenizer by their hash, wherever they lie.
+    The mesh, the implementation of attention, the checkpoints and the times of validations may
+    change when a run is resumed, so they are left out. So are more steps, which extend a run, and
+    paths of the data: a run knows its text and tokenizer by their hash, wherever they lie.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]
     found = []
     for name in _flags(type(ours)):
-        if name == "eval_every" or name.startswith(("mesh.", "checkpoint.")):
+        if name.startswith(("mesh.", "checkpoint.")) or name in ("eval_every", "model.attention"):
             continue
         our, their = _value(ours, name), _value(theirs, name)
         if name == "steps" and our > their:
