@@ -13,6 +13,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 SETTINGS = {
     "jax_compilation_cache_max_size": 2**30,
@@ -52,7 +53,7 @@ def enable_compile_cache() -> None:
     """
     import jax  # which reads the environment when it is imported: conftest.py calls `processor`
 
-    config = jax.config
+    config: Any = jax.config  # its settings have no types
     if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
         return
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
