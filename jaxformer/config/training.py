@@ -277,9 +277,8 @@ class RunOptions:
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
     compile_cache: bool = True
-    """Keep compiled programs, at most 1 GB, in $XDG_CACHE_HOME/jaxformer (by default
-    ~/.cache/jaxformer, on macOS ~/Library/Caches/jaxformer) for the next run, or where
-    JAX_COMPILATION_CACHE_DIR says."""
+    """Keep compiled programs, at most 1 GB, for the next run: in $JAXFORMER_CACHE, by default
+    $XDG_CACHE_HOME/jaxformer or ~/.cache/jaxformer, or where JAX_COMPILATION_CACHE_DIR says."""
     restarts: NaturalInt = 0
     """Times that a run which crashes is started again from its newest checkpoint."""
     profile: str | None = None

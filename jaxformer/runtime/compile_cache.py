@@ -1,19 +1,20 @@
 """The cache of compiled programs on disk: what one process compiled, later ones load.
 
-The programs lie in the user's cache directory, those of each kind of processor by themselves: code
-for the instructions of one may not run on another that shares the home. JAX finds a program by its
+The programs lie in the user's cache, those of each kind of processor by themselves: code for the
+instructions of one may not run on another that shares the home. JAX finds a program by its
 operations, the compiler, its flags and the device.
-Sources: https://docs.jax.dev/en/latest/persistent_compilation_cache.html;
-https://specifications.freedesktop.org/basedir-spec/latest/ (XDG_CACHE_HOME).
+Source: https://docs.jax.dev/en/latest/persistent_compilation_cache.html.
 """
 
 import os
 import platform
-import sys
 import warnings
 import zlib
 from pathlib import Path
 from typing import Any
+
+from jaxformer.errors import UserError
+from jaxformer.user_cache import default_cache
 
 SETTINGS = {
     "jax_compilation_cache_max_size": 2**30,
@@ -36,12 +37,9 @@ def cache_dir() -> Path:
     """Where programs for this processor lie.
 
     Raises:
-        RuntimeError: the user has no home.
+        UserError: the user has no home.
     """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    user = given if given.is_absolute() else Path.home() / usual
-    return user / "jaxformer" / f"jax-{processor()}"
+    return default_cache().absolute() / f"jax-{processor()}"
 
 
 def enable_compile_cache() -> None:
@@ -62,7 +60,7 @@ def enable_compile_cache() -> None:
         place = cache_dir()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_interrupted(place)
-    except (OSError, RuntimeError):
+    except (OSError, UserError):
         return
     if not os.access(place, os.W_OK):
         return

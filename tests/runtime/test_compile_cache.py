@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch) -> Iterator[Path]:
     """A user's cache directory, and JAX's settings as they are without a variable."""
     before = {name: getattr(jax.config, name) for name in CACHE}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in CACHE:
+    for name in ("jaxformer_cache", *CACHE):
         monkeypatch.delenv(name.upper(), raising=False)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -81,19 +81,17 @@ def test_each_kind_of_processor_has_its_own_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("system", "given", "place"),
+    ("own", "general", "place"),
     [
-        ("linux", "", "~/.cache"),
-        ("linux", "relative", "~/.cache"),
-        ("linux", "/var/tmp/cache", "/var/tmp/cache"),
-        ("darwin", "", "~/Library/Caches"),
-        ("darwin", "/var/tmp/cache", "/var/tmp/cache"),
+        ("", "", "~/.cache/jaxformer"),
+        ("", "/var/tmp/cache", "/var/tmp/cache/jaxformer"),
+        ("/var/tmp/own", "/var/tmp/cache", "/var/tmp/own"),
     ],
 )
-def test_it_lies_in_the_users_cache_directory(monkeypatch, system, given, place):
-    monkeypatch.setattr("sys.platform", system)
-    monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert cache_dir() == Path(place).expanduser() / "jaxformer" / f"jax-{processor()}"
+def test_it_lies_in_the_users_cache(monkeypatch, own, general, place):
+    monkeypatch.setenv("JAXFORMER_CACHE", own)
+    monkeypatch.setenv("XDG_CACHE_HOME", general)
+    assert cache_dir() == Path(place).expanduser() / f"jax-{processor()}"
 
 
 @pytest.mark.parametrize("directory", ["of/the/user", ""])
