@@ -3,16 +3,15 @@
 import ctypes
 import gc
 import os
-import platform
 import signal
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
+from jaxformer.runtime.compile_cache import processor
 from jaxformer.runtime.signals import ENDING
 from tests.flags import QUICK_TO_COMPILE
 
@@ -25,12 +24,8 @@ os.environ[UNOPTIMIZED] = "1"
 
 # Tests start many processes that compile the same small functions, and so does the next run of the
 # tests. What was compiled for another processor may not run on this one.
-cpuinfo = Path("/proc/cpuinfo")
-lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-name = f"jax-{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    Path(__file__).with_name(".pytest_cache") / "d" / name
+    Path(__file__).with_name(".pytest_cache") / "d" / f"jax-{processor()}"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -69,6 +69,10 @@ class Part:
         self.words.repetitions = 2 if self.words.rehearse else 7
         return Benchmark(self.words.part, self.words)
 
+    def some(self, cases: list[Any]) -> list[Any]:
+        """The cases; in a rehearsal, where all are the same tiny model, the first of them."""
+        return cases[:1] if self.words.rehearse else cases
+
     def model(self, name: str) -> tuple[GPTConfig, int]:
         """A model without dropout in bfloat16, and its batch size; tiny in a rehearsal."""
         config, batch_size = (TINY, 2) if self.words.rehearse else MODELS[name]
@@ -80,7 +84,7 @@ def train(part: Part) -> int:
     benchmark = part.benchmark()
     n = 256 if part.words.rehearse else 8192
     machine.measure(benchmark, n, "bfloat16", part.device)
-    for name, steps in (("char-gpu", 20), ("gpt2", 5)):
+    for name, steps in part.some([("char-gpu", 20), ("gpt2", 5)]):
         config, batch_size = part.model(name)
         case = Case("gpt", config, batch_size, config.context_length, steps)
         form = "eager" if part.words.rehearse else "compiled"
@@ -91,8 +95,8 @@ def train(part: Part) -> int:
 def decode(part: Part) -> int:
     """Greedy decoding."""
     benchmark = part.benchmark()
-    for name in ("gpt2", "gpt2-xl"):
-        for batch_size in (1, 64):
+    for name in part.some(["gpt2", "gpt2-xl"]):
+        for batch_size in part.some([1, 64]):
             config, _ = part.model(name)
             new_tokens = 8 if part.words.rehearse else NEW_TOKENS
             decoding.measure(benchmark, name, config, batch_size, new_tokens, part.device)

@@ -74,7 +74,7 @@ def draw(growth: Mapping[str, Any], path: Path) -> None:
             axis.set_xlabel(along)
             axis.set_ylabel(quantity if column == 0 else "")
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
+        axes[0][column].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

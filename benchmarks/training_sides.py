@@ -103,8 +103,6 @@ def twin(
     model: str, config: dict[str, Any], batch_size: int, length: int, steps: int, **_: Any
 ) -> Work:
     """The PyTorch twin, eager, on the CPU."""
-    import torch
-
     from jaxformer.parity.engine.model_pair import twin_config
     from torchref.models.gpt import GPT
     from torchref.models.transformer import Transformer
@@ -112,14 +110,13 @@ def twin(
     run = run_config(model, MODELS[model][0](**config), batch_size, length)
     module = {"gpt": GPT, "transformer": Transformer}[model](twin_config(run.model))
     load(module, tensors(model, run.model, TWIN))
-    batch = torch_batch(run, batch_size, length, "cpu")
 
-    def logits() -> torch.Tensor:
+    def logits(forward: Any, batch: Any) -> Any:
         if model == "gpt":
-            return module(batch.inputs)
-        return module(batch.source, batch.inputs, batch.source_valid, batch.mask)
+            return forward(batch.inputs)
+        return forward(batch.source, batch.inputs, batch.source_valid, batch.mask)
 
-    return torch_steps(module, logits, batch, run, steps)
+    return torch_steps(module, logits, run, batch_size, length, steps)
 
 
 def transformers(
@@ -132,21 +129,16 @@ def transformers(
     device: str = "cpu",
 ) -> Work:
     """transformers' GPT-2 or Marian with PyTorch's scaled_dot_product_attention."""
-    import torch
-
     run = run_config(model, MODELS[model][0](**config), batch_size, length)
-    module: Any = (gpt2_model if model == "gpt" else marian_model)(run.model).to(device)
-    batch = torch_batch(run, batch_size, length, device)
-    forward = torch.compile(module) if compiled else module
+    module: Any = (gpt2_model if model == "gpt" else marian_model)(run.model)
 
-    def logits() -> torch.Tensor:
-        if model == "gpt":
-            return forward(input_ids=batch.inputs, use_cache=False).logits
-        return forward(
-            input_ids=batch.source, decoder_input_ids=batch.inputs, use_cache=False
-        ).logits
+    def logits(forward: Any, batch: Any) -> Any:
+        read = {"input_ids": batch.inputs}
+        if model == "transformer":
+            read = {"input_ids": batch.source, "decoder_input_ids": batch.inputs}
+        return forward(**read, use_cache=False).logits
 
-    return torch_steps(module, logits, batch, run, steps)
+    return torch_steps(module, logits, run, batch_size, length, steps, compiled, device)
 
 
 def nanogpt(
@@ -183,18 +175,17 @@ def nanogpt(
     conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     named = tensors(model, sizes, gpt2.HUGGING_FACE)
     load(module, {name: x.T if name.endswith(conv1d) else x for name, x in named.items()})
-    module = module.to(device)
-    batch = torch_batch(run, batch_size, length, device)
-    optimizer = module.configure_optimizers(
+    optimizer = module.to(device).configure_optimizers(
         OPTIMIZER.weight_decay,
         OPTIMIZER.peak_learning_rate,
         (OPTIMIZER.beta1, OPTIMIZER.beta2),
         torch.device(device).type,
     )
-    forward = torch.compile(module) if compiled else module
-    return torch_steps(
-        module, lambda: forward(batch.inputs, batch.targets)[0], batch, run, steps, optimizer
-    )
+
+    def logits(forward: Any, batch: Any) -> Any:
+        return forward(batch.inputs, batch.targets)[0]
+
+    return torch_steps(module, logits, run, batch_size, length, steps, compiled, device, optimizer)
 
 
 def load(module: Any, arrays: dict[str, np.ndarray]) -> None:
@@ -286,16 +277,21 @@ def _wide(array: np.ndarray) -> Any:
 
 def torch_steps(
     module: Any,
-    logits: Callable[[], Any],
-    batch: Any,
+    logits: Callable[[Any, Any], Any],
     run: RunConfig,
+    batch_size: int,
+    length: int,
     steps: int,
+    compiled: bool = False,
+    device: str = "cpu",
     optimizer: Any = None,
 ) -> Work:
-    """A PyTorch loop around a function that gives the logits of the batch."""
+    """A PyTorch loop around `logits` of the module, compiled or not, and the batch of all sides."""
     import torch
     from torch.nn import functional
 
+    module, batch = module.to(device), torch_batch(run, batch_size, length, device)
+    forward = torch.compile(module) if compiled else module
     matrices = [p for p in module.parameters() if p.ndim >= 2 and p.requires_grad]
     vectors = [p for p in module.parameters() if p.ndim < 2 and p.requires_grad]
     is_gpt = isinstance(run, LanguageConfig)
@@ -314,7 +310,7 @@ def torch_steps(
     def step() -> Any:
         optimizer.zero_grad(set_to_none=True)
         with autocast:
-            out = logits()
+            out = logits(forward, batch)
             loss = functional.cross_entropy(
                 out.flatten(0, 1), batch.targets.flatten(), label_smoothing=smoothing
             )

@@ -36,7 +36,7 @@ class PairBatch(NamedTuple):
 
 
 class MaskedBatch(NamedTuple):
-    """Texts with some tokens masked, for BERT."""
+    """Texts with some tokens masked, for BERT; padding follows the tokens of each row."""
 
     tokens: Int[Any, "B L"]
     """Token ids, some of them replaced, int32."""

@@ -192,6 +192,17 @@ def test_a_layer_that_is_not_there_lists_those_of_the_model(argv, names, capsys)
     assert ("cross_attention," in err) == ("--model" not in argv)
 
 
+def test_what_would_compare_nothing_is_refused(monkeypatch, capsys):
+    status, out, err = run_command(["--layer", "flash_attention", "--dtype", "float64"], capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert all(word in err for word in ("flash_attention", "float64", "float32 or bfloat16"))
+    monkeypatch.setattr(report, "BFLOAT16_SUBJECTS", ())
+    for model in report.MODELS:
+        status, out, err = run_command(["--model", model, "--dtype", "bfloat16"], capsys)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert all(word in err for word in (f"--model {model}", "bfloat16", "float64 or float32"))
+
+
 class Clock:
     now = 0.0
 

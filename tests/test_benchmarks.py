@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decoding, gpu, performance, training_sides
+from benchmarks import decoding, gpu, growth, performance, training_sides
 from benchmarks.comparison import Benchmark, Entrant, Figures, ratio, same_loss, same_tokens, table
 from benchmarks.side import serve
 from jaxformer.config import GPTConfig, TransformerConfig
@@ -153,6 +153,36 @@ def test_a_table_is_replaced_and_the_prose_stays(tmp_path):
     assert "old" not in found
     assert "| 1.50 |" in found
     assert performance.curves(results) == {"depth": {"a": [(2, 2e3, 1, 5)], "b": [(2, 3e3, 1, 5)]}}
+
+
+def test_the_forms_of_attention_compute_the_same_loss(monkeypatch):
+    monkeypatch.setattr(growth, "TOKENS", 96)
+    plain, *others = (growth.causal_attention(form, 48)() for form in growth.FORMS)
+    for other in others:
+        assert other.check == pytest.approx(plain.check, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data_loading",
+        "guard --case char-cpu",
+        "deterministic --case char-cpu",
+        "growth --along attention",
+        "growth --along batch",
+    ],
+)
+def test_each_benchmark_is_a_program(tmp_path, words):
+    name, *rest = words.split()
+    rest += ["--repetitions", "1", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *rest]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads((tmp_path / f"{name}.json").read_text())
+    sides = [side for case in written["cases"] for side in case["sides"]]
+    assert len(sides) > 1
+    assert all(side["seconds"]["all"] for side in sides)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ RECIPES = tuple(sorted(path.stem for path in HOME.glob("[a-z]*.py")))
 USUAL = (
     *("--preset", "--config", "--print-config", "--run-dir", "--resume", "--init-from"),
     *("--stop-after", "--steps", "--batch-size", "--batch-tokens", "--seed", "--data.*"),
+    "--compile-cache",
 )
 """Patterns of the flags that a recipe's `--help` shows."""
 

@@ -1,6 +1,7 @@
 """Training: the optimizer, the mesh, the checkpoints, and a whole run of each kind."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -275,8 +276,14 @@ class RunOptions:
     skipped or a spike, have one in any case."""
     deterministic: bool = False
     """Make reruns equal to the last bit on GPUs too, by slower kernels."""
+    compile_cache: bool = True
+    """Keep compiled programs, at most 1 GB, for the next run: in $JAXFORMER_CACHE, by default
+    $XDG_CACHE_HOME/jaxformer or ~/.cache/jaxformer, or where JAX_COMPILATION_CACHE_DIR says."""
     restarts: NaturalInt = 0
     """Times that a run which crashes is started again from its newest checkpoint."""
+    profile: str | None = None
+    """Steps FIRST:LAST to trace: a file for https://ui.perfetto.dev goes to the run directory, and
+    the operations that took longest are printed."""
     watchdog: PositiveFloat = 600.0
     """Seconds without progress after which the process writes its stacks and ends; the first step
     and the first evaluation also compile and may take 15 minutes more."""
@@ -284,3 +291,21 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        _ = self.profiled_steps
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps of `profile`; none without it.
+
+        Raises:
+            UserError: they are not two steps, the first before the last.
+        """
+        if self.profile is None:
+            return range(0)
+        found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", self.profile)
+        first, last = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= first <= last:
+            raise UserError(
+                f"profile {self.profile!r} is not FIRST:LAST: name two steps from 1 on, as in 5:8"
+            )
+        return range(first, last + 1)

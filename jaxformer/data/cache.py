@@ -1,7 +1,6 @@
 """The cache of prepared data: one directory for each preparation, complete or absent.
 
-It is `$JAXFORMER_CACHE`, else `$XDG_CACHE_HOME/jaxformer`, else `~/.cache/jaxformer`. Everything in
-it can be rebuilt from its sources, so any of it may be removed at any time.
+Everything in it can be rebuilt from its sources, so any of it may be removed at any time.
 """
 
 import contextlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jaxformer.errors import UserError
+from jaxformer.user_cache import default_cache
 
 UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 3600.0  # seconds after which the files of a killed preparation are removed
@@ -62,18 +62,6 @@ def load_or_build(
         ) from error
     assert prepared is not None, "what was just written reads back"
     return prepared
-
-
-def default_cache() -> Path:
-    """The cache that the environment names; UserError if it names none and no home directory."""
-    if chosen := os.environ.get("JAXFORMER_CACHE"):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer"
-    except RuntimeError as error:
-        raise UserError(
-            "the cache has no home directory: set JAXFORMER_CACHE to a directory"
-        ) from error
 
 
 def install(made: Path, directory: Path, aside: Path) -> None:

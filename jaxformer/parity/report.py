@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from jaxformer.errors import UserError
 from jaxformer.parity.bugs import attention as bugs_attention
@@ -133,16 +133,24 @@ def run(
         layer: a name in `layers.LAYERS`, to prove it and plant its bugs alone.
 
     Raises:
-        UserError: for a model that is not there, or a layer that it does not have.
+        UserError: for a model that is not there, a layer that it does not have, and where nothing
+            would be proven.
     """
+    dtypes = list(dtypes)
     if model != "all" and model not in MODELS:
         raise UserError(f"--model {model} is unknown: choose {', '.join(MODELS)} or all")
     names = list(MODELS) if model == "all" else [model]
     if layer is not None and layer not in (known := layers_of(names)):
         owner = "any model" if model == "all" else model
         raise UserError(f"--layer {layer} is no layer of {owner}: choose {', '.join(known)}")
-    start_jax()
     steps = [(name, *step) for dtype in dtypes for name, step in proofs_of(names, dtype, layer)]
+    if not steps:
+        what = f"--model {model}" if layer is None else f"--layer {layer}"
+        others = [dtype for dtype in get_args(DType) if any(proofs_of(names, dtype, layer))]
+        raise UserError(
+            f"{what} has no proof in --dtype {', '.join(dtypes)}: choose {' or '.join(others)}"
+        )
+    start_jax()
     bugs = bugs_of(names, layer)
     rows, mutants, total = [], [], len(steps) + len(bugs)
     for number, (name, proof, case) in enumerate(steps):

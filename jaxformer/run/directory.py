@@ -32,6 +32,7 @@ TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"
+PROFILE = "profile"
 LOCK = ".lock"
 OF_VERSIONS = (
     "the standard library depends on Python's version, generated numbers on those of num2words and "
@@ -90,7 +91,8 @@ def saved_config(found: Checkpoint) -> RunConfig:
 def fill_run_dir(config: RunConfig, directory: Path, tokenizer: Tokenizer) -> bool:
     """Create the directory and its missing files; config.json follows what a resume changes.
 
-    That is the place of the data, more steps, the mesh, the times of checkpoints and validations.
+    That is the place of the data, more steps, the mesh, how attention is computed, the times of
+    checkpoints and validations.
 
     config.json comes first: killed at any moment, there is either no run yet or one to resume.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
@@ -25,6 +26,7 @@ from jaxformer.checkpoint import PARAMS, Checkpoint
 from jaxformer.config import (
     BeamConfig,
     LanguageConfig,
+    ModelConfig,
     RunConfig,
     SamplingConfig,
     TranslationConfig,
@@ -38,9 +40,11 @@ from jaxformer.decoding.generate import generate
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model
 from jaxformer.run import directory, evaluate, streaming
+from jaxformer.runtime.compile_cache import enable_compile_cache
 from jaxformer.runtime.jax_setup import start_jax
 from jaxformer.tasks.config_io import load_config
 from jaxformer.tasks.kinds import kind_of
+from jaxformer.tasks.program import attention_lack
 from jaxformer.tasks.task import TrainSpec
 from jaxformer.terminal import say
 from jaxformer.training.average import average as average_of
@@ -224,8 +228,9 @@ def load_run(
         average: how many checkpoints to average, that one and those before it that verify
             (Vaswani et al. 2017, section 6.1).
 
-    Checkpoints that do not verify are named on standard error, one line each. Files of the
-    optimizer's state are not read, and may be damaged or missing.
+    Checkpoints that do not verify are named on standard error, one line each; so is flash attention
+    where the device has none, and `auto` takes its place. Files of the optimizer's state are not
+    read, and may be damaged or missing.
 
     Raises:
         UserError: the directory is missing, holds no run or one of another kind, no checkpoint
@@ -238,7 +243,9 @@ def load_run(
         raise UserError(f"--step {step} and --best name two checkpoints: give one of the two")
     spec, tokenizer = open_run(run_dir, config_type)
     start_jax()
-    graphdef, expected = abstract_model(spec.model, unrolled(spec.config.model))
+    enable_compile_cache()
+    model_config = unrolled(_computable(spec.config.model, run_dir))
+    graphdef, expected = abstract_model(spec.model, model_config)
     checkpoints = run_dir / directory.CHECKPOINTS
     if best:
         found = checkpoint.read_best(checkpoints, [PARAMS])
@@ -259,6 +266,15 @@ def load_run(
 def unrolled(model: Any) -> Any:
     """The model with a list of layers: decoding caches and attention maps are of one layer each."""
     return dataclasses.replace(model, scan_layers=False)
+
+
+def _computable(config: ModelConfig, run_dir: Path) -> ModelConfig:
+    """The model with `auto` for an implementation of attention that is not to be had here."""
+    lack = attention_lack(config, jax.devices()[0])
+    if not lack:
+        return config
+    say(f"{run_dir}: {lack}: attention is computed otherwise here", sys.stderr)
+    return dataclasses.replace(config, attention="auto")
 
 
 def open_run(

@@ -24,11 +24,13 @@ from jaxformer.models.functional import num_parameters
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter, read_metrics
 from jaxformer.monitor.plots import draw_curves
+from jaxformer.monitor.profile import Profiler, require_profiled
 from jaxformer.monitor.progress import Progress
 from jaxformer.monitor.step_log import StepLog, product_type
 from jaxformer.run import directory, resume
 from jaxformer.run.initial import require_init_from
 from jaxformer.runtime import distributed, jax_setup
+from jaxformer.runtime.compile_cache import enable_compile_cache
 from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.runtime.signals import AskedToEndError, MultiHostPreemptionGuard, PreemptionGuard
 from jaxformer.runtime.watchdog import Watchdog
@@ -84,6 +86,8 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     require_x64(config.model.dtype)
     distributed.join(options.distributed)
     jax_setup.start_jax()
+    if options.compile_cache:
+        enable_compile_cache()
     mesh = make_mesh(config.mesh)
     directory.check_run_dir(options)
     directory.check_data(config, options.run_dir)
@@ -104,8 +108,10 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
     # Restore.
     state, begun = resume.restore(task, program, metadata, options)
     step, first = (start := begun.step), distributed.is_first()
+    require_profiled(options.profiled_steps, start, last)
     is_new = first and directory.fill_run_dir(config, run_dir, data.tokenizer)
     metrics_file = run_dir / directory.METRICS if first else None
+    profiled = options.profiled_steps if first else range(0)
     with (
         directory.locked(run_dir) if first else contextlib.nullcontext(),
         PreemptionGuard() if jax.process_count() == 1 else MultiHostPreemptionGuard() as interrupt,
@@ -115,6 +121,7 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
         Progress(config.steps, start, (sys.stdout if first else None) or nowhere) as progress,
         contextlib.closing(training_iterator(task.batches, start)) as batches,
         Watchdog(options.watchdog, run_dir / f"stacks-{jax.process_index()}.txt") as watchdog,
+        Profiler(profiled, run_dir / directory.PROFILE, progress.print) as profiler,
     ):
         introduce(progress, task, program)
         for line in resume.introduction(task, begun, options.resume):
@@ -151,8 +158,11 @@ def train(config: RunConfig, options: RunOptions, objective: Objective | None = 
         for step in range(start + 1, last + 1):
             # Step.
             watchdog.expect("step", step)
+            profiler.before(step, state)
             batch = next(batches)
-            state, metrics = program.train_step(state, shard_batch(batch, program.rows))
+            with jax.profiler.StepTraceAnnotation("step", step_num=step):
+                state, metrics = program.train_step(state, shard_batch(batch, program.rows))
+            profiler.after(step, state)
             # Log.
             log.add(step, metrics, step_cost(config, batch))
             stop = step == last or interrupt.reached()

@@ -43,9 +43,11 @@ def supervise(recipe: str, argv: Sequence[str], options: RunOptions) -> int:
                 line = f"the run ended with status {status}; restart {start} of {options.restarts}"
                 print(f"jaxformer train {recipe}: {line}", file=sys.stderr, flush=True)
             resume = ["--resume"] if own and _has_begun(options) else []
+            # Steps to trace may be done.
+            untraced = ["--profile", "None"] if start and options.profile else []
             # A group of its own: Ctrl-C on a terminal comes to this process and is passed on, once.
             child = subprocess.Popen(
-                [*command, *argv, *resume, "--restarts", "0"],
+                [*command, *argv, *resume, *untraced, "--restarts", "0"],
                 process_group=0,
                 preexec_fn=_end_with_parent,
             )

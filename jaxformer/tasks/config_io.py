@@ -138,16 +138,17 @@ def _described(hint: Any) -> str:
     }[hint]
 
 
-MAY_CHANGE = {"eval_every", "model.scan_layers"}
+MAY_CHANGE = {"eval_every", "model.attention", "model.scan_layers"}
 """Settings with which a run can be resumed whatever they were."""
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Each flag whose value differs, as `--model.width 64 (the run has 128)`.
 
-    The mesh, the checkpoints, the times of validations and whether layers are scanned may change
-    when a run is resumed, so they are left out. So are more steps, which extend a run, and paths of
-    the data: a run knows its text and tokenizer by their hash, wherever they lie.
+    The mesh, the implementation of attention, whether layers are scanned, the checkpoints and the
+    times of validations may change when a run is resumed, so they are left out. So are more steps,
+    which extend a run, and paths of the data: a run knows its text and tokenizer by their hash,
+    wherever they lie.
     """
     if type(ours) is not type(theirs):
         return [f"a {ours.kind} run (the run is {theirs.kind})"]

@@ -103,11 +103,18 @@ def require_x64(dtype: str) -> None:
 
 
 def require_attention(config: BlockConfig, device: jax.Device) -> None:
-    """Refuse flash attention on a device without cuDNN's kernels for such heads."""
+    """Refuse an implementation of attention that the device does not have."""
+    if lack := attention_lack(config, device):
+        raise UserError(f"{lack}: choose --model.attention auto")
+
+
+def attention_lack(config: BlockConfig, device: jax.Device) -> str:
+    """Why the device cannot compute attention as the config says; empty if it can.
+
+    Flash needs cuDNN's kernels for heads of such a width.
+    """
     widest = widest_flash_head(device)
-    if config.attention == "flash" and config.head_width > widest:
-        limit = f"takes heads of at most {widest}" if widest else "has none"
-        raise UserError(
-            f"model.attention flash is cuDNN's, of which {device.device_kind} {limit}: choose "
-            "--model.attention auto"
-        )
+    if config.attention != "flash" or config.head_width <= widest:
+        return ""
+    limit = f"takes heads of at most {widest}" if widest else "has none"
+    return f"model.attention flash is cuDNN's, of which {device.device_kind} {limit}"

@@ -74,7 +74,9 @@ def translation_accuracy(
 
 def masked_token(model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
     """The cross-entropy of BERT: each masked token from all the others."""
-    hidden_BLD = model.hidden(batch.tokens, batch.segments, batch.valid, dropout_key)
+    # Padding follows the tokens: lengths say the same, and cuDNN's attention takes no more.
+    lengths_B = batch.valid.sum(-1)
+    hidden_BLD = model.hidden(batch.tokens, batch.segments, lengths_B, dropout_key)
     return in_chunks(cross_entropy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
 

@@ -40,6 +40,12 @@ def refusal(capsys, function) -> str:
     return line
 
 
+def test_steps_to_trace_are_first_and_last_or_none(capsys):
+    assert list(recipe("--profile", "5:7")[1].profiled_steps) == [5, 6, 7]
+    assert recipe("--profile", "5:7", "--profile", "None")[1].profile is None  # as a restart says
+    assert "profile '7'" in refusal(capsys, lambda: recipe("--profile", "7"))
+
+
 def test_a_recipe_without_flags_is_the_default_preset():
     assert recipe() == (PRESETS["cpu"], RunOptions(run_dir=Path("runs/my_gpt")))
 

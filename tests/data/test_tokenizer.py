@@ -11,7 +11,6 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxformer.data import tokenizer as module
 from jaxformer.data.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
@@ -20,6 +19,7 @@ from jaxformer.data.tokenizer import (
     make_tokenizer,
     save_tokenizer,
 )
+from jaxformer.data.tokenizer import bpe as module
 from jaxformer.errors import UserError
 from tests.tokenizers_of_all_kinds import (
     ALL_KINDS,

@@ -1,6 +1,7 @@
 """Attention by its implementations: each equals plain, and each is chosen where it applies."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import jax
@@ -27,6 +28,7 @@ from jaxformer.models.transformer import Transformer
 from jaxformer.parity.bounds import BOUNDS
 from jaxformer.porting.compare import relative_error
 from jaxformer.tasks.program import require_attention
+from tests.objectives import gradient
 
 B, H, K = 3, 2, 8
 
@@ -211,6 +213,16 @@ def test_flash_is_refused_where_the_device_has_no_kernel():
             require_attention(wide, device)
     require_attention(wide, H100)
     require_attention(dataclasses.replace(wide, attention="auto"), jax.devices()[0])
+
+
+@pytest.mark.parametrize("name", ["gpt", "transformer", "bert"])
+def test_no_objective_makes_a_dense_mask(monkeypatch, name):
+    """Which flash refuses, and for which `auto` would not choose it."""
+    by_arrays = functools.partial(flash_attention, kernel="xla")
+    monkeypatch.setattr(module, "flash_attention", by_arrays)
+    options = {"attention": "flash", "dtype": "bfloat16", "attention_dropout": False}
+    function, *arguments = gradient(name, num_layers=1, **options)
+    jax.eval_shape(function, *arguments)
 
 
 def test_flash_refuses_a_dense_mask():

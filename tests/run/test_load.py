@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import checkpoint, manifest
+from jaxformer.batch import Batch
 from jaxformer.checkpoint import PARAMS
 from jaxformer.config import CheckpointConfig, DataConfig, GPTConfig, LanguageConfig, RunOptions
 from jaxformer.data.tokenizer import ByteTokenizer, CharTokenizer, save_tokenizer
@@ -17,6 +18,7 @@ from jaxformer.errors import UserError
 from jaxformer.models.functional import init_params
 from jaxformer.models.gpt import GPT
 from jaxformer.run import directory, loop
+from jaxformer.run.evaluate import evaluate_params
 from jaxformer.run.load import load_run
 from tests.runs import save_run
 from tests.states import snapshot
@@ -270,6 +272,20 @@ def test_a_tokenizer_smaller_than_the_model_is_fine(tmp_path):
     model = dataclasses.replace(MODEL, vocab_size=10)
     save_run(tmp_path / "run", LanguageConfig(model=model), CharTokenizer("abc"))
     assert load_run(tmp_path / "run").tokenizer.vocab_size == 3
+
+
+def test_a_run_with_flash_attention_is_opened_where_there_is_none_and_says_so(tmp_path, capsys):
+    model = dataclasses.replace(MODEL, width=16, attention="flash", dtype="bfloat16")
+    save_run(tmp_path / "run", LanguageConfig(model=model), ByteTokenizer())
+    run = load_run(tmp_path / "run")
+    assert run.config.model.attention == "flash"
+    assert len(run.sample("a", max_new_tokens=3)) == 1
+    row = np.arange(8, dtype=np.int32)[None]
+    loss, _ = evaluate_params(run, [Batch(row, row + 1, row > 0)])
+    assert np.isfinite(loss.loss)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(word in said for word in (str(tmp_path / "run"), "model.attention flash", "cpu"))
 
 
 def test_the_best_of_old_is_not_one_of_the_newest(tmp_path):

@@ -153,6 +153,20 @@ def test_what_is_started_again_and_with_which_flags(tmp_path, statuses, status, 
     assert done.stderr.count("restart ") == starts - 1
 
 
+def test_a_restart_traces_nothing(tmp_path):
+    """The steps of `--profile` may be done."""
+    (tmp_path / "child.py").write_text(CHILD)
+    script = SUPERVISOR.replace("restarts=2", "restarts=2, profile='2:3'")
+    words = [sys.executable, "-c", script, "child.py", "1,0", "--profile", "2:3"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "starts").read_text().splitlines() == [
+        "1,0 --profile 2:3 --restarts 0",
+        "1,0 --profile 2:3 --resume --profile None --restarts 0",
+    ]
+
+
 def test_a_child_that_fails_when_it_is_asked_to_end_is_not_started_again(tmp_path):
     (tmp_path / "child.py").write_text(
         "import signal, sys, time\n"

@@ -105,11 +105,11 @@ def test_any_json_is_a_config_or_a_refusal(value):
             with_values(CONFIG, file)
 
 
-def test_differences_name_flags_but_not_the_mesh():
+def test_differences_name_flags_but_not_the_mesh_nor_how_attention_is_computed():
     other = dataclasses.replace(
         CONFIG,
         steps=7,
-        model=dataclasses.replace(CONFIG.model, dropout_rate=0.5),
+        model=dataclasses.replace(CONFIG.model, dropout_rate=0.5, attention="plain"),
         mesh=dataclasses.replace(CONFIG.mesh, data=3),
     )
     assert differences(other, CONFIG) == [

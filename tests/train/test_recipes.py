@@ -32,7 +32,7 @@ TINY_TRANSFORMER = [
 ]
 FLAGS = {
     *("--preset", "--config", "--run-dir", "--steps", "--stop-after", "--batch-size", "--seed"),
-    *("--resume", "--help-all"),
+    *("--resume", "--compile-cache", "--help-all"),
 }
 OWN_FLAGS = {
     "gpt_char": {"--data.path"},
