@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jaxformer.cli.arguments import parse
 from jaxformer.cli.help import HELP
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
     import jax
 
     from jaxformer.config import RunConfig
+    from jaxformer.planning.kernels import Kernels
     from jaxformer.planning.plan import Plan
     from jaxformer.planning.roofline import Prediction
     from jaxformer.planning.suggest import Suggestion
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # jax starts slowly, and only once its devices are counted
 PROG = "jaxformer plan"
 MOST_DEVICES = 1024
 """Each simulated device has threads of its own."""
+LARGEST = 8
+"""Arrays of the GPU's program that are listed."""
 A_MACHINE = 8
 """Devices that a machine has at most."""
 DESCRIPTION = (
@@ -41,7 +44,7 @@ DESCRIPTION = (
 )
 USUAL = (
     *("--preset", "--config", "--print-config", "--devices", "--gpu", "--link", "--reserve"),
-    *("--check", "--json", "--batch-*", "--accumulation", "--mesh.*"),
+    *("--compiler", "--check", "--json", "--batch-*", "--accumulation", "--mesh.*"),
     *("--model.dtype", "--model.remat", "--model.vocab-size", "--model.context-length"),
 )
 """Patterns of the flags that `--help` shows after a recipe."""
@@ -57,6 +60,10 @@ class PlanOptions:
     """The kind of them, by its name in the table of jaxformer/planning/hardware.py."""
     link: PositiveFloat | None = None
     """GB/s that a device sends to the others, instead of the table's value for one machine."""
+    compiler: Literal["auto", "cpu", "gpu"] = "auto"
+    """Which of XLA's compilers says what memory, kernels and collectives the step takes: `cpu`, in
+    seconds, or `gpu`, in minutes, which needs jax's CUDA plugin and no GPU; by default the latter
+    if it is installed."""
     reserve: Probability = 0.25
     """Share of a GPU's memory that the run cannot have. By default jax takes three quarters of the
     memory (XLA_PYTHON_CLIENT_MEM_FRACTION) and leaves 0.25."""
@@ -69,6 +76,12 @@ class PlanOptions:
         check_fields(self)
         if self.gpu not in GPUS:
             raise UserError(f"gpu {self.gpu} is unknown: choose one of {', '.join(GPUS)}")
+        if self.compiler == "gpu" and GPUS[self.gpu].chip is None:
+            known = ", ".join(name for name, gpu in GPUS.items() if gpu.chip is not None)
+            raise UserError(
+                f"--compiler gpu has no figures of {self.gpu}'s chip: choose --compiler cpu, or "
+                f"--gpu with one of {known}"
+            )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,6 +156,7 @@ def report(
     """Plan, predict, suggest and check, and print it all."""
     import jax
 
+    from jaxformer.planning.gpu_compiler import INSTALL, by_gpu_compiler, described_devices
     from jaxformer.planning.plan import make_plan
     from jaxformer.planning.roofline import predict
     from jaxformer.planning.suggest import suggestions
@@ -153,10 +167,16 @@ def report(
         gpu = dataclasses.replace(gpu, link=options.link * 1e9)
     room = (1 - options.reserve) * gpu.memory
     simulated = jax.devices("cpu")[: options.devices]
+    described_gpus = None
+    if options.compiler != "cpu":
+        described_gpus = described_devices(gpu, options.devices)
+    if options.compiler == "gpu" and described_gpus is None:
+        raise UserError(f"--compiler gpu needs jax's CUDA plugin: {INSTALL}")
 
     def make(config: "RunConfig") -> "Plan":
         with jax.default_device(simulated[0]):
-            return make_plan(config, simulated)
+            plan = make_plan(config, simulated)
+        return plan if described_gpus is None else by_gpu_compiler(plan, config, described_gpus)
 
     def fits(plan: "Plan") -> bool:
         return plan.memory.total <= room
@@ -204,6 +224,8 @@ def real_devices(number: int) -> "Sequence[jax.Device]":
 
 def described(recipe: str, plan: "Plan") -> Iterator[str]:
     """What was compiled, and what it takes of a device."""
+    from jaxformer.planning.gpu_compiler import INSTALL
+
     config, memory, (rows, length) = plan.config, plan.memory, plan.batch_shape
     mesh = " x ".join(f"{axis} {number}" for axis, number in plan.mesh.items())
     remat = config.model.remat
@@ -216,11 +238,20 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
         f"batches of {rows} x {length} at most, slices {config.accumulation} · compiled for "
         f"{plan.num_devices} simulated devices in {short_time(plan.seconds)}, nothing allocated"
     )
+    if plan.gpu_program is None:
+        yield f"by XLA's CPU compiler; its GPU compiler, which needs no GPU: {INSTALL}"
+    else:
+        yield (
+            f"memory, kernels and collectives by XLA's GPU compiler for "
+            f"{plan.gpu_program.device_kind}, in {short_time(plan.gpu_program.seconds)}"
+        )
     yield "memory of a device"
     for name, number in memory._asdict().items():
         yield f"  {name:12} {size(number):>11}"
     yield f"  {'together':12} {size(memory.total):>11}"
     yield from undivided(plan)
+    if plan.gpu_program is not None:
+        yield from launched(plan.gpu_program.kernels)
     yield "work of a device in a step, by XLA's CPU compiler; a GPU's moves and sends less"
     yield f"  FLOPs        {count(plan.model_flops, 3):>9} by formula"
     if plan.compiled_flops:
@@ -228,6 +259,19 @@ def described(recipe: str, plan: "Plan") -> Iterator[str]:
     yield f"  memory read and written {size(plan.traffic)}"
     for kind, total in plan.collectives.items():
         yield f"  {kind}: {total.number} times, {size(total.sent)} sent"
+
+
+def launched(kernels: "Kernels") -> Iterator[str]:
+    """What the GPU's program launches and the largest of the arrays that it writes."""
+    from jaxformer.planning.hlo import array_bytes
+
+    at_least = "at least " if kernels.at_least else ""
+    yield f"{at_least}{kernels.total:,} kernels and library calls of a device in a step"
+    for kind, number in kernels.launches.items():
+        yield f"  {number:6,}  {kind}"
+    yield "its largest arrays"
+    for array, times in list(kernels.arrays.items())[:LARGEST]:
+        yield f"  {size(array_bytes(array)):>10}  {array}, written {times:,} times"
 
 
 def undivided(plan: "Plan") -> Iterator[str]:
@@ -302,5 +346,23 @@ def figures(plan: "Plan", prediction: "Prediction") -> Mapping[str, Any]:
         "traffic": plan.traffic,
         "collectives": {kind: total._asdict() for kind, total in plan.collectives.items()},
         "compile_seconds": plan.seconds,
+        "gpu_program": plan.gpu_program and program_figures(plan),
         "predicted": {**dataclasses.asdict(prediction), "step": prediction.step},
+    }
+
+
+def program_figures(plan: "Plan") -> Mapping[str, Any]:
+    """All figures of the program of XLA's GPU compiler."""
+    assert plan.gpu_program is not None
+    kernels = plan.gpu_program.kernels
+    return {
+        "device_kind": plan.gpu_program.device_kind,
+        "compile_seconds": plan.gpu_program.seconds,
+        "arguments": plan.memory.arguments,
+        "temporaries": plan.memory.temporaries,
+        "launches": kernels.total,
+        "at_least": kernels.at_least,
+        "launches_by_kind": kernels.launches,
+        "custom_calls": kernels.custom_calls,
+        "largest_arrays": dict(list(kernels.arrays.items())[:LARGEST]),
     }

@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_COLLECTIVE = re.compile(
-    rf' = (?P<result>[^"]+?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\((?P<rest>.*)'
-)
+CALLS = ("while", "conditional", "call", "async-start")
+"""Operations whose computations are run as programs are; that of a fusion is one kernel's."""
+
+_INSTRUCTION = re.compile(r' = (?P<result>[^"]+?) (?P<operation>[a-z][\w\-]*)\((?P<rest>.*)')
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _CALL = re.compile(
-    r"(?:calls|to_apply|body|condition|(?:true|false)_computation)=%?(?P<one>[\w.\-]+)"
+    r"(?P<role>calls|to_apply|body|condition|(?:true|false)_computation)=%?(?P<one>[\w.\-]+)"
     r"|branch_computations=\{(?P<many>[^}]*)\}"
 )
 _ARRAY = re.compile(r"(?P<type>[a-z]+(?P<bits>\d*)\w*)\[(?P<shape>[\d,]*)\]")
@@ -88,8 +89,12 @@ def collectives(compiled_text: str) -> list[Collective]:
     """
     header, _, _ = compiled_text.partition("\n")
     found = re.search(r"(?:num_partitions|replica_count)=(\d+)", header)
-    computations, entry = _computations(compiled_text)
-    return list(_walk(computations, entry, 1, False, int(found[1]) if found else 1))
+    devices = int(found[1]) if found else 1
+    return [
+        _collective(one, devices)
+        for one in executed(compiled_text)
+        if one.operation.removesuffix("-start") in KINDS
+    ]
 
 
 def totals(found: Iterable[Collective]) -> dict[str, Total]:
@@ -128,34 +133,64 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
+class Instruction(NamedTuple):
+    """One line of a program's text."""
+
+    operation: str
+    """Such as `fusion`, `custom-call` or `all-reduce-start`."""
+    arrays: tuple[str, ...]
+    """Type and shape of each array it results in, such as `f32[32,128]`."""
+    attributes: str
+    """Its operands and all that follows them."""
+    times: int
+    """How often a call of the program runs it; in a loop, by its trips."""
+    at_least: bool
+    """Whether `times` is a lower bound: it is in a loop of unknown trip count."""
+
+
+def executed(compiled_text: str) -> Iterator[Instruction]:
+    """Every instruction that runs, in the order of the calls; not what is inside a fusion.
+
+    A computation that is called from two places gives its instructions twice.
+    """
+    computations, entry = _computations(compiled_text)
+    return _walk(computations, entry, 1, False)
+
+
 def _walk(
-    computations: dict[str, list[str]], name: str, times: int, at_least: bool, devices: int
-) -> Iterator[Collective]:
+    computations: dict[str, list[str]], name: str, times: int, at_least: bool
+) -> Iterator[Instruction]:
     for line in computations.get(name, ()):
-        if parts := _COLLECTIVE.search(line):
-            yield _collective(parts, times, at_least, devices)
+        if (parts := _INSTRUCTION.search(line)) is None:
             continue
-        turns = _TRIPS.search(line)
-        unknown = " while(" in line and turns is None
-        for call in _CALL.finditer(line):
+        operation, rest = parts["operation"], parts["rest"]
+        arrays = tuple(array[0] for array in _ARRAY.finditer(parts["result"]))
+        yield Instruction(operation, arrays, rest, times, at_least)
+        if operation not in CALLS:
+            continue
+        trips = _TRIPS.search(rest)
+        unknown = operation == "while" and trips is None
+        for call in _CALL.finditer(rest):
+            if trips and call["role"] == "condition":  # not evaluated
+                continue
             for called in re.findall(r"[\w.\-]+", call["one"] or call["many"]):
-                n = times * int(turns[1]) if turns else times
-                yield from _walk(computations, called, n, at_least or unknown, devices)
+                n = times * int(trips[1]) if trips else times
+                yield from _walk(computations, called, n, at_least or unknown)
 
 
-def _collective(parts: re.Match[str], times: int, at_least: bool, devices: int) -> Collective:
-    arrays = [array[0] for array in _ARRAY.finditer(parts["result"])]
-    if parts["start"] and parts["kind"] != "all-reduce":
+def _collective(one: Instruction, devices: int) -> Collective:
+    arrays, kind = one.arrays, one.operation.removesuffix("-start")
+    if one.operation.endswith("-start") and kind != "all-reduce":
         # Begun early, it names what it takes beside what it gives, and may add two counters.
-        arrays = [array for array in arrays if array != "u32[]"]
+        arrays = tuple(array for array in arrays if array != "u32[]")
         arrays = arrays[len(arrays) // 2 :]
-    origin = re.search(r'op_name="([^"]*)"', parts["rest"])
+    origin = re.search(r'op_name="([^"]*)"', one.attributes)
     return Collective(
-        parts["kind"],
-        tuple(arrays),
-        _group_size(parts["rest"], devices),
-        times,
-        at_least,
+        kind,
+        arrays,
+        _group_size(one.attributes, devices),
+        one.times,
+        one.at_least,
         origin[1] if origin else "",
     )
 

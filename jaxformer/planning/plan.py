@@ -17,7 +17,8 @@ the memory of activations for them.
 The program is that of XLA's CPU compiler. Its GPU compiler fuses more, so that it keeps and moves
 less, sends less (`jaxformer.planning.roofline` says by how much), and adds the workspace of its
 libraries; a CPU computes bfloat16 by way of float32, so that activations count a third more.
-`jaxformer.planning.verify` compares with a device, docs/plan.md with the GPU compiler.
+`jaxformer.planning.gpu_compiler` compiles with the GPU compiler instead, where it is installed;
+`jaxformer.planning.verify` compares with a device.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from jaxtyping import PyTree
 from jaxformer.config import Remat, RunConfig
 from jaxformer.models.functional import num_parameters
 from jaxformer.planning.hlo import Total, collectives, totals
+from jaxformer.planning.kernels import Kernels
 from jaxformer.planning.shapes import abstract_spec, largest_batch
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.program import Program, build, require_x64
@@ -69,9 +71,30 @@ class Memory(NamedTuple):
     results: int
 
     @property
+    def arguments(self) -> int:
+        """What the step is given: the state and the batch."""
+        return self.parameters + self.optimizer + self.batch
+
+    @property
+    def temporaries(self) -> int:
+        """What only the step itself needs."""
+        return self.gradients + self.activations
+
+    @property
     def total(self) -> int:
         """All of it."""
         return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPUProgram:
+    """What XLA's GPU compiler made of the step; `jaxformer.planning.gpu_compiler` makes it."""
+
+    device_kind: str
+    """The GPU that it was compiled for."""
+    seconds: float
+    """Spent on lowering and compiling."""
+    kernels: Kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +119,9 @@ class Plan:
     collectives: Mapping[str, Total]
     """What is sent to other devices, by kind."""
     seconds: float
-    """Spent on lowering and compiling."""
+    """Spent on lowering and compiling for simulated devices."""
+    gpu_program: GPUProgram | None = None
+    """If not None, memory and collectives are this program's."""
 
     @property
     def num_devices(self) -> int:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxformer.training.loss import SumAndCount
 
-LARGEST_CHUNK = 2**26
-"""Logits of a chunk, 256 MiB in float32."""
+LARGEST_CHUNK = 2**27
+"""Logits of a chunk, 256 MiB in bfloat16."""
 MOST_CHUNKS = 16
 """However large the batch, so that the chunks of its shards on many devices stay large enough."""
 

@@ -29,7 +29,7 @@ def cross_entropy(
     """
     wide = upcast(logits_BLV)
     log_normaliser = jax.nn.logsumexp(wide, axis=-1)
-    target_logits = jnp.take_along_axis(wide, targets_BL[..., None], axis=-1)[..., 0]
+    target_logits = at_targets(wide, targets_BL)
     return masked_sum(log_normaliser - target_logits, mask_BL)
 
 
@@ -44,7 +44,7 @@ def smoothed_cross_entropy(
     Equal to torch.nn.functional.cross_entropy with label_smoothing=eps and reduction='sum'.
     """
     log_probs = jax.nn.log_softmax(upcast(logits_BLV), axis=-1)
-    target_log_probs = jnp.take_along_axis(log_probs, targets_BL[..., None], axis=-1)[..., 0]
+    target_log_probs = at_targets(log_probs, targets_BL)
     losses_BL = -(1.0 - smoothing) * target_log_probs - smoothing * log_probs.mean(-1)
     return masked_sum(losses_BL, mask_BL)
 
@@ -78,6 +78,29 @@ def accuracy(
     wide = upcast(logits_BLV)
     right_BL = wide.argmax(axis=-1) == targets_BL
     return masked_sum(right_BL.astype(wide.dtype), mask_BL)
+
+
+@jax.custom_vjp
+def at_targets(x_BLV: Float[Array, "B L V"], targets_BL: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """x[target] of each token.
+
+    Its gradient is elementwise and fuses with the softmax's. Autodiff's is a scatter into an array
+    of (B, L, V), in float32 the largest of a step. It has only reverse-mode derivatives.
+    """
+    return jnp.take_along_axis(x_BLV, targets_BL[..., None], axis=-1)[..., 0]
+
+
+def _at_targets_forward(x_BLV: Array, targets_BL: Array) -> tuple[Array, tuple[Array, Array]]:
+    return at_targets(x_BLV, targets_BL), (x_BLV, targets_BL)
+
+
+def _at_targets_backward(saved: tuple[Array, Array], grad_BL: Array) -> tuple[Array, None]:
+    x_BLV, targets_BL = saved
+    is_target_BLV = jnp.arange(x_BLV.shape[-1]) == targets_BL[..., None]
+    return jnp.where(is_target_BLV, grad_BL[..., None], 0.0).astype(x_BLV.dtype), None
+
+
+at_targets.defvjp(_at_targets_forward, _at_targets_backward)
 
 
 def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:

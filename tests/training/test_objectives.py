@@ -1,6 +1,7 @@
 """What an objective is summed over: padding counts for nothing, rows add up."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxformer.batch import PairBatch
 from jaxformer.config import TRANSFORMER_PRESETS
 from jaxformer.models.functional import abstract_model, init_params, merge
 from jaxformer.models.transformer import Transformer
+from jaxformer.training.loss import cross_entropy, smoothed_cross_entropy
 from jaxformer.training.objectives import translation, translation_cross_entropy
 
 PADDING = 0
@@ -91,3 +93,16 @@ def test_dropout_follows_its_key(model):
     losses = [float(SMOOTHED(dropping, batch, jax.random.key(i))[0]) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     assert SMOOTHED(dropping, batch, None)[0] == SMOOTHED(model, batch, None)[0]
+
+
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, functools.partial(smoothed_cross_entropy, smoothing=0.1)]
+)
+def test_the_gradient_of_a_loss_scatters_nothing_into_an_array_of_all_logits(loss):
+    targets = jnp.array([[2, 0, 6]])
+
+    def summed(logits):
+        return loss(logits, targets, targets >= 0)[0]
+
+    text = jax.jit(jax.grad(summed)).lower(jnp.ones((1, 3, 7))).as_text()
+    assert "scatter" not in text
