@@ -1,5 +1,6 @@
 """`jaxformer plan`: plans a recipe by its name, without its data."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,10 @@ from jaxformer.cli.main import main
 from jaxformer.cli.plan import read, settings
 from jaxformer.cli.recipes import RECIPES
 from jaxformer.errors import UserError
+from jaxformer.planning import gpu_compiler
 from jaxformer.planning.hardware import GPUS
+from jaxformer.planning.kernels import Kernels
+from jaxformer.planning.plan import GPUProgram
 from jaxformer.units import short_time
 
 SIZES = {"width": 8, "num-heads": 2, "mlp-width": 16, "num-layers": 1, "context-length": 32}
@@ -53,6 +57,45 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     step = found["predicted"]["step"]
     assert f"step {short_time(step)}, " in out
     assert "0.00 " not in out.partition("predicted")[0], "every figure has a unit of its size"
+
+
+def test_a_plan_has_the_kernels_of_xlas_gpu_compiler(tmp_path, capsys, monkeypatch):
+    """As if jax's CUDA plugin were installed."""
+    launches = {"reduction": 1200, "__cudnn$fmhaSoftmax": 2}
+    kernels = Kernels(launches, {"__cudnn$fmhaSoftmax": 2}, {"f32[2,512]": 7, "f32[]": 1}, False)
+
+    def by_gpu_compiler(plan, config, devices):
+        assert devices == ["a described GPU"]
+        memory = plan.memory._replace(activations=3 * 2**30)
+        program = GPUProgram("NVIDIA H100 80GB HBM3", 61.0, kernels)
+        return dataclasses.replace(plan, memory=memory, gpu_program=program)
+
+    monkeypatch.setattr(gpu_compiler, "described_devices", lambda gpu, n: ["a described GPU"])
+    monkeypatch.setattr(gpu_compiler, "by_gpu_compiler", by_gpu_compiler)
+    file = tmp_path / "plan.json"
+    main([*GPT, "--gpu", "H100", "--json", str(file)])
+    out = capsys.readouterr().out
+    assert "by XLA's GPU compiler for NVIDIA H100 80GB HBM3, in 61.00 s\n" in out
+    assert "\n1,202 kernels and library calls" in out
+    assert "\n       2  __cudnn$fmhaSoftmax\n" in out
+    assert "    4.00 KiB  f32[2,512], written 7 times\n" in out
+    found = json.loads(file.read_text())
+    program, memory = found["gpu_program"], found["memory"]
+    assert program["launches"] == 1202
+    assert program["launches_by_kind"] == launches
+    assert program["temporaries"] == memory["gradients"] + 3 * 2**30
+    assert program["arguments"] + program["temporaries"] + memory["results"] == memory["total"]
+    main([*GPT, "--gpu", "H100", "--compiler", "cpu"])
+    assert "kernels" not in capsys.readouterr().out
+
+
+def test_without_the_plugin_the_plan_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_compiler, "described_devices", lambda gpu, number: None)
+    main([*GPT, "--gpu", "H100"])
+    line = f"by XLA's CPU compiler; its GPU compiler, which needs no GPU: {gpu_compiler.INSTALL}\n"
+    assert line in capsys.readouterr().out
+    assert gpu_compiler.INSTALL in refusal(capsys, *GPT[1:], "--compiler", "gpu")
+    assert "T4" in refusal(capsys, *GPT[1:], "--compiler", "gpu", "--gpu", "T4")
 
 
 def test_devices_on_several_machines_are_noted_and_may_have_a_link(tmp_path, capsys, monkeypatch):
