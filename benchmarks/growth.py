@@ -26,7 +26,7 @@ ALONG: dict[str, tuple[int, ...]] = {
     "attention": (64, 128, 256, 512, 1024, 2048, 4096),
 }
 """The values of each size; the others are those of the base."""
-FORMS = ("plain", "blockwise")
+FORMS = ("plain", "query_blocks", "blockwise")
 """Of attention, on CPUs."""
 HEADS, HEAD_WIDTH, TOKENS = 4, 32, 4096
 """Of attention alone: those of the base, and as many tokens at each length."""
@@ -53,12 +53,16 @@ def causal_attention(form: str, length: int) -> Work:
     """Causal attention of random queries, keys and values, and its gradients, in float32."""
     import jax
 
-    from jaxformer.layers.attention import attention
+    from jaxformer.layers.attention import attention, query_blocks_attention
     from jaxformer.layers.blockwise_attention import blockwise_attention
     from jaxformer.layers.masks import CAUSAL
 
     shape = TOKENS // length, length, HEADS, HEAD_WIDTH
-    function = {"plain": lambda *x: attention(*x)[0], "blockwise": blockwise_attention}[form]
+    function = {
+        "plain": lambda *arrays: attention(*arrays)[0],
+        "query_blocks": query_blocks_attention,
+        "blockwise": blockwise_attention,
+    }[form]
 
     @jax.jit
     def loss_and_gradients(q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array):

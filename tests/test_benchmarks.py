@@ -156,8 +156,8 @@ def test_a_table_is_replaced_and_the_prose_stays(tmp_path):
 
 
 def test_the_forms_of_attention_compute_the_same_loss(monkeypatch):
-    monkeypatch.setattr(growth, "TOKENS", 96)
-    plain, *others = (growth.causal_attention(form, 48)() for form in growth.FORMS)
+    monkeypatch.setattr(growth, "TOKENS", 192)
+    plain, *others = (growth.causal_attention(form, 96)() for form in growth.FORMS)
     for other in others:
         assert other.check == pytest.approx(plain.check, rel=1e-5)
 
