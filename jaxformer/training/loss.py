@@ -80,27 +80,22 @@ def accuracy(
     return masked_sum(right_BL.astype(wide.dtype), mask_BL)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def at_targets(x_BLV: Float[Array, "B L V"], targets_BL: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """x[target] of each token.
 
-    Its gradient is elementwise and fuses with the softmax's. Autodiff's is a scatter into an array
-    of (B, L, V), in float32 the largest of a step. It has only reverse-mode derivatives.
+    Its gradient is elementwise and fuses with the softmax's. That of the indexing is a scatter into
+    an array of (B, L, V), in float32 the largest of a step.
     """
     return jnp.take_along_axis(x_BLV, targets_BL[..., None], axis=-1)[..., 0]
 
 
-def _at_targets_forward(x_BLV: Array, targets_BL: Array) -> tuple[Array, tuple[Array, Array]]:
-    return at_targets(x_BLV, targets_BL), (x_BLV, targets_BL)
-
-
-def _at_targets_backward(saved: tuple[Array, Array], grad_BL: Array) -> tuple[Array, None]:
-    x_BLV, targets_BL = saved
-    is_target_BLV = jnp.arange(x_BLV.shape[-1]) == targets_BL[..., None]
-    return jnp.where(is_target_BLV, grad_BL[..., None], 0.0).astype(x_BLV.dtype), None
-
-
-at_targets.defvjp(_at_targets_forward, _at_targets_backward)
+@at_targets.defjvp
+def _at_targets_tangent(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    is_target_BLV = jnp.arange(primals[0].shape[-1]) == primals[1][..., None]
+    return at_targets(*primals), jnp.where(is_target_BLV, tangents[0], 0.0).sum(axis=-1)
 
 
 def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:

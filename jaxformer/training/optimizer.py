@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from jaxformer.config import NoamConfig, OptimizerConfig
 from jaxformer.models.functional import leaf_path
@@ -61,22 +61,6 @@ def is_matrix(params: PyTree) -> PyTree[bool]:
     )
 
 
-TOGETHER = 32
-"""Vectors whose squares are summed by one kernel; with three times as many XLA fuses nothing."""
-
-
-def global_norm(tree: PyTree[Array]) -> Float[Array, ""]:
-    """sqrt of the sum of the squares of all leaves.
-
-    Vectors, most of a GPT's leaves, are joined first: a sum takes a GPU's kernel of its own.
-    """
-    leaves = jax.tree.leaves(tree)
-    vectors = [leaf.ravel() for leaf in leaves if leaf.ndim <= 1]
-    joined = [jnp.concatenate(vectors[i : i + TOGETHER]) for i in range(0, len(vectors), TOGETHER)]
-    arrays = joined + [leaf for leaf in leaves if leaf.ndim > 1]
-    return jnp.sqrt(sum(jnp.square(array).sum() for array in arrays))
-
-
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """g <- g min(1, max_norm / (||g|| + 1e-6)) (Pascanu et al. 2013, algorithm 1).
 
@@ -87,7 +71,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     def update(
         grads: PyTree, state: optax.EmptyState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.EmptyState]:
-        scale = jnp.minimum(1.0, max_norm / (global_norm(grads) + 1e-6))
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

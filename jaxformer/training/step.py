@@ -27,7 +27,7 @@ from jaxformer.layers.dropout import step_key
 from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
-from jaxformer.training.optimizer import Optimizer, global_norm
+from jaxformer.training.optimizer import Optimizer
 from jaxformer.training.spikes import LossStats, is_spike, update_stats
 
 NOTE_SPIKES = SpikeConfig()
@@ -133,7 +133,7 @@ def apply_gradients(
     loss, count, grads = sums
     tokens = jnp.maximum(count, 1).astype(loss.dtype)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
-    loss, norm = loss / tokens, global_norm(grads)
+    loss, norm = loss / tokens, optax.tree.norm(grads)
     step, old_params, old_opt_state, stats = state
 
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -34,6 +34,8 @@ def test_loss_and_gradients_equal_those_with_saved_activations(name, remat):
 def test_each_block_is_recomputed_separately(name):
     def repeated(**changes: Any) -> int:
         with jax.enable_x64(True):
+            # A GELU's backward pass computes it again by itself.
+            changes |= {"activation": "relu"}
             function, *arguments = gradient(name, num_layers=3, **changes)
             # The forward pass is inlined; the backward pass has one call per recomputed block.
             return str(jax.make_jaxpr(function)(*arguments)).count("prevent_cse=")
