@@ -8,8 +8,8 @@ same port also exists with fresh weights, which nobody loaded.
 import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,8 @@ class Fault:
     """One independent fault of a port."""
 
     module: str
-    """The innermost PyTorch module at fault, "" for the model itself; `*` stands for any letters,
-    such as in `layers.*.norm` of a fault that every layer has."""
+    """The innermost PyTorch module at fault, "" for the model itself. `*` and `?` stand for
+    letters other than the dot, as in `layers.*.norm` of a fault that every layer has."""
     words: tuple[str, ...]
     """Causes that are right answers; the contract lists them (docs/porting.md)."""
     also: tuple[str, ...] = ()
@@ -37,7 +37,11 @@ class Fault:
 
     def is_at(self, module: str) -> bool:
         """Whether a module is a right answer."""
-        return any(fnmatchcase(module, pattern) for pattern in (self.module, *self.also))
+        return any(_pattern(p).fullmatch(module) for p in (self.module, *self.also))
+
+
+def _pattern(module: str) -> re.Pattern[str]:
+    return re.compile(re.escape(module).replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,7 @@ def gpt(
 
 
 def with_dropout(p: Any, x: jax.Array, bias: jax.Array, scale: float) -> jax.Array:
-    """A rate of 0.1 that nothing turns off; the key comes from the host's clock of calls."""
+    """A rate of 0.1 that no evaluation turns off."""
     y = attend(p, x, bias, scale)
     keep = jax.random.bernoulli(jax.random.key(7), 0.9, y.shape)
     return jnp.where(keep, y / 0.9, 0)

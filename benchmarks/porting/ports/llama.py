@@ -172,7 +172,7 @@ CASES = [
     case("untied head", Fault("lm_head", ("untied-head",), ("model.embed_tokens",)), tied=True),
     case(
         "epsilon and rotary base",
-        Fault("*norm", ("epsilon",)),
+        Fault("model.layers.*.*norm", ("epsilon",), ("model.norm",)),
         Fault(ATTENTION, ("rotary-base", "frequencies"), ("model.rotary_emb",)),
         eps=1e-5,
         base=1000.0,

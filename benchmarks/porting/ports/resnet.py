@@ -161,7 +161,9 @@ CASES = [
         padding="SAME",
     ),
     case(
-        "left in train mode", Fault("*bn*", ("batch-statistics",), ("*downsample.1",)), train=True
+        "left in train mode",
+        Fault("layer?.?.bn?", ("batch-statistics",), ("bn1", "layer?.?.downsample.1")),
+        train=True,
     ),
     case(
         "feature map flattened channels last",
@@ -170,8 +172,12 @@ CASES = [
     ),
     case(
         "kernels of width and height swapped",
-        Fault("*conv*", ("kernel-layout", "transposed-kernel"), in_weights=True),
+        Fault(
+            "layer?.?.conv?", ("kernel-layout", "transposed-kernel"), ("conv1",), in_weights=True
+        ),
         kernel=lambda kernel: jnp.asarray(kernel.transpose(3, 2, 1, 0)),
     ),
-    case("relu before the sum", Fault("layer*", ("residual", "activation")), join=relu_before_sum),
+    case(
+        "relu before the sum", Fault("layer?.?", ("residual", "activation")), join=relu_before_sum
+    ),
 ]

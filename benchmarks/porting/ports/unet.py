@@ -133,7 +133,7 @@ def case(name: str, *faults: Fault, float32: bool = False, **changes: Any) -> Ca
 
 CASES = [
     case("channels last"),
-    case("two groups for four", Fault("*norm?", ("groups",)), groups=2),
+    case("two groups for four", Fault("*.norm?", ("groups",)), groups=2),
     case(
         "transposed convolutions not flipped",
         Fault("up?", ("kernel-layout",), in_weights=True),
