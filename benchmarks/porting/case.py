@@ -60,7 +60,7 @@ class Case:
     `{"jax": ..., "torch": ...}`."""
     faults: tuple[Fault, ...] = ()
     float32: bool = False
-    """One side computes something in float32 whatever its parameters are."""
+    """One side, or the conversion, computes something in float32 whatever the parameters are."""
     carried: bool = True
     """Each leaf is made of tensors in a way that can be found; not so where the port has folded a
     normalisation into the layer before it."""
