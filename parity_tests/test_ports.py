@@ -12,7 +12,7 @@ from benchmarks.porting.agreement import measure
 from benchmarks.porting.case import FOLDERS, Case, Fault, load
 from benchmarks.porting.score import score, table
 
-OWN_MODELS = {"gpt", "encoder"}
+OWN_MODELS = {"gpt", "encoder", "bert", "falcon", "seq2seq"}
 """Families of jaxformer's own models."""
 QUICK = {
     ("mixer", "vmapped"),
@@ -49,8 +49,9 @@ def test_faults_name_modules_of_the_original(case):
             assert any(Fault(pattern, ()).is_at(name) for name in modules), pattern
 
 
-def test_the_ports_are_of_many_kinds():
-    families = load("ports")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_ports_are_of_many_kinds(folder):
+    families = load(folder)
     cases = [case for part in families.values() for case in part]
     faulty = [case for case in cases if case.faults]
     assert len(cases) >= 36
