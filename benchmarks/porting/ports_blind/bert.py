@@ -18,7 +18,7 @@ VOCAB, WIDTH, HEADS, DEPTH = 41, 16, 2, 3
 class Embeddings(nn.Module):
     def __init__(self):
         super().__init__()
-        self.word_embeddings = nn.Embedding(VOCAB, WIDTH, padding_idx=0)
+        self.word_embeddings = nn.Embedding(VOCAB, WIDTH)
         self.position_embeddings = nn.Embedding(20, WIDTH)
         self.token_type_embeddings = nn.Embedding(2, WIDTH)
         self.LayerNorm = nn.LayerNorm(WIDTH, eps=1e-12)

@@ -92,7 +92,6 @@ class Half(linen.Module):
 
 
 class Convolution(linen.Module):
-    train: bool
     padding: Any
     swap: bool
 
@@ -104,13 +103,12 @@ class Convolution(linen.Module):
         x = linen.Conv(
             WIDTH, (KERNEL,), padding=self.padding, feature_group_count=WIDTH, name="depth"
         )(x)
-        x = linen.BatchNorm(use_running_average=not self.train, epsilon=1e-5, name="bn")(x)
+        x = linen.BatchNorm(use_running_average=True, epsilon=1e-5, name="bn")(x)
         return linen.Dense(WIDTH, name="down")(linen.swish(x))
 
 
 class Block(linen.Module):
     half: float
-    train: bool
     padding: Any
     swap: bool
     last: bool
@@ -120,14 +118,13 @@ class Block(linen.Module):
         x = x + self.half * Half(name="first")(x)
         y = linen.LayerNorm(epsilon=1e-5, name="ln")(x)
         x = x + linen.MultiHeadAttention(HEADS, name="mhsa")(y, mask=mask)
-        x = x + Convolution(self.train, self.padding, self.swap, name="conv")(x)
+        x = x + Convolution(self.padding, self.swap, name="conv")(x)
         x = x + self.half * Half(name="second")(x)
         return linen.LayerNorm(epsilon=1e-5, name="end")(x) if self.last else x
 
 
 class Recogniser(linen.Module):
     half: float = 0.5
-    train: bool = False
     padding: Any = KERNEL // 2
     swap: bool = False
     last: bool = True
@@ -141,7 +138,7 @@ class Recogniser(linen.Module):
         y = linen.Dense(WIDTH, name="proj")(y.reshape(*y.shape[:2], -1))
         mask = (jnp.arange(y.shape[1]) < (lengths[:, None] + 1) // 2)[:, None, None]
         for i in range(DEPTH):
-            y = Block(self.half, self.train, self.padding, self.swap, self.last, name=f"block{i}")(
+            y = Block(self.half, self.padding, self.swap, self.last, name=f"block{i}")(
                 y, mask if self.masked else None
             )
         return linen.log_softmax(linen.Dense(9, name="out")(y))

@@ -124,12 +124,11 @@ class Reader:
         x = (x - p["mean"][:, None, None]) * scale[:, None, None] + p["shift"][:, None, None]
         x = jax.nn.hard_swish(x)
         window = ((1, 1, 3, 3), (1, 1, 2, 1), ((0, 0), (0, 0), (1, 1), (1, 1)))
-        sums = jax.lax.reduce_window(x, jnp.zeros((), x.dtype), jax.lax.add, *window)
+        sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, *window)
         if self.options.pads_counted:
             x = sums / 9
         else:
-            ones = jnp.zeros((), x.dtype)
-            x = sums / jax.lax.reduce_window(jnp.ones_like(x), ones, jax.lax.add, *window)
+            x = sums / jax.lax.reduce_window(jnp.ones_like(x), 0.0, jax.lax.add, *window)
         x = x.transpose(3, 0, 2, 1) if self.options.heights_first else x.transpose(3, 0, 1, 2)
         x = x.reshape(*x.shape[:2], -1)
         for forth, back in self.cells:

@@ -62,7 +62,7 @@ def torch_model() -> nn.Module:
 
 
 def inputs() -> Any:
-    x = np.random.default_rng(0).standard_normal((3, 3, 25, 33)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((3, 3, 28, 36)).astype(np.float32)
     return {"torch": (x,), "jax": (x.transpose(0, 2, 3, 1),)}
 
 

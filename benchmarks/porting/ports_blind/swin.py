@@ -225,11 +225,8 @@ class SwinTransformer(nnx.Module):
 
     def __call__(self, image):
         x = self.embed_norm(self.embed(image))
-        for layer in self.layers[:2]:
-            x = layer(x)
-        x = self.downsample(x)
-        for layer in self.layers[2:]:
-            x = layer(x)
+        for i, layer in enumerate(self.layers):
+            x = layer(self.downsample(x) if i == 2 else x)
         return self.classify(self.norm(x).mean((1, 2)))
 
 
