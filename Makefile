@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint parity bench clean
+.PHONY: demo test test-slow lint parity bench porting clean
 
 demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
 	$(BIN)/jaxformer train gpt_stdlib --run-dir $(RUN)
@@ -36,6 +36,10 @@ bench: $(VENV)/.test  ## the benchmarks beside PyTorch, and the tables of docs/p
 	-$(BIN)/python -m benchmarks.guard --case char-cpu
 	-$(BIN)/python -m benchmarks.deterministic --case char-cpu
 	$(BIN)/python -m benchmarks.performance
+
+porting: $(VENV)/.test  ## what divergence finds in ports whose faults are known, and their table
+	-$(BIN)/python -m benchmarks.porting
+	$(BIN)/python -m benchmarks.porting --carry
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

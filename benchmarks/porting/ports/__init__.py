@@ -1,0 +1,1 @@
+"""The half of the ports that was written together with `jaxformer.porting`."""

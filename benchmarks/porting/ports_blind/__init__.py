@@ -1,0 +1,1 @@
+"""The half of the ports that was written without a look at `jaxformer.porting`."""
