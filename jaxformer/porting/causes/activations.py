@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Graph, Node, Ref
-from jaxformer.porting.causes.sites import Site, ancestors, same, tensor
+from jaxformer.porting.causes.sites import Site, ancestors, remembered, same, tensor
 
 Function = Callable[[Tensor], Tensor]
 
@@ -58,6 +58,7 @@ class Activation(NamedTuple):
     name: str
 
 
+@remembered
 def activations(graph: Graph) -> list[Activation]:
     """Every activation: of one call, or of several that together compute a known one."""
     found: list[Activation] = []
@@ -68,7 +69,7 @@ def activations(graph: Graph) -> list[Activation]:
         if call.name in ("mul", "maximum", "max", "div", "add", "pow", "square"):
             for ref in ancestors(graph, call, 9):
                 x = tensor(graph, ref)
-                if x is None or x.shape != y.shape or x.numel() < 3:
+                if x is None or x.shape != y.shape or not _tells(x):
                     continue
                 name = _name(x, y)
                 if name is not None and (name not in ("exp", "sine")):
@@ -80,6 +81,11 @@ def activations(graph: Graph) -> list[Activation]:
             if x is not None and x.shape == y.shape:
                 found.append(Activation(call.data, call, _name(x, y) or call.name))
     return found
+
+
+def _tells(x: Tensor) -> bool:
+    """Whether x has numbers of both signs, among which activations differ."""
+    return x.numel() > 2 and float(x.min()) < -1e-2 and float(x.max()) > 1e-2
 
 
 def _name(x: Tensor, y: Tensor) -> str | None:

@@ -164,17 +164,30 @@ def _zero_rows(use: MaskUse, change: Callable[[Tensor], Tensor]) -> Edits:
 
 def inverted_mask(graph: Graph) -> Iterable[Site]:
     """What should be hidden is seen, and the reverse; the past is hidden, not the future."""
-    return _sites(graph, {"mask inverted": torch.logical_not, "mask transposed": _transposed})
+    return _sites(
+        graph,
+        {
+            "mask inverted": torch.logical_not,
+            "the past hidden, not the future": _transposed,
+            "causal mask inverted": lambda h: _without_causal(h) | ~_causal(h),
+            "padding mask inverted": lambda h: ~_without_causal(h) | _causal(h),
+        },
+    )
 
 
 def _square(hidden: Tensor) -> bool:
     return hidden.dim() >= 2 and hidden.size(-1) == hidden.size(-2)
 
 
+def _causal(hidden: Tensor) -> Tensor:
+    """The part of a mask that hides the future."""
+    if not _square(hidden) or not bool((hidden | ~_causal_alone(hidden)).all()):
+        raise ValueError("not causal")
+    return _causal_alone(hidden)
+
+
 def _transposed(hidden: Tensor) -> Tensor:
-    if not _square(hidden):
-        raise ValueError("only a square mask")
-    return hidden.transpose(-1, -2)
+    return _without_causal(hidden) | _causal(hidden).transpose(-1, -2)
 
 
 def _shifted(k: int) -> Callable[[Tensor], Tensor]:
@@ -217,6 +230,11 @@ def _window(k: int) -> Callable[[Tensor], Tensor]:
         )
 
     return change
+
+
+def _of_queries(hidden: Tensor) -> Tensor:
+    own = torch.diagonal(hidden, 0, -2, -1)
+    return own.unsqueeze(-1) | _causal(hidden)
 
 
 def shifted_mask(graph: Graph) -> Iterable[Site]:
@@ -304,9 +322,8 @@ def mask_source(graph: Graph) -> Iterable[Site]:
                         variants[f"input {call.index} ({what}) over the {axes}"] = use.apply(
                             lambda _, form=form: form
                         )
-        for k in (-1, -2):
-            turned = f"mask over the queries, not the keys{' ' if k == -1 else ''}"
-            variants[turned] = use.apply(lambda h: h.transpose(-1, -2))
+        variants["mask over the queries, not the keys"] = use.apply(lambda h: h.transpose(-1, -2))
+        variants["padding of the queries, not of the keys"] = use.apply(_of_queries)
         yield Site(use.call.owner, variants)
 
 
@@ -360,6 +377,13 @@ def softmax_axis(graph: Graph) -> Iterable[Site]:
                         call.index: Node(lambda x, d=dim, f=function: f(x, d), (x,))
                     }
                     for dim in range(value.dim())
+                }
+                | {
+                    f"softmax over axis {dim} of finite scores": {
+                        call.index: Node(lambda x, d=dim, f=function: f(x.clamp(min=-1e9), d), (x,))
+                    }
+                    for dim in range(value.dim())
+                    if bool(torch.isinf(value).any())
                 },
             )
 

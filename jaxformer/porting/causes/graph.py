@@ -218,6 +218,8 @@ class Graph:
     outputs: list[Ref]
     users: dict[int, list[int]] = field(default_factory=dict)
     added: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """What was found in the graph once."""
 
     def __post_init__(self) -> None:
         for call in self.calls:
@@ -388,15 +390,15 @@ class _Recorder(TorchFunctionMode):
     def leaf(self, tensor: Tensor, name: str, label: str = "") -> Ref:
         if id(tensor) not in self.where:
             value = tensor.detach()
-            self.append(name, lambda value=value: value, (), {}, tensor, label)
-            self.calls[-1].value = value
+            self.append(name, lambda: value, (), {}, tensor, label)
         return self.where[id(tensor)]
 
     def append(
         self, name: str, function: Any, args: Any, kwargs: Any, result: Any, label: str = ""
     ) -> None:
         index = len(self.calls)
-        call = Call(index, name, function, args, kwargs, result, self.owners[-1], label)
+        value = result.detach() if isinstance(result, Tensor) else result
+        call = Call(index, name, function, args, kwargs, value, self.owners[-1], label)
         self.calls.append(call)
         self.alive.append(result)
         if isinstance(result, Tensor):

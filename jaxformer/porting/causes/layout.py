@@ -240,15 +240,17 @@ def _divided(graph: Graph) -> Iterator[tuple[str, str, int, dict[str, Edits]]]:
             variants = {}
             for order in itertools.permutations(range(n)):
                 if list(order) != list(range(n)):
-                    variants[f"parts in order {' '.join(map(str, order))}"] = {
+                    variants[f"slices in order {' '.join(map(str, order))}"] = {
                         i: Node(graph[same[j]].function, graph[same[j]].args, graph[same[j]].kwargs)
                         for i, j in zip(same, order, strict=True)
                     }
             if n == 2:
                 halves = _interleaved_slices(graph, same)
                 if halves:
-                    variants["parts interleaved or in halves"] = halves
-            yield parts[0].owner, "slices", n, variants
+                    variants["slices interleaved or in halves"] = halves
+            whole, part = graph.value(parts[0].refs[0]), graph[same[0]].value
+            columns = whole.shape[:-1] == part.shape[:-1]
+            yield parts[0].owner, "columns" if columns else "slices", n, variants
 
 
 def _interleaved_slices(graph: Graph, same: Sequence[int]) -> Edits:
@@ -299,8 +301,8 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
     """Queries, keys and values exchanged, or a fused projection divided otherwise."""
     if not attentions(graph):
         return
-    for owner, _, n, variants in _divided(graph):
-        if n == 3:
+    for owner, kind, n, variants in _divided(graph):
+        if n == 3 and kind != "slices":
             yield Site(owner, variants)
     linears = graph.named("linear")
     for call in linears:
@@ -318,7 +320,7 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
                             .permute(order)
                             .reshape(-1)
                         )
-                        if not torch.equal(rows, torch.arange(F_)):
+                        if int(rows[: F_ // 3].max()) >= F_ // 3:  # else within q, k and v
                             text = " x ".join(map(str, stored))
                             found[f"fused as {text}, axes {' '.join(map(str, order))}"] = (
                                 _linear_with(graph, call.index, rows=rows)
@@ -332,8 +334,9 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
         ):
             by_input.setdefault(behind_layout(graph, call.kwargs["input"]), []).append(call.index)
     groups = [group for group in by_input.values() if 2 <= len(group) <= 4]
-    if not groups and sum(map(len, by_input.values())) in (2, 3):
-        groups = [[i for group in by_input.values() for i in group]]
+    together = [i for group in by_input.values() for i in group]
+    if len(together) in (2, 3) and together not in groups:
+        groups.append(together)
     variants: dict[str, Edits]
     for group in groups:
         for same in _same_weights(graph, group):

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
-from jaxformer.porting.causes.sites import Site, ancestors, leaf_of, same, tensor
+from jaxformer.porting.causes.sites import (
+    Site,
+    ancestors,
+    leaf_of,
+    remembered,
+    same,
+    tensor,
+)
 
 EPSILONS = (
     *(0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -99,6 +106,7 @@ class Norm(NamedTuple):
     call: Call
 
 
+@remembered
 def norms(graph: Graph) -> list[Norm]:
     """Every norm: of one call, of a module called a norm, or of calls that together make one."""
     found: dict[int, Norm] = {}

@@ -18,6 +18,7 @@ from jaxformer.porting.causes.sites import (
     descends,
     is_constant,
     leaf_of,
+    remembered,
     same,
     tensor,
 )
@@ -55,6 +56,7 @@ class Rotary(NamedTuple):
     angles: Tensor
 
 
+@remembered
 def rotaries(graph: Graph) -> list[Rotary]:
     found: dict[Ref, Rotary] = {}
     for call in graph.live:
@@ -63,7 +65,7 @@ def rotaries(graph: Graph) -> list[Rotary]:
         y = tensor(graph, call.ref)
         if y is None or y.dim() < 2 or y.size(-1) % 2 or y.numel() < 4:
             continue
-        for ref in ancestors(graph, call, 14):
+        for ref in reversed(ancestors(graph, call, 14)):  # past what the rotation makes of its input
             x = tensor(graph, ref)
             if x is None or x.shape != y.shape or ref in found:
                 continue
@@ -337,6 +339,7 @@ class Sinusoid(NamedTuple):
     cos: Tensor
 
 
+@remembered
 def sinusoids(graph: Graph) -> list[Sinusoid]:
     found: list[Sinusoid] = []
     for call in graph.live:

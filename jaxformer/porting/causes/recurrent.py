@@ -19,8 +19,8 @@ def gate_order(graph: Graph) -> Iterable[Site]:
     """The gates of an LSTM or GRU in another order."""
     if not is_recurrent(graph):
         return
-    for _, _, n, variants in _divided(graph):
-        if n in (3, 4):
+    for _, kind, n, variants in _divided(graph):
+        if n in (3, 4) and kind != "slices":
             yield Site("", variants)
     linears = graph.named("linear")
     by_shape: dict[tuple[int, ...], dict[Ref, list[Call]]] = {}

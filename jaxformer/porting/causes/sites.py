@@ -5,7 +5,7 @@ mostly errs in all), at those of one module, and at each alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,19 @@ class Mutant(NamedTuple):
 
 
 Fault = Callable[[Graph], Iterable[Site]]
+T = TypeVar("T")
+
+
+def remembered(find: Callable[[Graph], T]) -> Callable[[Graph], T]:
+    """`find`, which looks at a graph only once."""
+
+    def found(graph: Graph) -> T:
+        if find not in graph.memory:
+            graph.memory[find] = find(graph)
+        result: T = graph.memory[find]
+        return result
+
+    return found
 
 
 def mutants(sites: Iterable[Site]) -> Iterator[Mutant]:
@@ -97,10 +110,9 @@ def ancestors(graph: Graph, call: Call, steps: int, names: Iterable[str] | None 
     return list(found)
 
 
-def descends(graph: Graph, call: Call | Ref | int, source: Ref | int) -> bool:
+def descends(graph: Graph, call: Call | Ref | int, source: Call | Ref | int) -> bool:
     """Whether the value of `call` depends on that of `source`."""
-    start = call if isinstance(call, int) else call.index if isinstance(call, Call) else call.call
-    goal = source if isinstance(source, int) else source.call
+    start, goal = _index(call), _index(source)
     seen: set[int] = set()
     pending = [start]
     while pending:
@@ -112,6 +124,12 @@ def descends(graph: Graph, call: Call | Ref | int, source: Ref | int) -> bool:
         seen.add(index)
         pending += [ref.call for ref in graph.calls[index].refs]
     return False
+
+
+def _index(place: Call | Ref | int) -> int:
+    if isinstance(place, int):
+        return place
+    return place.index if isinstance(place, Call) else place.call
 
 
 def behind_layout(graph: Graph, ref: Ref) -> Ref:
@@ -156,6 +174,7 @@ CHAIN = {
 }
 
 
+@remembered
 def attentions(graph: Graph) -> list[Attention]:
     """Every softmax over scores."""
     found = []
