@@ -649,7 +649,7 @@ def rotary_port(model: RotaryAttention) -> Any:
         *(("", None), ("rotary-form", "rotary-form"), ("rotary-base", "rotary-base")),
         *(("rotary-base 1e6", "rotary-base"), ("frequencies", "frequencies")),
         *(("sin-cos-order", "sin-cos-order"), ("keys not turned", "rotary-form")),
-        ("axis", "position-offset"),
+        ("axis", "rotary-form"),
     ],
 )
 def test_rotary(form: str, fault: str, word: str | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Graph, Node, Ref
-from jaxformer.porting.causes.sites import Site, ancestors, remembered, same, tensor
+from jaxformer.porting.causes.sites import Number, Site, ancestors, remembered, same, tensor
 
 Function = Callable[[Tensor], Tensor]
 
@@ -56,6 +56,11 @@ class Activation(NamedTuple):
     x: Ref
     call: Call
     name: str
+
+    @property
+    def where(self) -> str:
+        """Its module, and which part of a divided value it is of: steps of a cell are alike."""
+        return self.call.owner + ("" if self.x.item is None else f" (part {self.x.item + 1})")
 
 
 @remembered
@@ -108,7 +113,7 @@ def other_gelu(graph: Graph) -> Iterable[Site]:
     for found in activations(graph):
         if found.name in GELUS:
             yield Site(
-                found.call.owner,
+                found.where,
                 {f"{n} for {found.name}": _put(found, f) for n, f in GELUS.items() if n != found.name},
             )
 
@@ -119,20 +124,25 @@ def other_slope(graph: Graph) -> Iterable[Site]:
         name = found.call.name
         if name in ("leaky_relu", "prelu", "rrelu") or found.name == "leaky relu":
             yield Site(
-                found.call.owner,
+                found.where,
                 {
                     f"negative slope {s:.4g}": _put(found, lambda x, s=s: F.leaky_relu(x, s))
                     for s in SLOPES
+                }
+                | {
+                    "negative slope": Number(
+                        lambda s, found=found: _put(found, lambda x: F.leaky_relu(x, s)), SLOPES[1:9:3]
+                    )
                 },
             )
         elif name in ("elu", "celu") or found.name == "elu":
             yield Site(
-                found.call.owner,
+                found.where,
                 {f"alpha {s:.4g}": _put(found, lambda x, s=s: F.elu(x, s)) for s in SLOPES},
             )
         elif found.name == "quick gelu":
             yield Site(
-                found.call.owner,
+                found.where,
                 {
                     f"sigmoid({s} x)": _put(found, lambda x, s=s: x * torch.sigmoid(s * x))
                     for s in (1.7, 1.6, math.sqrt(8 / math.pi))
@@ -144,7 +154,7 @@ def other_activation(graph: Graph) -> Iterable[Site]:
     """Another activation."""
     for found in activations(graph):
         yield Site(
-            found.call.owner,
+            found.where,
             {
                 f"{name} for {found.name}": _put(found, function)
                 for name, function in ACTIVATIONS.items()
@@ -156,7 +166,7 @@ def other_activation(graph: Graph) -> Iterable[Site]:
 def missing_activation(graph: Graph) -> Iterable[Site]:
     """None where PyTorch has one."""
     for found in activations(graph):
-        yield Site(found.call.owner, {f"no {found.name}": _put(found, lambda x: x)})
+        yield Site(found.where, {f"no {found.name}": _put(found, lambda x: x)})
 
 
 def added_activation(graph: Graph) -> Iterable[Site]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from jaxformer.porting.causes.norms import number
 from jaxformer.porting.causes.sites import (
     LAYOUT,
     Attention,
+    Number,
     Site,
+    Variant,
     attentions,
     behind_layout,
     is_softmax,
@@ -60,7 +62,7 @@ def extra_scale(graph: Graph) -> Iterable[Site]:
             widths["H"] = shapes[0][1]
             widths["D"] = shapes[0][1] * shapes[0][-1]
         widths |= {"2": 2}
-        variants: dict[str, Edits] = {}
+        variants: dict[str, Variant] = {}
         for letter, n in widths.items():
             for power, text in ((-0.5, "/ sqrt({})"), (0.5, "* sqrt({})"), (-1, "/ {}"), (1, "* {}")):
                 factor = float(n) ** power
@@ -70,6 +72,10 @@ def extra_scale(graph: Graph) -> Iterable[Site]:
                     variants[what] = {
                         call.index: graph.then(call, lambda s, f=factor: s * f)
                     }
+        variants["scores times"] = Number(
+            lambda f, c=attention.scores: {c.index: graph.then(c, lambda s: s * f)},
+            (0.05, 0.25, 0.7, 1.4, 4.0, 20.0),
+        )
         yield Site(attention.scores.owner, variants)
 
 
@@ -145,11 +151,10 @@ def _sites(graph: Graph, changes: dict[str, Callable[[Tensor], Tensor]]) -> Iter
         variants: dict[str, Edits] = {}
         for what, change in changes.items():
             variants[what] = use.apply(change)
-            other = -math.inf if use.value > -1e3 else -1e9
-            variants[f"{what} (filled with {other:g})"] = use.apply(change, other)
             if use.value != -math.inf:
                 variants[f"{what} (filled with -inf)"] = use.apply(change, -math.inf)
             variants[f"{what} (rows without keys get zero)"] = _zero_rows(use, change)
+            variants[f"{what} (rows without keys get all)"] = _full_rows(use, change)
         yield Site(use.call.owner, variants)
 
 
@@ -160,6 +165,16 @@ def _zero_rows(use: MaskUse, change: Callable[[Tensor], Tensor]) -> Edits:
         lambda *a, **k: torch.nan_to_num(softmax.function(*a, **k)), softmax.args, softmax.kwargs
     )
     return edits
+
+
+def _full_rows(use: MaskUse, change: Callable[[Tensor], Tensor]) -> Edits:
+    softmax = use.attention.softmax
+    if softmax.name != "softmax":
+        return use.apply(change, -1e9)
+    finite = Node(
+        lambda input, **k: softmax.function(input=input.clamp(min=-1e9), **k), (), softmax.kwargs
+    )
+    return {**use.apply(change, -1e9), softmax.index: finite}
 
 
 def inverted_mask(graph: Graph) -> Iterable[Site]:
@@ -334,9 +349,17 @@ def mask_fill(graph: Graph) -> Iterable[Site]:
         *(-1e4, -65504.0, -1e5, -1e3, -100.0, -50.0, -10.0, -1.0, 0.0, 1e-9, 1.0, -1e-9, -20.0),
         *(-1e-4, -5.0, -1e2, -1e6, -30.0),
     )
+
+    def keep(hidden: Tensor) -> Tensor:
+        return hidden
+
     for use in mask_uses(graph):
-        keep = lambda hidden: hidden  # noqa: E731
-        variants = {f"hidden scores {f:g}": use.apply(keep, f) for f in fills if f != use.value}
+        variants: dict[str, Variant] = {
+            f"hidden scores {f:g}": use.apply(keep, f) for f in fills if f != use.value
+        }
+        variants["hidden scores -"] = Number(
+            lambda f, use=use: use.apply(keep, -f), (0.3, 2.0, 8.0, 20.0)
+        )
         for f in (-1e9, -1e4, -10.0, -100.0, -1.0):
             variants[f"{f:g} added to hidden scores"] = {
                 use.call.index: Node(
@@ -344,21 +367,33 @@ def mask_fill(graph: Graph) -> Iterable[Site]:
                     (use.scores, use.mask),
                 )
             }
-        softmax = use.attention.softmax
-
-        def late(mask: Tensor, *args: object, use: MaskUse = use, renormalise: bool, **k: object) -> Tensor:
-            weights = use.attention.softmax.function(*args, **k)
-            weights = weights.masked_fill(use.hidden(mask), 0.0)
-            return weights / weights.sum(-1, keepdim=True) if renormalise else weights
-
-        unmasked: Edits = use.apply(torch.zeros_like)
-        node = lambda *a, late=late, **k: late(*a, renormalise=False, **k)  # noqa: E731
-        variants["weights hidden after softmax"] = {
-            **unmasked,
-            softmax.index: Node(node, (use.mask, *softmax.args), softmax.kwargs),
-        }
+        variants["rows without keys get all"] = _full_rows(use, keep)
         variants["rows without keys get zero"] = _zero_rows(use, keep)
         yield Site(use.call.owner, variants)
+    yield from _hidden_late(graph)
+
+
+def _hidden_late(graph: Graph) -> Iterator[Site]:
+    """Weights set to zero after a softmax over all scores, not normalised again."""
+    uses = mask_uses(graph)
+    for attention in {id(use.attention): use.attention for use in uses}.values():
+        own = [use for use in uses if use.attention is attention]
+        softmax = attention.softmax
+
+        def late(
+            *args: Any, own: list[MaskUse] = own, softmax: Call = softmax, **kwargs: Any
+        ) -> Tensor:
+            weights: Tensor = softmax.function(*args[len(own) :], **kwargs)
+            for use, mask in zip(own, args, strict=False):
+                weights = weights.masked_fill(use.hidden(mask), 0.0)
+            return weights
+
+        edits: dict[int, Node] = {}
+        for use in own:
+            edits |= use.apply(torch.zeros_like)
+        masks = tuple(use.mask for use in own)
+        edits[softmax.index] = Node(late, (*masks, *softmax.args), softmax.kwargs)
+        yield Site(softmax.owner, {"weights hidden after softmax": edits})
 
 
 def softmax_axis(graph: Graph) -> Iterable[Site]:

@@ -76,7 +76,9 @@ def multi_head_attention_forward(
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
         if key_padding_mask is not None:
             key_padding_mask = key_padding_mask.unsqueeze(0)
-    L, B, D = query.shape
+    # batch first, as ports have it
+    query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+    B, L, D = query.shape
     K = D // num_heads
     if use_separate_proj_weight:
         weights: Sequence[Any] = (q_proj_weight, k_proj_weight, v_proj_weight)
@@ -88,29 +90,30 @@ def multi_head_attention_forward(
     k = F.linear(key, weights[1], biases[1])
     v = F.linear(value, weights[2], biases[2])
     if bias_k is not None and bias_v is not None:
-        k = torch.cat([k, bias_k.repeat(1, B, 1)])
-        v = torch.cat([v, bias_v.repeat(1, B, 1)])
+        k = torch.cat([k, bias_k.expand(B, 1, -1)], dim=1)
+        v = torch.cat([v, bias_v.expand(B, 1, -1)], dim=1)
     if add_zero_attn:
-        k = torch.cat([k, torch.zeros(1, B, D, dtype=k.dtype)])
-        v = torch.cat([v, torch.zeros(1, B, D, dtype=v.dtype)])
-    extra = k.size(0) - key.size(0)
+        k = torch.cat([k, torch.zeros(B, 1, D, dtype=k.dtype)], dim=1)
+        v = torch.cat([v, torch.zeros(B, 1, D, dtype=v.dtype)], dim=1)
+    M = k.size(1)
+    extra = M - key.size(1)
     if attn_mask is not None and extra:
         attn_mask = F.pad(attn_mask, (0, extra))
     if key_padding_mask is not None and extra:
         key_padding_mask = F.pad(key_padding_mask, (0, extra))
-    q = q.view(L, B, num_heads, K).permute(1, 2, 0, 3)
-    k = k.view(k.size(0), B, num_heads, K).permute(1, 2, 0, 3)
-    v = v.view(v.size(0), B, num_heads, K).permute(1, 2, 0, 3)
+    q = q.view(B, L, num_heads, K).transpose(1, 2)
+    k = k.view(B, M, num_heads, K).transpose(1, 2)
+    v = v.view(B, M, num_heads, K).transpose(1, 2)
     scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(K)
     if attn_mask is not None:
         if attn_mask.dim() == 3:
-            attn_mask = attn_mask.view(B, num_heads, L, k.size(2))
+            attn_mask = attn_mask.view(B, num_heads, L, M)
         scores = _masked(scores, attn_mask)
     if key_padding_mask is not None:
-        scores = _masked(scores, key_padding_mask.view(B, 1, 1, k.size(2)))
+        scores = _masked(scores, key_padding_mask.view(B, 1, 1, M))
     probabilities = torch.softmax(scores, dim=-1)
-    merged = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(L, B, D)
-    output = F.linear(merged, out_proj_weight, out_proj_bias)
+    merged = torch.matmul(probabilities, v).transpose(1, 2).reshape(B, L, D)
+    output = F.linear(merged, out_proj_weight, out_proj_bias).transpose(0, 1)
     if not need_weights:
         return (output.squeeze(1) if unbatched else output), None
     if average_attn_weights:

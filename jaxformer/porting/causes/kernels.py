@@ -135,7 +135,8 @@ def missing_bias(graph: Graph) -> Iterable[Site]:
                     variants[f"no bias in part {part + 1} of {n}"] = {
                         call.index: _without_part(call, n, part)
                     }
-            yield Site(call.owner, variants)
+            leaf = leaf_of(graph, bias)
+            yield Site(call.owner if leaf is None else leaf.label or call.owner, variants)
         elif call.name in ("add", "sub") and len(call.refs) == 2:
             for ref, other in (call.refs, call.refs[::-1]):
                 leaf = leaf_of(graph, ref)

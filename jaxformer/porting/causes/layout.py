@@ -34,7 +34,8 @@ def _unpermuted(x: Tensor, order: Sequence[int], shape: Sequence[int]) -> Tensor
 def _reshapes(graph: Graph) -> Iterator[tuple[str, str, dict[str, Edits]]]:
     """(owner, kind, variants) of every call that merges or splits axes.
 
-    The kind is "merge" or "split" of the last axis, or "tokens" where the last axis stays.
+    The kind is "merge" or "split" of the last axis, or "tokens" where that stays or the channels
+    (axis 1) do.
     """
     for call in graph.live:
         if call.name not in ("view", "reshape", "flatten", "unflatten", "contiguous"):
@@ -59,7 +60,7 @@ def _reshapes(graph: Graph) -> Iterator[tuple[str, str, dict[str, Edits]]]:
                     node = Node(lambda v, o=list(order), s=shape: _unpermuted(v, o, s), (data,))
                     text = " ".join(map(str, order))
                     variants[f"split into axes {text}"] = {call.index: node}
-        if x.shape[-1:] == y.shape[-1:]:
+        if x.shape[-1:] == y.shape[-1:] or (x.dim() > 3 and x.shape[:2] == y.shape[:2]):
             kind = "tokens"
         else:
             kind = "split" if y.dim() > x.dim() else "merge"

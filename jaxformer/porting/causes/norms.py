@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
 from jaxformer.porting.causes.sites import (
+    Number,
     Site,
+    Variant,
     ancestors,
     leaf_of,
     remembered,
@@ -22,6 +24,8 @@ EPSILONS = (
     *(0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     *(2e-5, 5e-6, 3e-6, 2e-3, 5e-5, 1e-16, 1e-30, 1.1920928955078125e-07),
 )
+STARTS = (1e-9, 1e-7, 1e-5, 1e-3, 1e-1)
+"""Where the search for another epsilon starts."""
 NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize")
 ROOTS = ("sqrt", "rsqrt", "pow", "div", "rdiv", "reciprocal")
 
@@ -41,7 +45,7 @@ def epsilon(graph: Graph) -> Iterable[Site]:
     """Another epsilon, or the same at another place."""
     for call in graph.live:
         if call.name in NORMS:
-            variants: dict[str, Edits] = {
+            variants: dict[str, Variant] = {
                 f"epsilon {e:g}": {call.index: graph.changed(call, eps=e)} for e in EPSILONS
             }
             if call.name in ("layer_norm", "rms_norm"):
@@ -51,6 +55,9 @@ def epsilon(graph: Graph) -> Iterable[Site]:
                 variants["maximum of variance and epsilon"] = {
                     call.index: graph.changed(call, _outside_root(call.name, largest=True))
                 }
+            variants["epsilon"] = Number(
+                lambda e, call=call: {call.index: graph.changed(call, eps=e)}, STARTS
+            )
             yield Site(call.owner, variants)
         elif call.name in ("add", "clamp", "clamp_min"):
             eps = number(call)
@@ -58,6 +65,9 @@ def epsilon(graph: Graph) -> Iterable[Site]:
             if eps is None or not 0 < eps <= 0.1 or not any(u.name in ROOTS for u in users):
                 continue
             variants = {f"epsilon {e:g}": {call.index: with_number(call, e)} for e in EPSILONS}
+            variants["epsilon"] = Number(
+                lambda e, call=call: {call.index: with_number(call, e)}, STARTS
+            )
             data = call.data
             for root in users:
                 if root.name == "sqrt" and data is not None:

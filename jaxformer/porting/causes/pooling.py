@@ -189,7 +189,6 @@ def padded_pooling(graph: Graph) -> Iterable[Site]:
         variants["divided by the number of all tokens"] = {
             call.index: Node(lambda v, d=dim, k=keepdim: v.mean(d, keepdim=k), (source,))
         }
-        variants["not divided"] = {call.index: Node(lambda v: v, (refs[0],))}
         yield Site(call.owner, variants)
     for call in graph.named("mul", "masked_fill", "where"):
         y = tensor(graph, call.ref)

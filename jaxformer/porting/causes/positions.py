@@ -1,5 +1,6 @@
 """Faults of positions: rotary embeddings, sinusoids, frequencies, offsets, scales of embeddings."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -11,7 +12,9 @@ from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
 from jaxformer.porting.causes.norms import number
 from jaxformer.porting.causes.sites import (
     LAYOUT,
+    Number,
     Site,
+    Variant,
     ancestors,
     attentions,
     behind_layout,
@@ -23,7 +26,7 @@ from jaxformer.porting.causes.sites import (
     tensor,
 )
 
-BASES = (100.0, 500.0, 1e3, 5e3, 1e4, 2e4, 4e4, 1e5, 1.6e5, 5e5, 1e6, 5e6, 1e7, 1e8)
+BASES = (500.0, 1e3, 5e3, 1e4, 2e4, 4e4, 1e5, 1.6e5, 5e5, 1e6, 5e6, 1e7)
 Form = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -85,7 +88,9 @@ def _form(x: Tensor, y: Tensor) -> str | None:
     for form, (split, _) in FORMS.items():
         a, b = split(x)
         c, d = split(y)
-        if same(a**2 + b**2, c**2 + d**2, 1e-6) and not same(a.abs(), c.abs(), 1e-6):
+        if same(a**2 + b**2, c**2 + d**2, 1e-6) and not (
+            same(a.abs(), c.abs()) or same(a.abs(), d.abs())  # a turn by a quarter is but a step
+        ):
             return form
     return None
 
@@ -246,6 +251,29 @@ def rotary_base(graph: Graph) -> Iterable[Site]:
         yield Site(call.owner, variants)
 
 
+def unusual_base(graph: Graph) -> Iterable[Site]:
+    """A base that is none of the usual ones."""
+    for found in rotaries(graph):
+        p = _positions(found.angles)
+        if p is not None:
+            make = functools.partial(_with_base, found, p)
+            yield Site(found.call.owner, {"base": Number(make, BASES[::3])})
+    for call, f in frequency_vectors(graph):
+        if float(f[0]) == 1:
+            make = functools.partial(_vector_with_base, graph, call, len(f))
+            yield Site(call.owner, {"base": Number(make, BASES[::3])})
+
+
+def _with_base(found: Rotary, p: Positions, base: float) -> Edits:
+    h = len(p.frequencies)
+    powers = base ** (-torch.arange(h, dtype=torch.float64) / h)
+    return _from_positions(found, p, p.first, torch.sign(p.frequencies[0]) * powers)
+
+
+def _vector_with_base(graph: Graph, call: Call, h: int, base: float) -> Edits:
+    return _replaced(graph, call, base ** (-torch.arange(h, dtype=torch.float64) / h))
+
+
 def frequencies(graph: Graph) -> Iterable[Site]:
     """Frequencies by another formula."""
     for found in rotaries(graph):
@@ -255,7 +283,7 @@ def frequencies(graph: Graph) -> Iterable[Site]:
             continue
         sign = torch.sign(p.frequencies[0])
         variants: dict[str, Edits] = {}
-        for b in {round(base, 3), *BASES[4:5]}:
+        for b in {round(base, 3), *(1e4,)}:
             for text, exponents in _formulas(len(p.frequencies)).items():
                 new = sign * float(b) ** -exponents
                 variants[f"{b:g}^-({text})"] = _from_positions(found, p, p.first, new)
@@ -269,7 +297,7 @@ def frequencies(graph: Graph) -> Iterable[Site]:
         h = len(f)
         ratio = float(f[1] / f[0])
         variants = {}
-        for b in {ratio**-h, ratio ** -(h - 1), *BASES[4:5]}:
+        for b in {ratio**-h, ratio ** -(h - 1), *(1e4,)}:
             for text, exponents in _formulas(h).items():
                 variants[f"{b:g}^-({text})"] = _replaced(graph, call, f[0] * b**-exponents)
         for factor in (0.125, 0.25, 0.5, 2.0, 4.0, 8.0, math.tau, math.pi, 1 / math.tau, 1e3, 1e-3):
@@ -538,13 +566,16 @@ def embedding_scale(graph: Graph) -> Iterable[Site]:
     scales = {c.index for c in _after_embeddings(graph)}
     for call in graph.named("embedding"):
         D = graph.value(call.kwargs["weight"]).size(-1)
-        variants: dict[str, Edits] = {}
+        variants: dict[str, Variant] = {}
         for factor, text in (
             *((D**0.5, "* sqrt(D)"), (D**-0.5, "/ sqrt(D)"), (float(D), "* D"), (1 / D, "/ D")),
         ):
             variants[f"embedding {text}"] = {
                 call.index: graph.then(call, lambda v, f=factor: v * f)
             }
+        variants["embedding times"] = Number(
+            lambda f, call=call: {call.index: graph.then(call, lambda v: v * f)}, (0.1, 0.5, 2.0, 10.0)
+        )
         yield Site(call.owner, variants)
     for index in scales:
         call = graph[index]
@@ -635,6 +666,15 @@ def output_scale(graph: Graph) -> Iterable[Site]:
                 "scale squared": {call.index: graph.then(call, lambda v, f=factor: v * abs(f))},
             },
         )
+    for block in graph.blocks:
+        if block.output is not None and block.output.item is None:
+            call = graph[block.output]
+            if call.index in graph.live_indices and tensor(graph, call.ref) is not None:
+                scaled = Number(
+                    lambda f, call=call: {call.index: graph.then(call, lambda v: v * f)},
+                    (0.1, 0.5, 2.0, 10.0),
+                )
+                yield Site(block.name, {f"output of {block.name or 'the module'} times": scaled})
     for call in graph.named("linear"):
         if call.ref in graph.outputs or any(
             graph[behind_layout(graph, o)].index == call.index for o in graph.outputs

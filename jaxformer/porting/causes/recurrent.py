@@ -111,10 +111,20 @@ def _through(graph: Graph, ref: Ref) -> tuple[Call, object] | None:
 
 def padded_steps(graph: Graph) -> Iterable[Site]:
     """Steps beyond the end of a sequence that change its state."""
+    padded: dict[int, Node] = {}
+    for call in graph.named("getitem"):
+        data = call.data
+        if data is not None and graph[data].name == "_pack_padded_sequence":
+            source = graph[data].refs[0]
+            T, B = call.value.shape[:2]
+            first = graph.value(source).shape[:2] == (B, T)  # batch first
+            padded[call.index] = Node(
+                lambda x, first=first, T=T: (x.transpose(0, 1) if first else x)[:T], (source,)
+            )
     for call in graph.named("where"):
         condition = call.kwargs["condition"]
         value = graph.value(condition) if isinstance(condition, Ref) else None
         new = call.kwargs.get("input")
         if value is not None and value.dtype == torch.bool and isinstance(new, Ref):
-            edits: Edits = {call.index: Node(lambda x: x, (new,))}
+            edits: Edits = {**padded, call.index: Node(lambda x: x, (new,))}
             yield Site("", {"padding is read on": edits})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxformer.porting.causes.graph import Edits, Graph, record, tensors_of
-from jaxformer.porting.causes.sites import Mutant, mutants
+from jaxformer.porting.causes.sites import Mutant, Number, mutants
 from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
@@ -27,6 +27,8 @@ EQUALLY = 100.0
 """Faults whose residuals differ by no more than this factor explain a difference equally well."""
 FLOOR = 1e-12
 """Residuals below this are rounding of float64."""
+STEPS = 12
+"""Gauss-Newton steps in the logarithm of an unknown number."""
 MOST_MUTANTS = 20_000
 
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
@@ -131,20 +133,25 @@ def explain(
     found: list[tuple[float, int, str, str]] = []
     order = 0
     for rows in (SPECIFIC, GENERAL):
-        count = 0
+        count, explained = 0, False
         for word, mutant in _all_mutants(graph, rows):
-            if owners is not None and not _inside(graph, mutant.edits, owners):
+            if explained and not mutant.everywhere:
+                continue
+            edits = mutant.edits
+            edits = edits.make(edits.starts[0]) if isinstance(edits, Number) else edits
+            if owners is not None and not _inside(graph, edits, owners):
                 continue
             count += 1
             if count > MOST_MUTANTS:
                 break
             order += 1
             try:
-                error = target.error(graph.evaluate(mutant.edits))
+                error, what = _tried(graph, target, mutant, before)
             except _UNFIT:
                 continue
             if error < before:
-                found.append((error, order, word, mutant.what))
+                found.append((error, order, word, what))
+                explained = explained or error <= _limit(before)
         for error, word, what in _directly(target):
             order += 1
             found.append((error, order, word, what))
@@ -152,6 +159,37 @@ def explain(
         if cause is not None:
             return cause
     return None
+
+
+def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tuple[float, str]:
+    """The error of a mutant and what it is, with its number if it has one."""
+    edits = mutant.edits
+    if not isinstance(edits, Number):
+        return target.error(graph.evaluate(edits)), mutant.what
+    make = edits.make
+
+    def at(u: float) -> Tensor | None:
+        return target.difference(graph.evaluate(make(math.exp(u))))
+
+    def norm(r: Tensor | None) -> float:
+        return math.inf if r is None else float(torch.linalg.vector_norm(r))
+
+    u = min((math.log(p) for p in edits.starts), key=lambda u: norm(at(u)))
+    residual = at(u)
+    best = norm(residual)
+    for _ in range(STEPS if best < before else 0):
+        near = at(u + 1e-5)
+        if residual is None or near is None:
+            break
+        slope = (near - residual) / 1e-5
+        size = float(slope.square().sum())
+        step = -float((slope * residual).sum()) / size if size else 0.0
+        step = max(-2.0, min(2.0, step))
+        moved = at(u + step)
+        if not norm(moved) < best:
+            break
+        u, residual, best = u + step, moved, norm(moved)
+    return best, f"{mutant.what} {math.exp(u):.5g}"
 
 
 def _all_mutants(graph: Graph, rows: Iterable[Row]) -> Iterator[tuple[str, Mutant]]:
@@ -186,17 +224,21 @@ class _Target:
 
     def error(self, outputs: Sequence[Any]) -> float:
         """The distance of `outputs` from the port's, relative to PyTorch's; inf if they misfit."""
-        total = 0.0
-        for i, theirs, port in self.pairs:
+        difference = self.difference(outputs)
+        return math.inf if difference is None else float(torch.linalg.vector_norm(difference))
+
+    def difference(self, outputs: Sequence[Any]) -> Tensor | None:
+        """`outputs` less the port's, relative to the size of PyTorch's; None if they misfit."""
+        parts = []
+        for i, _, port in self.pairs:
             value = outputs[i]
             if not isinstance(value, Tensor) or value.shape != port.shape:
-                return math.inf
+                return None
             value = value.double()
             if not torch.equal(torch.isfinite(value), torch.isfinite(port)):
-                return math.inf
-            total += float((_finite(value) - _finite(port)).square().sum())
-            del theirs
-        return math.sqrt(total) / (self.size or 1.0)
+                return None
+            parts.append((_finite(value) - _finite(port)).flatten())
+        return torch.cat(parts) / (self.size or 1.0)
 
 
 def _finite(value: Tensor) -> Tensor:
@@ -262,9 +304,12 @@ def _directly(target: _Target) -> Iterator[tuple[float, str, str]]:
         yield error, "output-scale", f"the output times {scale:.6g}"
 
 
+def _limit(before: float) -> float:
+    return max(VANISHED * before, min(ROUNDING, before / 30))
+
+
 def _winner(found: list[tuple[float, int, str, str]], before: float, place: str) -> Cause | None:
-    limit = max(VANISHED * before, min(ROUNDING, before / 30))
-    explaining = sorted(f for f in found if f[0] <= limit)
+    explaining = sorted(f for f in found if f[0] <= _limit(before))
     if not explaining:
         return None
     best = explaining[0][0]

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from jaxformer.porting.causes.graph import LEAVES, Call, Edits, Graph, Ref
+from jaxformer.porting.causes.graph import LEAVES, Call, Edits, Graph, Node, Ref
 
 LAYOUT = (
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze"),
@@ -20,21 +20,33 @@ LAYOUT = (
 """Functions that move numbers but compute none."""
 
 PRODUCTS = ("matmul", "einsum", "baddbmm")
-MOST_SITES = 48
+MOST_SITES = 16
+
+
+class Number(NamedTuple):
+    """A fault with a positive number in it, which the search solves for."""
+
+    make: Callable[[float], Edits]
+    starts: tuple[float, ...]
+
+
+Variant = Edits | Number
 
 
 class Site(NamedTuple):
     """One place: where it is, and the edits of every variant of the fault by its description."""
 
     where: str
-    variants: Mapping[str, Edits]
+    variants: Mapping[str, Variant]
 
 
 class Mutant(NamedTuple):
     """A graph with one fault: its description and the edits that plant it."""
 
     what: str
-    edits: Edits
+    edits: Variant
+    everywhere: bool
+    """Whether it is at every place where it can be."""
 
 
 Fault = Callable[[Graph], Iterable[Site]]
@@ -58,24 +70,32 @@ def mutants(sites: Iterable[Site]) -> Iterator[Mutant]:
     found = list(sites)
     for what in dict.fromkeys(what for site in found for what in site.variants):
         having = [(site.where, site.variants[what]) for site in found if what in site.variants]
-        places: dict[str, list[Edits]] = {}
+        places: dict[str, list[Variant]] = {}
         for where, edits in having:
             places.setdefault(where, []).append(edits)
-        yield Mutant(what, _union(edits for _, edits in having))
+        yield Mutant(what, _union(edits for _, edits in having), True)
         if len(places) > 1:
             for where, several in places.items():
-                yield Mutant(f"{what} in {where}" if where else what, _union(several))
+                yield Mutant(f"{what} in {where}" if where else what, _union(several), False)
         if len(places) < len(having) <= MOST_SITES:
             for where, edits in having:
                 if len(places[where]) > 1:
-                    yield Mutant(f"{what} at one place of {where or 'it'}", edits)
+                    yield Mutant(f"{what} at one place of {where or 'it'}", edits, False)
 
 
-def _union(several: Iterable[Edits]) -> Edits:
-    edits: dict[int, object] = {}
+def _union(several: Iterable[Variant]) -> Variant:
+    found = list(several)
+    numbers = [each for each in found if isinstance(each, Number)]
+    if numbers:
+        return Number(lambda p: _joined(each.make(p) for each in numbers), numbers[0].starts)
+    return _joined(each for each in found if not isinstance(each, Number))
+
+
+def _joined(several: Iterable[Edits]) -> Edits:
+    edits: dict[int, Node] = {}
     for each in several:
-        edits |= each  # type: ignore[arg-type]
-    return edits  # type: ignore[return-value]
+        edits |= each
+    return edits
 
 
 def tensor(graph: Graph, ref: object) -> Tensor | None:
@@ -88,6 +108,8 @@ def same(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
     if a.shape != b.shape:
         return False
     a, b = a.double(), b.double()
+    if not bool(torch.isfinite(b).all()):
+        return False
     return bool(torch.linalg.vector_norm(a - b) <= tolerance * torch.linalg.vector_norm(b))
 
 

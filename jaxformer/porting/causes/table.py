@@ -51,6 +51,7 @@ SPECIFIC = (
     Row("rotary-base", positions.rotary_base),
     Row("position-offset", positions.position_offset),
     Row("frequencies", positions.frequencies),
+    Row("rotary-base", positions.unusual_base),
     Row("norm-gain", norms.gain),
     Row("norm-missing", norms.missing_norm),
     Row("bias-missing", kernels.missing_bias),
