@@ -150,12 +150,18 @@ def _sites(graph: Graph, changes: dict[str, Callable[[Tensor], Tensor]]) -> Iter
     for use in mask_uses(graph):
         variants: dict[str, Edits] = {}
         for what, change in changes.items():
-            variants[what] = use.apply(change)
-            if use.value != -math.inf:
-                variants[f"{what} (filled with -inf)"] = use.apply(change, -math.inf)
-            variants[f"{what} (rows without keys get zero)"] = _zero_rows(use, change)
-            variants[f"{what} (rows without keys get all)"] = _full_rows(use, change)
+            variants |= _fillings(use, what, change)
         yield Site(use.call.owner, variants)
+
+
+def _fillings(use: MaskUse, what: str, change: Callable[[Tensor], Tensor]) -> dict[str, Edits]:
+    """A changed mask, with what ports make of rows that it hides altogether."""
+    return {
+        what: use.apply(change),
+        f"{what} (filled with -inf)": use.apply(change, -math.inf),
+        f"{what} (rows without keys get zero)": _zero_rows(use, change),
+        f"{what} (rows without keys get all)": _full_rows(use, change),
+    }
 
 
 def _zero_rows(use: MaskUse, change: Callable[[Tensor], Tensor]) -> Edits:
@@ -337,8 +343,10 @@ def mask_source(graph: Graph) -> Iterable[Site]:
                         variants[f"input {call.index} ({what}) over the {axes}"] = use.apply(
                             lambda _, form=form: form
                         )
-        variants["mask over the queries, not the keys"] = use.apply(lambda h: h.transpose(-1, -2))
-        variants["padding of the queries, not of the keys"] = use.apply(_of_queries)
+        variants |= _fillings(
+            use, "mask over the queries, not the keys", lambda h: h.transpose(-1, -2)
+        )
+        variants |= _fillings(use, "padding of the queries, not of the keys", _of_queries)
         yield Site(use.call.owner, variants)
 
 

@@ -68,7 +68,8 @@ def rotaries(graph: Graph) -> list[Rotary]:
         y = tensor(graph, call.ref)
         if y is None or y.dim() < 2 or y.size(-1) % 2 or y.numel() < 4:
             continue
-        for ref in reversed(ancestors(graph, call, 14)):  # past what the rotation makes of its input
+        behind = sorted(ancestors(graph, call, 14), key=lambda ref: ref.call)
+        for ref in behind:  # the earliest: the rotation turns its input in itself too
             x = tensor(graph, ref)
             if x is None or x.shape != y.shape or ref in found:
                 continue

@@ -114,7 +114,7 @@ def padded_steps(graph: Graph) -> Iterable[Site]:
     padded: dict[int, Node] = {}
     for call in graph.named("getitem"):
         data = call.data
-        if data is not None and graph[data].name == "_pack_padded_sequence":
+        if data is not None and graph[data].name == "_pack_padded_sequence" and data.item == 0:
             source = graph[data].refs[0]
             T, B = call.value.shape[:2]
             first = graph.value(source).shape[:2] == (B, T)  # batch first

@@ -19,10 +19,10 @@ from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
-VANISHED = 1e-3
-"""A fault explains a difference if it leaves at most this share of it,"""
-ROUNDING = 1e-6
-"""or, relative to PyTorch's output, at most this and a thirtieth of it."""
+ROUNDING = 3e-6
+"""A fault explains a difference if it leaves at most this, relative to PyTorch's output, """
+VANISHED = 1 / 30
+"""and at most this share of the difference: parts of a port may compute in float32."""
 EQUALLY = 100.0
 """Faults whose residuals differ by no more than this factor explain a difference equally well."""
 FLOOR = 1e-12
@@ -175,9 +175,10 @@ def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tu
         return math.inf if r is None else float(torch.linalg.vector_norm(r))
 
     u = min((math.log(p) for p in edits.starts), key=lambda u: norm(at(u)))
+    low, high = math.log(min(edits.starts) / 1e3), math.log(max(edits.starts) * 1e3)
     residual = at(u)
     best = norm(residual)
-    for _ in range(STEPS if best < before else 0):
+    for _ in range(STEPS if best < 2 * before else 0):
         near = at(u + 1e-5)
         if residual is None or near is None:
             break
@@ -186,7 +187,7 @@ def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tu
         step = -float((slope * residual).sum()) / size if size else 0.0
         step = max(-2.0, min(2.0, step))
         moved = at(u + step)
-        if not norm(moved) < best:
+        if not norm(moved) < best or not low < u + step < high:
             break
         u, residual, best = u + step, moved, norm(moved)
     return best, f"{mutant.what} {math.exp(u):.5g}"
@@ -305,7 +306,7 @@ def _directly(target: _Target) -> Iterator[tuple[float, str, str]]:
 
 
 def _limit(before: float) -> float:
-    return max(VANISHED * before, min(ROUNDING, before / 30))
+    return min(ROUNDING, VANISHED * before)
 
 
 def _winner(found: list[tuple[float, int, str, str]], before: float, place: str) -> Cause | None:
