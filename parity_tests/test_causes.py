@@ -1,4 +1,4 @@
-"""The cause of a port's fault, by experiment: models in PyTorch, ports in numpy with one fault each.
+"""The cause of a port's fault, by experiment: models in PyTorch, faulty ports in numpy.
 
 A port is written out in numpy and knows nothing of the faults that `porting.causes` plants. For
 every word there is a port with that fault; ports without a fault, and with one that no word
@@ -53,7 +53,10 @@ class Weights:
     """The parameters of a module as numpy arrays."""
 
     def __init__(self, module: nn.Module) -> None:
-        tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        tensors = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers()),
+        }
         self.arrays = {name: t.detach().numpy() for name, t in tensors.items()}
 
     def __getitem__(self, name: str) -> Array:
@@ -103,7 +106,9 @@ class Port(NamedTuple):
 def run(case: Port, fault: str) -> Any:
     with torch.no_grad():
         theirs = case.model(*case.args, **case.kwargs)
-    as_numpy = [a.numpy() if isinstance(a, Tensor) else a for a in (*case.args, *case.kwargs.values())]
+    as_numpy = [
+        a.numpy() if isinstance(a, Tensor) else a for a in (*case.args, *case.kwargs.values())
+    ]
     port = case.port(fault, *as_numpy)
     return name_cause(case.model, "", (case.args, case.kwargs), theirs, port)
 
@@ -139,7 +144,9 @@ def layer_norm_port(module: nn.Module, gain: str = "weight", bias: str = "bias")
     w = Weights(module)
 
     def port(fault: str, x: Array) -> Array:
-        eps = {"epsilon": 1e-6, "epsilon of 1e-12": 1e-12, "epsilon unusual": 3.7e-4}.get(fault, 1e-5)
+        eps = {"epsilon": 1e-6, "epsilon of 1e-12": 1e-12, "epsilon unusual": 3.7e-4}.get(
+            fault, 1e-5
+        )
         axis = 1 if fault == "norm-axis" else -1
         y = normalise(x, axis, eps, fault != "norm-statistics")
         if fault == "norm-missing":
@@ -160,7 +167,9 @@ def rms_port(module: nn.Module, one: float = 0.0, default_eps: float = 1e-6) -> 
     w = Weights(module)
 
     def port(fault: str, x: Array) -> Array:
-        y = normalise(x, eps=1e-5 if fault == "epsilon" else default_eps, centre=fault == "norm-statistics")
+        y = normalise(
+            x, eps=1e-5 if fault == "epsilon" else default_eps, centre=fault == "norm-statistics"
+        )
         g = {"norm-gain": w["weight"] + 1 - 2 * one + one, "norm-gain none": 1.0}
         return y * (g[fault] if fault in g else one + w["weight"])
 
@@ -170,7 +179,11 @@ def rms_port(module: nn.Module, one: float = 0.0, default_eps: float = 1e-6) -> 
 def norm_cases() -> dict[str, Port]:
     x = 0.3 * draw(B, L, D)
     built_in, hand = perturbed(nn.LayerNorm(D)), perturbed(HandLayerNorm(D))
-    rms, gemma, torch_rms = perturbed(RMS(D)), perturbed(RMS(D, True)), perturbed(nn.RMSNorm(D, 1e-6))
+    rms, gemma, torch_rms = (
+        perturbed(RMS(D)),
+        perturbed(RMS(D, True)),
+        perturbed(nn.RMSNorm(D, 1e-6)),
+    )
     gemma_port = rms_port(gemma, 1.0)
     return {
         "LayerNorm": Port(built_in, (x,), layer_norm_port(built_in)),
@@ -178,7 +191,13 @@ def norm_cases() -> dict[str, Port]:
         "RMSNorm by hand": Port(rms, (x,), rms_port(rms)),
         "RMSNorm": Port(torch_rms, (x,), rms_port(torch_rms)),
         "Gemma's norm": Port(
-            gemma, (x,), lambda f, x: gemma_port({"norm-gain": "no one"}.get(f, f), x) if f != "norm-gain" else normalise(x, eps=1e-6, centre=False) * Weights(gemma)["weight"]
+            gemma,
+            (x,),
+            lambda f, x: (
+                gemma_port({"norm-gain": "no one"}.get(f, f), x)
+                if f != "norm-gain"
+                else normalise(x, eps=1e-6, centre=False) * Weights(gemma)["weight"]
+            ),
         ),
     }
 
@@ -222,14 +241,17 @@ def channels_port(kind: str, module: nn.Module) -> Any:
         kernel, G = w["layer.weight"], 3
         order = np.arange(D).reshape(D // G, G).T.reshape(-1) if fault == "groups" else np.arange(D)
         y = np.concatenate(
-            [convolve(x[:, order[g * 4 : g * 4 + 4]], kernel[g * 4 : g * 4 + 4]) for g in range(G)], 1
+            [convolve(x[:, order[g * 4 : g * 4 + 4]], kernel[g * 4 : g * 4 + 4]) for g in range(G)],
+            1,
         )
         return y + w["layer.bias"][:, None, None]
 
     return {"group": group, "batch": batch, "conv": conv}[kind]
 
 
-def convolve(x: Array, kernel: Array, pad: Any = ((1, 1), (1, 1)), stride: int = 1, mode: str = "constant") -> Array:
+def convolve(
+    x: Array, kernel: Array, pad: Any = ((1, 1), (1, 1)), stride: int = 1, mode: str = "constant"
+) -> Array:
     x = np.pad(x, ((0, 0), (0, 0), *pad), mode=mode)
     h, w = kernel.shape[2:]
     rows, columns = x.shape[2] - h + 1, x.shape[3] - w + 1
@@ -325,7 +347,9 @@ class HandAttention(nn.Module):
         self.fused = fused
         self.out = nn.Linear(D, D)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, padding: Tensor | None = None
+    ) -> Tensor:
         B, L, _ = x.shape
         K = D // self.heads
         source = x if memory is None else memory
@@ -339,8 +363,16 @@ class HandAttention(nn.Module):
         v = v.view(B, M, self.kv, K).transpose(1, 2)
         if self.kv != self.heads:
             k = k.repeat_interleave(self.heads // self.kv, 1)
-            v = v[:, :, None].expand(B, self.kv, self.heads // self.kv, M, K).reshape(B, self.heads, M, K)
-        causal = torch.tril(torch.ones(L, M, dtype=torch.bool)) if memory is None else torch.ones(L, M, dtype=torch.bool)
+            v = (
+                v[:, :, None]
+                .expand(B, self.kv, self.heads // self.kv, M, K)
+                .reshape(B, self.heads, M, K)
+            )
+        causal = (
+            torch.tril(torch.ones(L, M, dtype=torch.bool))
+            if memory is None
+            else torch.ones(L, M, dtype=torch.bool)
+        )
         keep = causal[None, None]
         if padding is not None:
             keep = keep & padding[:, None, None, :]
@@ -370,7 +402,9 @@ def attention_port(model: HandAttention, memory: bool = False) -> Any:
             if fault == "qkv-order":
                 k, q, v = np.split(y, 3, -1)
             elif fault == "qkv-order by head":
-                q, k, v = (a.reshape(B, n, D) for a in np.moveaxis(y.reshape(B, n, heads, 3, K), 3, 0))
+                q, k, v = (
+                    a.reshape(B, n, D) for a in np.moveaxis(y.reshape(B, n, heads, 3, K), 3, 0)
+                )
             else:
                 q, k, v = np.split(y, 3, -1)
         else:
@@ -429,7 +463,11 @@ def attention_port(model: HandAttention, memory: bool = False) -> Any:
         y = p @ v
         if fault == "strange":
             y = np.sort(y, 2)
-        y = y.reshape(B, n, D) if fault == "head-order merge" else y.transpose(0, 2, 1, 3).reshape(B, n, D)
+        y = (
+            y.reshape(B, n, D)
+            if fault == "head-order merge"
+            else y.transpose(0, 2, 1, 3).reshape(B, n, D)
+        )
         return w.linear("out", y)
 
     return port
@@ -465,13 +503,19 @@ def test_self_attention(style: str, fault: str, word: str | None) -> None:
     [
         *(("", None), ("wrong-source", "wrong-source"), ("bias-missing", "bias-missing")),
         *(("transposed-kernel", "transposed-kernel"), ("qkv-order", "qkv-order")),
-        *(("scale-missing", "scale-missing"), ("mask-missing", "mask-missing"), ("mask-source", "mask-source")),
+        *(
+            ("scale-missing", "scale-missing"),
+            ("mask-missing", "mask-missing"),
+            ("mask-source", "mask-source"),
+        ),
     ],
 )
 def test_cross_attention(fault: str, word: str | None) -> None:
     model = perturbed(HandAttention(False, "fill"))
     memory = draw(B, L, D, seed=1)
-    check(run(Port(model, (draw(B, L, D), memory, PADDING), attention_port(model, True)), fault), word)
+    check(
+        run(Port(model, (draw(B, L, D), memory, PADDING), attention_port(model, True)), fault), word
+    )
 
 
 @pytest.mark.parametrize(
@@ -488,7 +532,9 @@ def test_grouped_query_attention(fault: str, word: str | None) -> None:
 
 def test_fused_projection_by_head() -> None:
     model = perturbed(HandAttention(True, "sdpa"))
-    check(run(Port(model, (draw(B, L, D),), attention_port(model)), "qkv-order by head"), "qkv-order")
+    check(
+        run(Port(model, (draw(B, L, D),), attention_port(model)), "qkv-order by head"), "qkv-order"
+    )
 
 
 def mha_port(model: nn.MultiheadAttention) -> Any:
@@ -872,7 +918,9 @@ def test_blocks(kind: str, act: str, fault: str, word: str | None) -> None:
 def test_torch_encoder_layer(norm_first: bool) -> None:
     """nn.TransformerEncoderLayer: norms elsewhere, ReLU for GELU, no residual of the attention."""
     layer = perturbed(
-        nn.TransformerEncoderLayer(D, H, 7, batch_first=True, norm_first=norm_first, activation="gelu")
+        nn.TransformerEncoderLayer(
+            D, H, 7, batch_first=True, norm_first=norm_first, activation="gelu"
+        )
     )
     w = Weights(layer)
     attend = mha_port(layer.self_attn)
@@ -894,7 +942,9 @@ def test_torch_encoder_layer(norm_first: bool) -> None:
         x = norm((0 if fault == "residual" else x) + attention(x), "norm1")
         return norm(x + mlp(x), "norm2")
 
-    case = Port(layer, (draw(B, L, D),), lambda f, x, _: port(f, x), {"src_key_padding_mask": ~PADDING})
+    case = Port(
+        layer, (draw(B, L, D),), lambda f, x, _: port(f, x), {"src_key_padding_mask": ~PADDING}
+    )
     for fault in ("norm-placement", "activation", "residual"):
         check(run(case, fault), fault)
     check(run(case, ""), None)
@@ -1064,7 +1114,11 @@ def images_port(model: Images, stride: int) -> Any:
 @pytest.mark.parametrize(
     ("stride", "fault", "word"),
     [
-        *((1, "", None), (1, "transposed-kernel", "transposed-kernel"), (1, "kernel-layout", "kernel-layout")),
+        *(
+            (1, "", None),
+            (1, "transposed-kernel", "transposed-kernel"),
+            (1, "kernel-layout", "kernel-layout"),
+        ),
         *((1, "kernel flipped", "kernel-layout"), (1, "kernel reshaped", "kernel-layout")),
         *((1, "conv-padding", "conv-padding"), (2, "conv-padding", "conv-padding")),
         *((1, "padding mode", "conv-padding"), (1, "bias-missing", "bias-missing")),
@@ -1143,7 +1197,13 @@ class Sentences(nn.Module):
 
 @pytest.mark.parametrize(
     ("fault", "word"),
-    [("", None), ("padding", "padding"), ("pooling", "pooling"), ("untied-head", "untied-head"), ("bias", None)],
+    [
+        ("", None),
+        ("padding", "padding"),
+        ("pooling", "pooling"),
+        ("untied-head", "untied-head"),
+        ("bias", None),
+    ],
 )
 def test_sentences(fault: str, word: str | None) -> None:
     model = perturbed(Sentences())
@@ -1209,7 +1269,9 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize(("fault", "word"), [("", None), ("router-normalisation", "router-normalisation")])
+@pytest.mark.parametrize(
+    ("fault", "word"), [("", None), ("router-normalisation", "router-normalisation")]
+)
 def test_experts(normalised: bool, fault: str, word: str | None) -> None:
     model = perturbed(Experts(normalised))
     w = Weights(model)
@@ -1238,7 +1300,9 @@ class Modulated(nn.Module):
         return x * (1 + scale) + shift
 
 
-@pytest.mark.parametrize(("fault", "word"), [("", None), ("split-order", "split-order"), ("pairs", "split-order")])
+@pytest.mark.parametrize(
+    ("fault", "word"), [("", None), ("split-order", "split-order"), ("pairs", "split-order")]
+)
 def test_modulation(fault: str, word: str | None) -> None:
     model = perturbed(Modulated())
     w = Weights(model)
@@ -1259,7 +1323,7 @@ def test_modulation(fault: str, word: str | None) -> None:
 
 
 def test_the_whole_model_is_searched_where_the_module_shows_no_cause() -> None:
-    """The port's value at the module is no help: its final output tells, within the module named."""
+    """The port's value at the module is no help: its final output tells."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -1275,7 +1339,9 @@ def test_the_whole_model_is_searched_where_the_module_shows_no_cause() -> None:
     with torch.no_grad():
         theirs = model(x)
         attended = model.attention(x, x, x, need_weights=False)
-    port = Weights(model).linear("head", np.tanh(all_seeing(model.attention)("scale-missing", x.numpy())))
+    port = Weights(model).linear(
+        "head", np.tanh(all_seeing(model.attention)("scale-missing", x.numpy()))
+    )
     inputs = ((x, x, x), {"need_weights": False})
     strange = (draw(B, L, D, seed=5).numpy(), None)
     assert name_cause(model, "attention", inputs, attended, strange) is None
@@ -1283,7 +1349,9 @@ def test_the_whole_model_is_searched_where_the_module_shows_no_cause() -> None:
     found = name_cause(model, "attention", inputs, attended, strange, context=context)
     check(found, "scale-missing")
     assert "attention" in found.evidence
-    elsewhere = name_cause(model, "head", ((draw(B, L, D),), {}), theirs, strange[0][..., :3], context=context)
+    elsewhere = name_cause(
+        model, "head", ((draw(B, L, D),), {}), theirs, strange[0][..., :3], context=context
+    )
     assert elsewhere is None or "attention" not in elsewhere.evidence
 
 
@@ -1298,7 +1366,9 @@ def all_seeing(model: nn.MultiheadAttention) -> Any:
         )
         scale = 1.0 if fault == "scale-missing" else K**-0.5
         y = softmax(q @ k.transpose(0, 1, 3, 2) * scale) @ v
-        return y.transpose(0, 2, 1, 3).reshape(B, L, D) @ w["out_proj.weight"].T + w["out_proj.bias"]
+        return (
+            y.transpose(0, 2, 1, 3).reshape(B, L, D) @ w["out_proj.weight"].T + w["out_proj.bias"]
+        )
 
     return port
 

@@ -114,7 +114,11 @@ def other_gelu(graph: Graph) -> Iterable[Site]:
         if found.name in GELUS:
             yield Site(
                 found.where,
-                {f"{n} for {found.name}": _put(found, f) for n, f in GELUS.items() if n != found.name},
+                {
+                    f"{n} for {found.name}": _put(found, f)
+                    for n, f in GELUS.items()
+                    if n != found.name
+                },
             )
 
 
@@ -131,7 +135,8 @@ def other_slope(graph: Graph) -> Iterable[Site]:
                 }
                 | {
                     "negative slope": Number(
-                        lambda s, found=found: _put(found, lambda x: F.leaky_relu(x, s)), SLOPES[1:9:3]
+                        lambda s, found=found: _put(found, lambda x: F.leaky_relu(x, s)),
+                        SLOPES[1:9:3],
                     )
                 },
             )
@@ -173,7 +178,9 @@ def added_activation(graph: Graph) -> Iterable[Site]:
     """One where PyTorch has none."""
     taken = {found.call.index for found in activations(graph)}
     sources = {found.x.call for found in activations(graph)}
-    for call in graph.named("linear", "addmm", "conv1d", "conv2d", "batch_norm", "layer_norm", "add"):
+    for call in graph.named(
+        "linear", "addmm", "conv1d", "conv2d", "batch_norm", "layer_norm", "add"
+    ):
         if call.index not in taken | sources and tensor(graph, call.ref) is not None:
             yield Site(
                 call.owner,

@@ -64,14 +64,17 @@ def extra_scale(graph: Graph) -> Iterable[Site]:
         widths |= {"2": 2}
         variants: dict[str, Variant] = {}
         for letter, n in widths.items():
-            for power, text in ((-0.5, "/ sqrt({})"), (0.5, "* sqrt({})"), (-1, "/ {}"), (1, "* {}")):
+            for power, text in (
+                (-0.5, "/ sqrt({})"),
+                (0.5, "* sqrt({})"),
+                (-1, "/ {}"),
+                (1, "* {}"),
+            ):
                 factor = float(n) ** power
                 if factor != 1:
                     what = f"scores {text.format(letter)} besides"
                     call = attention.scores
-                    variants[what] = {
-                        call.index: graph.then(call, lambda s, f=factor: s * f)
-                    }
+                    variants[what] = {call.index: graph.then(call, lambda s, f=factor: s * f)}
         variants["scores times"] = Number(
             lambda f, c=attention.scores: {c.index: graph.then(c, lambda s: s * f)},
             (0.05, 0.25, 0.7, 1.4, 4.0, 20.0),
@@ -140,7 +143,12 @@ def _mask_use(graph: Graph, attention: Attention, call: Call) -> MaskUse | None:
     if call.name == "add" and len(call.refs) == 2:
         for scores, mask in (call.refs, call.refs[::-1]):
             m = tensor(graph, mask)
-            if m is not None and bool((m < -100).any()) and bool((m > -100).any()) and is_scores(scores):
+            if (
+                m is not None
+                and bool((m < -100).any())
+                and bool((m > -100).any())
+                and is_scores(scores)
+            ):
                 return MaskUse(attention, call, scores, mask, "add", float(m.min()))
     return None
 
@@ -246,8 +254,10 @@ def _window(k: int) -> Callable[[Tensor], Tensor]:
     def change(hidden: Tensor) -> Tensor:
         L, M = hidden.shape[-2:]
         i, j = torch.arange(L)[:, None] + (M - L), torch.arange(M)[None]
-        return torch.where(j < i, _rolled(-k)(hidden), hidden) if k < 0 else (
-            hidden | (_rolled(-k)(hidden) & (j < i))
+        return (
+            torch.where(j < i, _rolled(-k)(hidden), hidden)
+            if k < 0
+            else (hidden | (_rolled(-k)(hidden) & (j < i)))
         )
 
     return change
@@ -471,7 +481,7 @@ def kv_repeat(graph: Graph) -> Iterable[Site]:
 
 
 def position_bias(graph: Graph) -> Iterable[Site]:
-    """A bias of the scores by distance: left out, negated, its axes exchanged, its heads reversed."""
+    """A bias of the scores by distance: left out, negated, with axes exchanged, heads reversed."""
     for attention in attentions(graph):
         for call in attention.chain:
             if call.name != "add" or len(call.refs) != 2:
@@ -484,8 +494,13 @@ def position_bias(graph: Graph) -> Iterable[Site]:
                 if graph.value(scores).shape != shape or _is_scores(graph, attention, bias):
                     continue
 
-                def add(change: Callable[[Tensor], Tensor], scores: Ref = scores, bias: Ref = bias, call: Call = call) -> Edits:
-                    return {call.index: Node(lambda s, b: s + change(b), (scores, bias))}
+                def add(
+                    change: Callable[[Tensor], Tensor],
+                    scores: Ref = scores,
+                    bias: Ref = bias,
+                    call: Call = call,
+                ) -> Edits:
+                    return {call.index: Node(lambda x, y: x + change(y), (scores, bias))}
 
                 variants = {
                     "no position bias": add(lambda b: torch.zeros_like(b)),
@@ -534,11 +549,13 @@ def _index_faults(graph: Graph) -> Iterator[Site]:
         flat = ids.double()
         square = ids.dim() >= 2 and ids.size(-1) == ids.size(-2)
         side = math.isqrt(ids.numel())
-        if not square and side * side != ids.numel() or len(flat.unique()) < 2:
+        if (not square and side * side != ids.numel()) or len(flat.unique()) < 2:
             continue
         n = graph.value(table).size(0)
 
-        def at(change: Callable[[Tensor], Tensor], index: Ref = index, call: Call = call, n: int = n) -> Edits:
+        def at(
+            change: Callable[[Tensor], Tensor], index: Ref = index, call: Call = call, n: int = n
+        ) -> Edits:
             fresh = graph.fresh()
             return {
                 fresh: Node(lambda i: change(i).clamp(0, n - 1), (index,)),

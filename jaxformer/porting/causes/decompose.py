@@ -147,9 +147,7 @@ def gru_cell(x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any
 
 
 def _simple_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def cell(
-        x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None
-    ) -> Tensor:
+    def cell(x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None) -> Tensor:
         return activation(F.linear(x, w_x, b_x) + F.linear(h, w_h, b_h))
 
     return cell

@@ -45,11 +45,23 @@ NAMES = {
     **dict.fromkeys(("less_equal", "__le__"), "le"),
 }
 
-IN_PLACE = ("__setitem__", *(f"__i{op}__" for op in "add sub mul truediv and or xor pow".split()))
+IN_PLACE = (
+    *("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"),
+    *("__ixor__", "__ipow__"),
+)
 """Operators that change their first argument."""
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_TRANSPOSED = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
 _POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 _NORM = ("input", "normalized_shape", "weight", "bias", "eps")
@@ -305,7 +317,7 @@ class Graph:
         return len(self.calls) + self.added
 
     def between(self, source: Ref, last: Call) -> Callable[[Any], Any]:
-        """What the calls from `source` to `last` compute, as a function of the value of `source`."""
+        """What the calls from `source` to `last` compute, as a function of that value."""
         needed, pending = set(), [last.index]
         while pending:
             index = pending.pop()
@@ -333,7 +345,9 @@ class Graph:
 
         return function
 
-    def changed(self, call: Call, function: Callable[..., Any] | None = None, **kwargs: Any) -> Node:
+    def changed(
+        self, call: Call, function: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> Node:
         """`call` with another function or with other named arguments."""
         return Node(function or call.function, call.args, {**call.kwargs, **kwargs})
 
@@ -414,9 +428,7 @@ class _Recorder(TorchFunctionMode):
         label = self.parameters.get(id(leaf))
         return self.leaf(leaf, "constant" if label is None else "parameter", label or "")
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func))
         if name in DECOMPOSED:

@@ -162,7 +162,9 @@ def doubled_bias(graph: Graph) -> Iterable[Site]:
     for call in graph.live:
         bias = call["bias"]
         if isinstance(bias, Ref):
-            node = Node(lambda bias, call=call, **k: call.function(bias=2 * bias, **k), (), call.kwargs)
+            node = Node(
+                lambda bias, call=call, **k: call.function(bias=2 * bias, **k), (), call.kwargs
+            )
             yield Site(call.owner, {"bias added twice": {call.index: node}})
 
 
@@ -207,8 +209,8 @@ def conv_padding(graph: Graph) -> Iterable[Site]:
             if shift:
                 variants[f"output cut {shift:+d} further"] = {
                     call.index: Node(
-                        lambda call=call, s=shift, shape=tuple(y.shape), p=tuple(padding), **k: _cut(
-                            call, s, shape, p, k
+                        lambda call=call, s=shift, shape=tuple(y.shape), p=tuple(padding), **k: (
+                            _cut(call, s, shape, p, k)
                         ),
                         (),
                         call.kwargs,
@@ -217,7 +219,9 @@ def conv_padding(graph: Graph) -> Iterable[Site]:
         yield Site(call.owner, variants)
 
 
-def _cut(call: Call, shift: int, shape: tuple[int, ...], padding: tuple[int, ...], kwargs: dict) -> Tensor:  # type: ignore[type-arg]
+def _cut(
+    call: Call, shift: int, shape: tuple[int, ...], padding: tuple[int, ...], kwargs: dict
+) -> Tensor:  # type: ignore[type-arg]
     """The window of `shape` in the unpadded transposed convolution, moved by `shift`."""
     n = len(padding)
     bias = kwargs.get("bias")
@@ -263,7 +267,10 @@ def _paddings(
     yield "sides exchanged", node([(b, a) for a, b in amounts])
     if any(s > 1 for s in stride):
         yield "one less in front", node([(max(0, a - 1), b) for a, b in amounts])
-        yield "one less in front, one more behind", node([(max(0, a - 1), b + 1) for a, b in amounts])
+        yield (
+            "one less in front, one more behind",
+            node([(max(0, a - 1), b + 1) for a, b in amounts]),
+        )
         yield "one less behind", node([(a, max(0, b - 1)) for a, b in amounts])
         yield "none in front", node([(0, b) for a, b in amounts])
 
@@ -317,12 +324,19 @@ def padding_row(graph: Graph) -> Iterable[Site]:
         for token in {call["padding_idx"], 0, 1}:
             if isinstance(token, int) and token >= 0:
                 node = Node(
-                    lambda input, call=call, t=token, **k: call.function(input=input, **k)
-                    * (input != t).unsqueeze(-1),
+                    lambda input, call=call, t=token, **k: (
+                        call.function(input=input, **k) * (input != t).unsqueeze(-1)
+                    ),
                     (),
                     call.kwargs,
                 )
                 yield Site(call.owner, {f"embedding of token {token} is zero": {call.index: node}})
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
 
 
 def precision(graph: Graph) -> Iterable[Site]:
@@ -333,9 +347,12 @@ def precision(graph: Graph) -> Iterable[Site]:
         variants: dict[str, Edits] = {}
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
 
-            def narrow(*args: object, call: Call = call, dtype: torch.dtype = dtype, **k: object) -> Tensor:
-                cast = lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v  # noqa: E731
-                result: Tensor = call.function(*map(cast, args), **{n: cast(v) for n, v in k.items()})
+            def narrow(
+                *args: object, call: Call = call, dtype: torch.dtype = dtype, **k: object
+            ) -> Tensor:
+                result: Tensor = call.function(
+                    *(_cast(a, dtype) for a in args), **{n: _cast(v, dtype) for n, v in k.items()}
+                )
                 return result.double()
 
             name = str(dtype).removeprefix("torch.")

@@ -101,7 +101,7 @@ def token_order(graph: Graph) -> Iterable[Site]:
         if call.name == "cat" and isinstance(call.kwargs["tensors"], list | tuple):
             dim = (call["dim"] or 0) % y.dim()
             parts = call.kwargs["tensors"]
-            if dim < y.dim() - 1 and (dim == 1 and y.dim() == 3 or dim == y.dim() - 2):
+            if dim < y.dim() - 1 and ((dim == 1 and y.dim() == 3) or dim == y.dim() - 2):
                 node = graph.changed(call, tensors=list(parts[::-1]))
                 yield Site(call.owner, {"joined the other way round": {call.index: node}})
         if call.name == "flip":
@@ -210,7 +210,9 @@ def _divided(graph: Graph) -> Iterator[tuple[str, str, int, dict[str, Edits]]]:
                 source = call.kwargs.get("input")
                 if isinstance(source, Ref):
                     node = Node(
-                        lambda x, d=dim, n=n: tuple(x.unflatten(d, (-1, n)).unbind(d % x.dim() + 1)),
+                        lambda x, d=dim, n=n: tuple(
+                            x.unflatten(d, (-1, n)).unbind(d % x.dim() + 1)
+                        ),
                         (source,),
                     )
                     variants["parts interleaved"] = {call.index: node}
@@ -266,7 +268,9 @@ def _interleaved_slices(graph: Graph, same: Sequence[int]) -> Edits:
     edits: dict[int, Node] = {}
     for k, index in enumerate(same):
         edits[index] = Node(
-            (lambda v, k=k: v[..., k * n : (k + 1) * n]) if strided else (lambda v, k=k: v[..., k::2]),
+            (lambda v, k=k: v[..., k * n : (k + 1) * n])
+            if strided
+            else (lambda v, k=k: v[..., k::2]),
             (first.data,),
         )
     return edits
@@ -279,7 +283,9 @@ def _same_shape(graph: Graph, indices: Sequence[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _in_order(x: Tensor, order: Sequence[int], sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+def _in_order(
+    x: Tensor, order: Sequence[int], sizes: Sequence[int], dim: int
+) -> tuple[Tensor, ...]:
     """The parts of x as if they were stored in `order`, each with its own size."""
     stored = torch.split(x, [sizes[i] for i in order], dim)
     return tuple(stored[order.index(i)] for i in range(len(order)))
@@ -315,12 +321,7 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
                 sizes = (3, a, b)
                 for order in itertools.permutations(range(3)):
                     for stored in itertools.permutations(sizes):
-                        rows = (
-                            torch.arange(F_)
-                            .view(stored)
-                            .permute(order)
-                            .reshape(-1)
-                        )
+                        rows = torch.arange(F_).view(stored).permute(order).reshape(-1)
                         if int(rows[: F_ // 3].max()) >= F_ // 3:  # else within q, k and v
                             text = " x ".join(map(str, stored))
                             found[f"fused as {text}, axes {' '.join(map(str, order))}"] = (
@@ -356,7 +357,10 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
         if attention.product is None:
             continue
         q, k = attention.scores.refs[0], attention.scores.refs[1]
-        v = next((r for r in attention.product.refs if not descends(graph, r, attention.softmax.index)), None)
+        v = next(
+            (r for r in attention.product.refs if not descends(graph, r, attention.softmax.index)),
+            None,
+        )
         if v is None:
             continue
         keys = behind_transpose(graph, k)
@@ -370,9 +374,7 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
         scores = attention.scores.value
         if scores.size(-1) == scores.size(-2):
             edits["queries and keys exchanged"] = {
-                attention.scores.index: graph.then(
-                    attention.scores, lambda s: s.transpose(-1, -2)
-                )
+                attention.scores.index: graph.then(attention.scores, lambda s: s.transpose(-1, -2))
             }
         yield Site(attention.scores.owner, edits)
 
@@ -444,7 +446,9 @@ def gate_swap(graph: Graph) -> Iterable[Site]:
         )
         yield Site(call.owner, {"gate and value exchanged": {call.index: node}})
     for call in graph.live:
-        if call.name == "sigmoid" or found.get(call.index, None) and found[call.index].name == "sigmoid":
+        if call.name == "sigmoid" or (
+            found.get(call.index) and found[call.index].name == "sigmoid"
+        ):
             users = graph.users_of(call)
             if any(u.name in ("rsub", "sub") for u in users):
                 node = graph.then(call, lambda z: 1 - z)

@@ -1,8 +1,9 @@
 """Faults of normalisation: epsilon, axis, gain, groups, statistics, one that is missing."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +39,9 @@ def number(call: Call) -> float | None:
 
 def with_number(call: Call, value: float) -> Node:
     swap = lambda a: value if isinstance(a, int | float) else a  # noqa: E731
-    return Node(call.function, tuple(map(swap, call.args)), {k: swap(v) for k, v in call.kwargs.items()})
+    return Node(
+        call.function, tuple(map(swap, call.args)), {k: swap(v) for k, v in call.kwargs.items()}
+    )
 
 
 def epsilon(graph: Graph) -> Iterable[Site]:
@@ -187,6 +190,12 @@ def missing_norm(graph: Graph) -> Iterable[Site]:
         yield Site(norm.call.owner, {"no norm": {norm.call.index: Node(lambda x: x, (norm.x,))}})
 
 
+def _with_gain(
+    function: Callable[..., Tensor], change: Callable[[Tensor], Tensor], **kwargs: Any
+) -> Tensor:
+    return function(**{**kwargs, "weight": change(kwargs["weight"])})
+
+
 def gain(graph: Graph) -> Iterable[Site]:
     """The gain of a norm left out, or 1 + it, or less one."""
     for call in graph.named("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"):
@@ -195,11 +204,8 @@ def gain(graph: Graph) -> Iterable[Site]:
             continue
 
         def changed(change: Callable[[Tensor], Tensor], call: Call = call) -> Edits:
-            def norm(weight: Tensor, **rest: object) -> Tensor:
-                result: Tensor = call.function(weight=change(weight), **rest)
-                return result
-
-            return {call.index: Node(norm, (), call.kwargs)}
+            function = functools.partial(_with_gain, call.function, change)
+            return {call.index: Node(function, (), call.kwargs)}
 
         variants = {
             "no gain": changed(torch.ones_like),
@@ -260,10 +266,13 @@ def other_axis(graph: Graph) -> Iterable[Site]:
         inner = [
             call
             for call in graph.live
-            if call.name in ("mean", "var", "std", "sum", "norm", "vector_norm", "var_mean")
-            and norm.x.call < call.index < norm.call.index
-            and norm.x in ancestors(graph, call, 4)
-            and call["dim"] is not None or call.name in ("var", "std") and norm.x.call < call.index < norm.call.index
+            if (
+                call.name in ("mean", "var", "std", "sum", "norm", "vector_norm", "var_mean")
+                and norm.x.call < call.index < norm.call.index
+                and norm.x in ancestors(graph, call, 4)
+                and call["dim"] is not None
+            )
+            or (call.name in ("var", "std") and norm.x.call < call.index < norm.call.index)
         ]
         if not inner:
             continue
@@ -286,7 +295,11 @@ def _along(call: Call, dims: tuple[int, ...]) -> Node:
             x, args = args[0], ()
         kwargs.pop("dim", None)
         kwargs.pop("keepdim", None)
-        result: Tensor = call.function(x, dim=dims, keepdim=True, **kwargs) if call.name in ("var", "std", "norm") else call.function(input=x, dim=dims, keepdim=True, **kwargs)
+        result: Tensor = (
+            call.function(x, dim=dims, keepdim=True, **kwargs)
+            if call.name in ("var", "std", "norm")
+            else call.function(input=x, dim=dims, keepdim=True, **kwargs)
+        )
         return result
 
     return Node(reduce, call.args, call.kwargs)
@@ -442,8 +455,9 @@ def _group_orders(graph: Graph, call: Call, n: int) -> Iterator[tuple[str, Edits
         ("output channels strided over the groups", None, back_out),
         ("channels strided over the groups", back_in, back_out),
     ):
-        yield f"{what} ({'from' if order_in is back_in or order_out is back_out else 'to'})", node(
-            order_in, order_out
+        yield (
+            f"{what} ({'from' if order_in is back_in or order_out is back_out else 'to'})",
+            node(order_in, order_out),
         )
 
 

@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
-from jaxformer.porting.causes.sites import Site, ancestors, behind_layout, is_softmax, softmax_input, tensor
+from jaxformer.porting.causes.sites import (
+    Site,
+    ancestors,
+    behind_layout,
+    is_softmax,
+    softmax_input,
+    tensor,
+)
 
 
 def _reductions(dim: object, keepdim: bool) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -32,8 +39,9 @@ def _reductions(dim: object, keepdim: bool) -> dict[str, Callable[[Tensor], Tens
         "last": select(-1),
         "second": select(1),
         "all but the first, mean": lambda x: _rest(x, dims, keepdim),
-        "root of the number of tokens": lambda x: x.sum(dims, keepdim=keepdim)
-        / _count(x, dims) ** 0.5,
+        "root of the number of tokens": lambda x: (
+            x.sum(dims, keepdim=keepdim) / _count(x, dims) ** 0.5
+        ),
         "one token less": lambda x: x.sum(dims, keepdim=keepdim) / (_count(x, dims) - 1),
     }
 
@@ -120,20 +128,35 @@ def _windows(graph: Graph, call: Call) -> dict[str, Edits]:
         stride = call["stride"] if call["stride"] not in (None, []) else kernel
         padding = call["padding"] or 0
         ceil = bool(call["ceil_mode"])
-        padded = tuple(p for p in reversed(padding if isinstance(padding, list | tuple) else [padding] * n) for _ in "12")
+        padded = tuple(
+            p
+            for p in reversed(padding if isinstance(padding, list | tuple) else [padding] * n)
+            for _ in "12"
+        )
         if name.startswith("max_pool"):
             put("mean for maximum", lambda x: average(x, kernel, stride, padding, ceil))
             put("mean of what is there", lambda x: average(x, kernel, stride, padding, ceil, False))
-            put("zeros at the borders", lambda x: maximum(F.pad(x, padded), kernel, stride, 0, ceil_mode=ceil))
-            put("minimum for maximum", lambda x: -maximum(-x, kernel, stride, padding, ceil_mode=ceil))
+            put(
+                "zeros at the borders",
+                lambda x: maximum(F.pad(x, padded), kernel, stride, 0, ceil_mode=ceil),
+            )
+            put(
+                "minimum for maximum",
+                lambda x: -maximum(-x, kernel, stride, padding, ceil_mode=ceil),
+            )
         else:
             put("maximum for mean", lambda x: maximum(x, kernel, stride, padding, ceil_mode=ceil))
             put("mean with the padding", lambda x: average(x, kernel, stride, padding, ceil, True))
-            put("mean without the padding", lambda x: average(x, kernel, stride, padding, ceil, False))
-        put("sum for mean", lambda x: average(x, kernel, stride, padding, ceil) * _window(kernel, n))
+            put(
+                "mean without the padding",
+                lambda x: average(x, kernel, stride, padding, ceil, False),
+            )
+        put(
+            "sum for mean", lambda x: average(x, kernel, stride, padding, ceil) * _window(kernel, n)
+        )
         window = [kernel] * n if isinstance(kernel, int) else list(kernel)
         steps = [stride] * n if isinstance(stride, int) else list(stride)
-        pads = [p for p in padded[::2]][::-1]
+        pads = list(padded[::2])[::-1]
         for what, side in (("behind", 0), ("in front", 1)):
             flat = []
             for axis in reversed(range(n)):
@@ -143,14 +166,22 @@ def _windows(graph: Graph, call: Call) -> dict[str, Edits]:
             pool = maximum if name.startswith("max") else average
             put(
                 f"all padding {what}",
-                lambda x, f=flat, fill=fill, pool=pool: pool(F.pad(x, f, value=fill), window, steps),
+                lambda x, f=flat, fill=fill, pool=pool: pool(
+                    F.pad(x, f, value=fill), window, steps
+                ),
             )
     if name.startswith("adaptive"):
         to = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[n - 1]
         top = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[n - 1]
         size = tuple(shape[-n:])
-        put("mean for maximum" if "max" in name else "maximum for mean", lambda x: (to if "max" in name else top)(x, size))
-        put("sum for mean", lambda x: to(x, size) * (x[0, 0].numel() // max(1, to(x, size)[0, 0].numel())))
+        put(
+            "mean for maximum" if "max" in name else "maximum for mean",
+            lambda x: (to if "max" in name else top)(x, size),
+        )
+        put(
+            "sum for mean",
+            lambda x: to(x, size) * (x[0, 0].numel() // max(1, to(x, size)[0, 0].numel())),
+        )
     return variants
 
 
@@ -329,9 +360,7 @@ def router(graph: Graph) -> Iterable[Site]:
                                 (source, index),
                             )
                         },
-                        "chosen logits not normalised": {
-                            user.index: Node(lambda w: w, (weights,))
-                        },
+                        "chosen logits not normalised": {user.index: Node(lambda w: w, (weights,))},
                         "sigmoid for softmax": {user.index: Node(torch.sigmoid, (weights,))},
                     },
                 )
@@ -342,7 +371,10 @@ def router(graph: Graph) -> Iterable[Site]:
             logits = softmax_input(graph, origin)
             if logits is not None:
                 node = Node(
-                    lambda p, x: (torch.softmax(x.gather(-1, p.topk(call["k"], -1).indices), -1), p.topk(call["k"], -1).indices),
+                    lambda p, x, k=call["k"]: (
+                        torch.softmax(x.gather(-1, p.topk(k, -1).indices), -1),
+                        p.topk(k, -1).indices,
+                    ),
                     (source, logits),
                 )
                 yield Site(call.owner, {"softmax over the chosen": {call.index: node}})

@@ -124,18 +124,14 @@ def rotary_form(graph: Graph) -> Iterable[Site]:
             return x * c + own_join(-b, a) * s
 
         variants = {
-            f"{other} for {found.form}": _put(
-                found, lambda x, o=other, a=angles: _turn(o, x, a)
-            ),
+            f"{other} for {found.form}": _put(found, lambda x, o=other, a=angles: _turn(o, x, a)),
             f"turned as {other}, angles as {found.form}": _put(
                 found, lambda x, o=other, f=found.form, m=mixed: m(x, f, o)
             ),
             f"turned as {found.form}, angles as {other}": _put(
                 found, lambda x, o=other, f=found.form, m=mixed: m(x, o, f)
             ),
-            "turned the other way": _put(
-                found, lambda x, f=found.form, a=angles: _turn(f, x, -a)
-            ),
+            "turned the other way": _put(found, lambda x, f=found.form, a=angles: _turn(f, x, -a)),
             f"read as {other}, written as {found.form}": _put(
                 found,
                 lambda x, s=other_split, j=join, f=found.form, a=angles: _turn(f, j(*s(x)), a),
@@ -160,7 +156,7 @@ def _second_sign(split: Callable, join: Callable, x: Tensor, angles: Tensor) -> 
 
 
 class Positions(NamedTuple):
-    """angles = position * frequency: the axis of the positions, both, and whether they were found."""
+    """angles = position * frequency: the axis and first of the positions."""
 
     axis: int
     first: float
@@ -172,7 +168,8 @@ def _positions(angles: Tensor) -> Positions | None:
     axes = [
         d
         for d in range(angles.dim() - 1)
-        if angles.size(d) > 1 and not same(angles.cos(), angles.select(d, 0).unsqueeze(d).cos().expand_as(angles))
+        if angles.size(d) > 1
+        and not same(angles.cos(), angles.select(d, 0).unsqueeze(d).cos().expand_as(angles))
     ]
     if len(axes) != 1:
         return None
@@ -401,7 +398,9 @@ def sin_cos_order(graph: Graph) -> Iterable[Site]:
     for found in rotaries(graph):
         split, join = FORMS[found.form]
 
-        def swapped(x: Tensor, found: Rotary = found, split: Callable = split, join: Callable = join) -> Tensor:  # type: ignore[type-arg]
+        def swapped(
+            x: Tensor, found: Rotary = found, split: Callable = split, join: Callable = join
+        ) -> Tensor:  # type: ignore[type-arg]
             a, b = split(x)
             s, c = found.angles.cos(), found.angles.sin()
             result: Tensor = join(a * c - b * s, a * s + b * c)
@@ -451,14 +450,17 @@ def _other_frequencies(graph: Graph, table: Sinusoid) -> Iterator[tuple[str, Edi
         ("exponent by twice the column", sines, cosines),
     ):
         at = (p.first + torch.arange(n, dtype=torch.float64)).view(shape)
-        yield text, _table(
-            graph,
-            table,
-            _arranged(
-                table.form,
-                table.sine_first,
-                (at * a).sin().expand_as(angles),
-                (at * b_).cos().expand_as(angles),
+        yield (
+            text,
+            _table(
+                graph,
+                table,
+                _arranged(
+                    table.form,
+                    table.sine_first,
+                    (at * a).sin().expand_as(angles),
+                    (at * b_).cos().expand_as(angles),
+                ),
             ),
         )
 
@@ -518,7 +520,8 @@ def position_offset(graph: Graph) -> Iterable[Site]:
     for call in graph.named("arange"):
         for k in shifts:
             yield Site(
-                call.owner, {f"positions {k:+d}": {call.index: graph.then(call, lambda v, k=k: v + k)}}
+                call.owner,
+                {f"positions {k:+d}": {call.index: graph.then(call, lambda v, k=k: v + k)}},
             )
     for call in graph.named("getitem", "narrow"):
         data = call.data
@@ -532,11 +535,7 @@ def position_offset(graph: Graph) -> Iterable[Site]:
         if len(axes) != 1:
             continue
         axis, n = axes[0], y.size(axes[0])
-        starts = [
-            s
-            for s in range(x.size(axis) - n + 1)
-            if torch.equal(x.narrow(axis, s, n), y)
-        ]
+        starts = [s for s in range(x.size(axis) - n + 1) if torch.equal(x.narrow(axis, s, n), y)]
         if not starts:
             continue
         variants = {}
@@ -575,7 +574,8 @@ def embedding_scale(graph: Graph) -> Iterable[Site]:
                 call.index: graph.then(call, lambda v, f=factor: v * f)
             }
         variants["embedding times"] = Number(
-            lambda f, call=call: {call.index: graph.then(call, lambda v: v * f)}, (0.1, 0.5, 2.0, 10.0)
+            lambda f, call=call: {call.index: graph.then(call, lambda v: v * f)},
+            (0.1, 0.5, 2.0, 10.0),
         )
         yield Site(call.owner, variants)
     for index in scales:
@@ -586,17 +586,13 @@ def embedding_scale(graph: Graph) -> Iterable[Site]:
             factor = float(graph.value(call.refs[1])) if len(call.refs) == 2 else 1.0
         if call.name == "div":
             factor = 1 / factor
-        variants["embedding scaled twice"] = {
-            index: graph.then(call, lambda v, f=factor: v * f)
-        }
+        variants["embedding scaled twice"] = {index: graph.then(call, lambda v, f=factor: v * f)}
         for user in graph.users_of(call):
             if user.name == "add":
                 other = [r for r in user.refs if r.call != index]
                 if other:
                     variants["positions scaled too"] = {
-                        user.index: Node(
-                            lambda a, b, f=factor: a + f * b, (call.ref, other[0])
-                        )
+                        user.index: Node(lambda a, b, f=factor: a + f * b, (call.ref, other[0]))
                     }
         yield Site(call.owner, variants)
     for call in graph.named("add"):
@@ -633,8 +629,10 @@ def _after_embeddings(graph: Graph) -> Iterator[Call]:
 def is_number_product(graph: Graph, call: Call) -> bool:
     if number(call) is not None:
         return True
-    return len(call.refs) == 2 and any(graph.value(r).numel() == 1 for r in call.refs) and (
-        graph.value(call.refs[0]).numel() != 1
+    return (
+        len(call.refs) == 2
+        and any(graph.value(r).numel() == 1 for r in call.refs)
+        and (graph.value(call.refs[0]).numel() != 1)
     )
 
 
@@ -686,7 +684,9 @@ def output_scale(graph: Graph) -> Iterable[Site]:
                 {
                     f"input * width^{p}": {
                         call.index: Node(
-                            lambda input, call=call, f=width**p, **k: call.function(input=input * f, **k),
+                            lambda input, call=call, f=width**p, **k: call.function(
+                                input=input * f, **k
+                            ),
                             (),
                             call.kwargs,
                         )

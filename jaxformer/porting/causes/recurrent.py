@@ -64,9 +64,10 @@ def reset_placement(graph: Graph) -> Iterable[Site]:
                     (gate, linear["input"], linear["weight"], linear["bias"]),
                 )
                 apart = Node(
-                    lambda r, input, weight, bias=None, take=take: r
-                    * take(F.linear(input, weight))
-                    + (0 if bias is None else take(bias.expand(len(input), -1))),
+                    lambda r, input, weight, bias=None, take=take: (
+                        r * take(F.linear(input, weight))
+                        + (0 if bias is None else take(bias.expand(len(input), -1)))
+                    ),
                     (gate, linear["input"], linear["weight"], linear["bias"]),
                 )
                 yield Site(

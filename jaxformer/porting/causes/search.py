@@ -207,9 +207,7 @@ def _inside(graph: Graph, edits: Edits, owners: Iterable[str]) -> bool:
     return all(
         index >= len(graph.calls)
         or any(
-            not owner
-            or graph[index].owner == owner
-            or graph[index].owner.startswith(f"{owner}.")
+            not owner or graph[index].owner == owner or graph[index].owner.startswith(f"{owner}.")
             for owner in owners
         )
         for index in edits
@@ -326,5 +324,3 @@ def _winner(found: list[tuple[float, int, str, str]], before: float, place: str)
     if others:
         evidence += f"; {', '.join(others)} would explain it too"
     return Cause(word, error, runner_up, evidence)
-
-

@@ -113,7 +113,9 @@ def same(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
     return bool(torch.linalg.vector_norm(a - b) <= tolerance * torch.linalg.vector_norm(b))
 
 
-def ancestors(graph: Graph, call: Call, steps: int, names: Iterable[str] | None = None) -> list[Ref]:
+def ancestors(
+    graph: Graph, call: Call, steps: int, names: Iterable[str] | None = None
+) -> list[Ref]:
     """The values that `call` depends on within so many calls, nearest first.
 
     With `names`, only calls of these functions are looked behind.
@@ -244,9 +246,7 @@ def _product_after(graph: Graph, call: Call, steps: int = 6) -> Call | None:
 
 
 def is_softmax(graph: Graph, call: Call) -> bool:
-    return call.name == "softmax" or (
-        call.name == "div" and softmax_input(graph, call) is not None
-    )
+    return call.name == "softmax" or (call.name == "div" and softmax_input(graph, call) is not None)
 
 
 def softmax_input(graph: Graph, call: Call) -> Ref | None:

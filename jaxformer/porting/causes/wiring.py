@@ -90,7 +90,7 @@ def added_residual(graph: Graph) -> Iterable[Site]:
 
 
 def norm_placement(graph: Graph) -> Iterable[Site]:
-    """Norms before the branches for after the sums, and the reverse; before for after another step."""
+    """Norms before the branches, not after the sums; before another step, not after; the reverse."""
     found = norms(graph)
     sums = list(_sums(graph))
     for norm in found:
@@ -133,7 +133,10 @@ def norm_placement(graph: Graph) -> Iterable[Site]:
                 }
                 yield Site(norm.call.owner.rpartition(".")[0], {"norm after the sum": outside})
                 fresh = graph.fresh()
-                before = {norm.call.index: Node(lambda x: x, (norm.x,)), fresh: Node(function, (x,))}
+                before = {
+                    norm.call.index: Node(lambda x: x, (norm.x,)),
+                    fresh: Node(function, (x,)),
+                }
                 for user in graph.users_of(graph[x]):
                     if user.index != call.index and descends(graph, branch, user.index):
                         before[user.index] = graph.rewired(user, x, Ref(fresh))
@@ -161,38 +164,57 @@ def _exchanged(graph: Graph, norm: Norm) -> Iterator[tuple[str, Edits]]:
     if y in acts:
         a = acts[y]
         act = graph.between(y, a.call)
-        yield "norm after the activation", {
-            norm.call.index: Node(lambda x: x, (norm.x,)),
-            a.call.index: Node(lambda x, f=function, g=act: f(g(x)), (norm.x,)),
-        }
+        yield (
+            "norm after the activation",
+            {
+                norm.call.index: Node(lambda x: x, (norm.x,)),
+                a.call.index: Node(lambda x, f=function, g=act: f(g(x)), (norm.x,)),
+            },
+        )
     if norm.x in ends:
         a = ends[norm.x]
         act = graph.between(a.x, a.call)
-        yield "norm before the activation", {
-            norm.call.index: Node(lambda x, f=function, g=act: g(f(x)), (a.x,))
-        }
+        yield (
+            "norm before the activation",
+            {norm.call.index: Node(lambda x, f=function, g=act: g(f(x)), (a.x,))},
+        )
     source = graph[norm.x]
     if source.name == "add" and len(source.refs) == 2:
         a, b = source.refs
         for which, first, second in (("first", a, b), ("second", b, a)):
-            yield f"norm of the {which} summand alone", {
-                norm.call.index: Node(lambda x, z, f=function: f(x) + z, (first, second))
-            }
+            yield (
+                f"norm of the {which} summand alone",
+                {norm.call.index: Node(lambda x, z, f=function: f(x) + z, (first, second))},
+            )
     if source.name in ("linear", "conv1d", "conv2d", "max_pool2d", "avg_pool2d", "mean") and (
         source.data is not None
     ):
-        yield f"norm before {source.name}", {
-            norm.call.index: Node(
-                lambda x, f=function, c=source: _again(c, f(x)), (source.data,)
-            )
-        }
+        yield (
+            f"norm before {source.name}",
+            {
+                norm.call.index: Node(
+                    lambda x, f=function, c=source: _again(c, f(x)), (source.data,)
+                )
+            },
+        )
     for user in graph.users_of(norm.call):
-        if user.name in ("linear", "conv1d", "conv2d", "max_pool2d", "avg_pool2d", "mean", "getitem"):
+        if user.name in (
+            "linear",
+            "conv1d",
+            "conv2d",
+            "max_pool2d",
+            "avg_pool2d",
+            "mean",
+            "getitem",
+        ):
             fresh = graph.fresh()
-            yield f"norm after {user.name}", {
-                fresh: graph.rewired(user, y, norm.x),
-                user.index: Node(function, (Ref(fresh),)),
-            }
+            yield (
+                f"norm after {user.name}",
+                {
+                    fresh: graph.rewired(user, y, norm.x),
+                    user.index: Node(function, (Ref(fresh),)),
+                },
+            )
 
 
 def _again(call: Call, x: Tensor) -> Tensor:
@@ -253,7 +275,8 @@ def wrong_source(graph: Graph) -> Iterable[Site]:
                 count += 1
                 if count > MOST_REWIRED:
                     return
-                text = f"call {new.call} ({_named(graph, new)}) read for call {ref.call} ({_named(graph, ref)})"
+                names = [f"{_named(graph, r)} (call {r.call})" for r in (new, ref)]
+                text = " read for ".join(names)
                 variants[text] = {call.index: graph.rewired(call, ref, new)}
             yield Site(call.owner, variants)
 
