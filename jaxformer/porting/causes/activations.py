@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Graph, Node, Ref
-from jaxformer.porting.causes.sites import Number, Site, ancestors, remembered, same, tensor
+from jaxformer.porting.causes.sites import (
+    Number,
+    Site,
+    Variant,
+    ancestors,
+    remembered,
+    same,
+    tensor,
+)
 
 Function = Callable[[Tensor], Tensor]
 
@@ -47,6 +55,11 @@ DIRECT = {
     *("relu6", "hardswish", "hardsigmoid", "hardtanh", "softsign", "logsigmoid", "celu", "prelu"),
     *("rrelu", "threshold", "clamp", "clamp_min"),
 }
+ELEMENTWISE = {
+    *("mul", "add", "sub", "rsub", "div", "rdiv", "pow", "square", "tanh", "sigmoid", "erf", "exp"),
+    *("neg", "clamp", "max", "maximum", "relu", "log", "log1p", "abs", "sqrt", "to", "softplus"),
+}
+"""What activations are written out with."""
 SLOPES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.125, 0.2, 0.25, 0.3, 1 / 3, 0.5, 1.0)
 
 
@@ -72,7 +85,7 @@ def activations(graph: Graph) -> list[Activation]:
         if y is None or call.data is None or call.name in ("where", "masked_fill"):
             continue
         if call.name in ("mul", "maximum", "max", "div", "add", "pow", "square"):
-            for ref in ancestors(graph, call, 9):
+            for ref in ancestors(graph, call, 9, ELEMENTWISE):
                 x = tensor(graph, ref)
                 if x is None or x.shape != y.shape or not _tells(x):
                     continue
@@ -94,8 +107,9 @@ def _tells(x: Tensor) -> bool:
 
 
 def _name(x: Tensor, y: Tensor) -> str | None:
+    few, wanted = x.flatten()[:8], y.flatten()[:8]
     for name, function in ACTIVATIONS.items():
-        if same(function(x), y, 1e-9):
+        if same(function(few), wanted, 1e-6) and same(function(x), y, 1e-9):
             return name
     return None
 
@@ -127,19 +141,14 @@ def other_slope(graph: Graph) -> Iterable[Site]:
     for found in activations(graph):
         name = found.call.name
         if name in ("leaky_relu", "prelu", "rrelu") or found.name == "leaky relu":
-            yield Site(
-                found.where,
-                {
-                    f"negative slope {s:.4g}": _put(found, lambda x, s=s: F.leaky_relu(x, s))
-                    for s in SLOPES
-                }
-                | {
-                    "negative slope": Number(
-                        lambda s, found=found: _put(found, lambda x: F.leaky_relu(x, s)),
-                        SLOPES[1:9:3],
-                    )
-                },
+            variants: dict[str, Variant] = {
+                f"negative slope {s:.4g}": _put(found, lambda x, s=s: F.leaky_relu(x, s))
+                for s in SLOPES
+            }
+            variants["negative slope"] = Number(
+                lambda s, found=found: _put(found, lambda x: F.leaky_relu(x, s)), SLOPES[1:9:3]
             )
+            yield Site(found.where, variants)
         elif name in ("elu", "celu") or found.name == "elu":
             yield Site(
                 found.where,

@@ -439,7 +439,7 @@ class _Recorder(TorchFunctionMode):
         in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
-        refs = mapped((tuple(args), kwargs), self.ref)
+        places, named = mapped(tuple(args), self.ref), mapped(kwargs, self.ref)
         if in_place and isinstance(args[0], Tensor):
             old = self.where[id(args[0])]
             if old.item is None:
@@ -447,13 +447,13 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if in_place:
             target = args[0] if result is None else result
-            self._keep(name, _functional(func), *refs, target, snapshot=True)
+            self._keep(name, _functional(func), places, named, target, snapshot=True)
         elif any(result is arg for arg in args):
             pass  # a cast to the same type, dropout at rest: no step of its own
         elif isinstance(result, Tensor) or (
             isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
         ):
-            self._keep(name, func, *refs, result)
+            self._keep(name, func, places, named, result)
         return result
 
     def _keep(

@@ -124,7 +124,7 @@ def token_order(graph: Graph) -> Iterable[Site]:
         y = tensor(graph, block.output)
         if y is None or block.output.call not in graph.live_indices:
             continue
-        variants: dict[str, Edits] = {}
+        variants = {}
         for dim in range(1, y.dim()):
             call = graph[block.output]
             variants[f"reversed along axis {dim}"] = {
@@ -339,7 +339,6 @@ def qkv_order(graph: Graph) -> Iterable[Site]:
     together = [i for group in by_input.values() for i in group]
     if len(together) in (2, 3) and together not in groups:
         groups.append(together)
-    variants: dict[str, Edits]
     for group in groups:
         for same in _same_weights(graph, group):
             variants = {}

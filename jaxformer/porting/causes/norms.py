@@ -112,6 +112,13 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
+PARTS = {
+    *("mul", "div", "add", "sub", "pow", "square", "mean", "var", "std", "sum", "sqrt", "rsqrt"),
+    *("norm", "vector_norm", "clamp", "reciprocal", "to", "float", "var_mean", "getitem", "double"),
+}
+"""What norms are written out with."""
+
+
 class Norm(NamedTuple):
     """The value `x` is normalised; `call` ends it, gain and bias included where known."""
 
@@ -138,7 +145,7 @@ def norms(graph: Graph) -> list[Norm]:
             found[call.index] = Norm(call.kwargs["input"], call)
         elif call.name in ("mul", "div"):
             y = tensor(graph, call.ref)
-            for ref in ancestors(graph, call, 7):
+            for ref in ancestors(graph, call, 7, PARTS):
                 x = tensor(graph, ref)
                 if x is not None and y is not None and x.shape == y.shape and _normal(x, y):
                     call, ref = _with_affine(graph, call), ref

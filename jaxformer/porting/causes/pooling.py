@@ -248,10 +248,10 @@ def padded_pooling(graph: Graph) -> Iterable[Site]:
     for call in graph.named("getitem", "gather"):
         data = call.data
         y = tensor(graph, call.ref)
-        x = tensor(graph, data) if data is not None else None
-        if data is None or x is None or y is None or x.dim() != 3 or len(call.refs) < 2:
+        tokens = tensor(graph, data) if data is not None else None
+        if data is None or tokens is None or y is None or len(call.refs) < 2:
             continue
-        if y.numel() == x[:, 0].numel():
+        if tokens.dim() == 3 and y.numel() == tokens[:, 0].numel():
             last: Edits = {
                 call.index: Node(lambda x, s=tuple(y.shape): x[:, -1].reshape(s), (data,))
             }

@@ -29,6 +29,8 @@ FLOOR = 1e-12
 """Residuals below this are rounding of float64."""
 STEPS = 12
 """Gauss-Newton steps in the logarithm of an unknown number."""
+MORE = 200
+"""Mutants that are tried after one explains the difference, for other words and the runner-up."""
 MOST_MUTANTS = 20_000
 
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
@@ -133,10 +135,13 @@ def explain(
     found: list[tuple[float, int, str, str]] = []
     order = 0
     for rows in (SPECIFIC, GENERAL):
-        count, explained = 0, False
+        count, explained, more = 0, False, 0
         for word, mutant in _all_mutants(graph, rows):
             if explained and not mutant.everywhere:
                 continue
+            more += explained
+            if more > MORE:
+                break
             edits = mutant.edits
             edits = edits.make(edits.starts[0]) if isinstance(edits, Number) else edits
             if owners is not None and not _inside(graph, edits, owners):

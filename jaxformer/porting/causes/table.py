@@ -29,6 +29,9 @@ class Row(NamedTuple):
 
 
 SPECIFIC = (
+    Row("gate-order", recurrent.gate_order),
+    Row("reset-placement", recurrent.reset_placement),
+    Row("padding", recurrent.padded_steps),
     Row("epsilon", norms.epsilon),
     Row("gelu", activations.other_gelu),
     Row("activation-slope", activations.other_slope),
@@ -61,13 +64,10 @@ SPECIFIC = (
     Row("norm-statistics", norms.statistics),
     Row("norm-placement", wiring.norm_placement),
     Row("residual", wiring.residual),
-    Row("reset-placement", recurrent.reset_placement),
     Row("gate-swap", layout.gate_swap),
-    Row("gate-order", recurrent.gate_order),
     Row("router-normalisation", pooling.router),
     Row("label-shift", pooling.label_shift),
     Row("padding", pooling.padded_pooling),
-    Row("padding", recurrent.padded_steps),
     Row("pooling", pooling.pooling),
     Row("conv-padding", kernels.conv_padding),
     Row("transposed-kernel", kernels.transposed_kernel),

@@ -11,6 +11,7 @@ from jaxformer.porting.causes.norms import Norm, norms
 from jaxformer.porting.causes.sites import Site, ancestors, descends, tensor
 
 MOST_REWIRED = 1200
+MOST_CANDIDATES = 12
 UNARY = ("dropout", "max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d", "flatten")
 
 
@@ -90,7 +91,7 @@ def added_residual(graph: Graph) -> Iterable[Site]:
 
 
 def norm_placement(graph: Graph) -> Iterable[Site]:
-    """Norms before the branches, not after the sums; before another step, not after; the reverse."""
+    """Norms before the branches, not after the sums; before or after another step."""
     found = norms(graph)
     sums = list(_sums(graph))
     for norm in found:
@@ -180,8 +181,8 @@ def _exchanged(graph: Graph, norm: Norm) -> Iterator[tuple[str, Edits]]:
         )
     source = graph[norm.x]
     if source.name == "add" and len(source.refs) == 2:
-        a, b = source.refs
-        for which, first, second in (("first", a, b), ("second", b, a)):
+        one, two = source.refs
+        for which, first, second in (("first", one, two), ("second", two, one)):
             yield (
                 f"norm of the {which} summand alone",
                 {norm.call.index: Node(lambda x, z, f=function: f(x) + z, (first, second))},
@@ -231,29 +232,23 @@ def _candidates(graph: Graph, ref: Ref, call: Call) -> list[Ref]:
     """Other values of the same shape that are known before `call`, nearest first."""
     value = graph.value(ref)
     found: list[Ref] = []
-    for other in reversed(graph.calls):
-        items = (
-            [(None, other.value)]
-            if isinstance(other.value, Tensor)
-            else list(enumerate(other.value))
-            if isinstance(other.value, tuple | list)
-            else []
-        )
-        for item, v in items:
+    earlier = [c for c in reversed(graph.calls) if c.name not in ("parameter", "input")]
+    for other in [*(c for c in graph.calls if c.name == "input"), *earlier]:
+        if other.index == call.index or len(found) >= MOST_CANDIDATES:
+            continue
+        items = enumerate(other.value) if isinstance(other.value, tuple | list) else ()
+        for item, v in ((None, other.value), *items):
             new = Ref(other.index, item)
             if (
                 isinstance(v, Tensor)
                 and v.shape == value.shape
                 and v.dtype == value.dtype
                 and new != ref
-                and other.index != call.index
-                and other.name != "parameter"
                 and not torch.equal(v, value)
-                and not descends(graph, other.index, call)
+                and (other.index < call.index or not descends(graph, other, call))
             ):
                 found.append(new)
-    inputs = [r for r in found if graph[r].name == "input"]
-    return inputs + [r for r in found if r not in inputs]
+    return found
 
 
 READERS = (
