@@ -1,0 +1,363 @@
+"""Faults of kernels, biases and padding: transposed, flipped, left out."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
+from jaxformer.porting.causes.sites import Site, leaf_of, tensor
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+def _with_weight(call: Call, change: Callable[[Tensor], Tensor]) -> Edits:
+    def layer(weight: Tensor, **rest: object) -> Tensor:
+        result: Tensor = call.function(weight=change(weight), **rest)
+        return result
+
+    return {call.index: Node(layer, (), call.kwargs)}
+
+
+def _matrices(graph: Graph) -> Iterator[tuple[Call, Ref]]:
+    """Products with a matrix of parameters that are not called linear."""
+    for call in graph.named("matmul", "addmm", "einsum"):
+        for ref in call.refs:
+            leaf = leaf_of(graph, ref)
+            value = graph.value(ref)
+            if leaf is not None and leaf.name == "parameter" and value.dim() == 2:
+                yield call, ref
+
+
+def _with_operand(graph: Graph, call: Call, ref: Ref, change: Callable[[Tensor], Tensor]) -> Edits:
+    fresh = graph.fresh()
+    return {fresh: Node(change, (ref,)), call.index: graph.rewired(call, ref, Ref(fresh))}
+
+
+def transposed_kernel(graph: Graph) -> Iterable[Site]:
+    """A square kernel that is not transposed."""
+    for call in graph.named("linear", *CONVOLUTIONS, *TRANSPOSED):
+        weight = graph.value(call.kwargs["weight"])
+        if weight.dim() >= 2 and weight.size(0) == weight.size(1):
+            yield Site(
+                call.owner, {"kernel transposed": _with_weight(call, lambda w: w.transpose(0, 1))}
+            )
+    for call, ref in _matrices(graph):
+        if len({*graph.value(ref).shape}) == 1:
+            yield Site(
+                call.owner, {"kernel transposed": _with_operand(graph, call, ref, lambda w: w.T)}
+            )
+    for call in graph.named("bilinear"):
+        yield Site(call.owner, {"kernel transposed": {call.index: call_swapped(call)}})
+
+
+def call_swapped(call: Call) -> Node:
+    args = list(call.args)
+    args[0], args[1] = args[1], args[0]
+    return Node(call.function, tuple(args), call.kwargs)
+
+
+def kernel_layout(graph: Graph) -> Iterable[Site]:
+    """A kernel reshaped where it should be transposed, flipped, its height for its width."""
+    for call in graph.named("linear"):
+        weight = graph.value(call.kwargs["weight"])
+        yield Site(
+            call.owner,
+            {
+                "kernel reshaped, not transposed": _with_weight(
+                    call, lambda w: w.T.contiguous().reshape(w.shape)
+                ),
+                "kernel reshaped the other way": _with_weight(
+                    call, lambda w: w.reshape(w.shape[::-1]).T
+                ),
+                "rows of the kernel reversed": _with_weight(call, lambda w: w.flip(0)),
+                "columns of the kernel reversed": _with_weight(call, lambda w: w.flip(1)),
+            },
+        )
+        del weight
+    for call, ref in _matrices(graph):
+        yield Site(
+            call.owner,
+            {
+                "kernel reshaped, not transposed": _with_operand(
+                    graph, call, ref, lambda w: w.T.contiguous().reshape(w.shape)
+                ),
+                "kernel reshaped the other way": _with_operand(
+                    graph, call, ref, lambda w: w.reshape(w.shape[::-1]).T
+                ),
+            },
+        )
+    for call in graph.named(*CONVOLUTIONS, *TRANSPOSED):
+        weight = graph.value(call.kwargs["weight"])
+        n = weight.dim()
+        axes = list(range(2, n))
+        variants: dict[str, Edits] = {}
+        for count in range(1, len(axes) + 1):
+            for flipped in itertools.combinations(axes, count):
+                variants[f"kernel flipped along {' '.join(map(str, flipped))}"] = _with_weight(
+                    call, lambda w, f=flipped: w.flip(f)
+                )
+        shape = tuple(weight.shape)
+        for order in itertools.permutations(range(n)):
+            if list(order) == sorted(order):
+                continue
+            text = " ".join(map(str, order))
+            if tuple(shape[i] for i in order) == shape:
+                variants[f"kernel's axes {text}"] = _with_weight(
+                    call, lambda w, o=order: w.permute(o)
+                )
+            variants[f"kernel stored as axes {text}, reshaped"] = _with_weight(
+                call, lambda w, o=order: w.permute(o).reshape(w.shape)
+            )
+            variants[f"kernel read as axes {text}"] = _with_weight(
+                call,
+                lambda w, o=order: w.reshape([w.shape[i] for i in o]).permute(
+                    [o.index(i) for i in range(len(o))]
+                ),
+            )
+        yield Site(call.owner, variants)
+
+
+def missing_bias(graph: Graph) -> Iterable[Site]:
+    """A bias that is not added."""
+    for call in graph.live:
+        bias = call["bias"]
+        if isinstance(bias, Ref):
+            variants: dict[str, Edits] = {"no bias": {call.index: graph.changed(call, bias=None)}}
+            for n in (3, 4):
+                size = graph.value(bias).size(0)
+                if size % n:
+                    continue
+                for part in range(n):
+                    variants[f"no bias in part {part + 1} of {n}"] = {
+                        call.index: _without_part(call, n, part)
+                    }
+            leaf = leaf_of(graph, bias)
+            yield Site(call.owner if leaf is None else leaf.label or call.owner, variants)
+        elif call.name in ("add", "sub") and len(call.refs) == 2:
+            for ref, other in (call.refs, call.refs[::-1]):
+                leaf = leaf_of(graph, ref)
+                if leaf is not None and leaf.name == "parameter" and leaf.value.dim() <= 1:
+                    yield Site(call.owner, {"no bias": {call.index: Node(lambda x: x, (other,))}})
+        elif call.name == "addmm":
+            node = Node(lambda mat1, mat2: mat1 @ mat2, (call["mat1"], call["mat2"]))
+            yield Site(call.owner, {"no bias": {call.index: node}})
+
+
+def _without_part(call: Call, n: int, part: int) -> Node:
+    def layer(bias: Tensor, **rest: object) -> Tensor:
+        kept = bias.clone()
+        kept.view(n, -1)[part] = 0
+        result: Tensor = call.function(bias=kept, **rest)
+        return result
+
+    return Node(layer, (), call.kwargs)
+
+
+def doubled_bias(graph: Graph) -> Iterable[Site]:
+    """A bias that is added twice."""
+    for call in graph.live:
+        bias = call["bias"]
+        if isinstance(bias, Ref):
+            node = Node(
+                lambda bias, call=call, **k: call.function(bias=2 * bias, **k), (), call.kwargs
+            )
+            yield Site(call.owner, {"bias added twice": {call.index: node}})
+
+
+def _spatial(value: object, n: int) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * n  # type: ignore[call-overload]
+
+
+def conv_padding(graph: Graph) -> Iterable[Site]:
+    """Padding on other sides or of another kind, with the output's shape kept."""
+    for call in graph.named(*CONVOLUTIONS):
+        weight = graph.value(call.kwargs["weight"])
+        x = graph.value(call.kwargs["input"])
+        n = weight.dim() - 2
+        padding = call["padding"] if call["padding"] is not None else 0
+        dilation = _spatial(call["dilation"] or 1, n)
+        source, amounts = call.kwargs["input"], None
+        if isinstance(padding, str):
+            totals = [
+                d * (k - 1) if padding == "same" else 0
+                for d, k in zip(dilation, weight.shape[2:], strict=True)
+            ]
+            amounts = [(t // 2, t - t // 2) for t in totals]
+        else:
+            amounts = [(p, p) for p in _spatial(padding, n)]
+        padded = graph[source] if graph[source].name == "pad" else None
+        if padded is not None and all(a == (0, 0) for a in amounts):
+            source = padded.refs[0]
+            before = graph.value(source)
+            widths = next((a for a in padded.args if isinstance(a, tuple | list)), None)
+            widths = padded.kwargs.get("pad", widths)
+            if widths is None or before.dim() != x.dim():
+                continue
+            widths = [int(w) for w in widths] + [0] * (2 * n - len(widths))
+            amounts = [(widths[2 * (n - 1 - i)], widths[2 * (n - 1 - i) + 1]) for i in range(n)]
+        yield Site(call.owner, dict(_paddings(graph, call, source, amounts)))
+    for call in graph.named(*TRANSPOSED):
+        y = call.value
+        n = y.dim() - 2
+        padding = _spatial(call["padding"] or 0, n)
+        variants: dict[str, Edits] = {}
+        for shift in range(-3, 4):
+            if shift:
+                variants[f"output cut {shift:+d} further"] = {
+                    call.index: Node(
+                        lambda call=call, s=shift, shape=tuple(y.shape), p=tuple(padding), **k: (
+                            _cut(call, s, shape, p, k)
+                        ),
+                        (),
+                        call.kwargs,
+                    )
+                }
+        yield Site(call.owner, variants)
+
+
+def _cut(
+    call: Call, shift: int, shape: tuple[int, ...], padding: tuple[int, ...], kwargs: dict
+) -> Tensor:  # type: ignore[type-arg]
+    """The window of `shape` in the unpadded transposed convolution, moved by `shift`."""
+    n = len(padding)
+    bias = kwargs.get("bias")
+    whole: Tensor = call.function(
+        **{**kwargs, "padding": [0] * n, "bias": None, "output_padding": 0}
+    )
+    for axis, p in enumerate(padding):
+        start, size = p + shift, shape[2 + axis]
+        left, right = max(0, -start), max(0, start + size - whole.size(2 + axis))
+        pads = [0] * (2 * n)
+        pads[2 * (n - 1 - axis)], pads[2 * (n - 1 - axis) + 1] = left, right
+        whole = F.pad(whole, pads).narrow(2 + axis, start + left, size)
+    return whole if bias is None else whole + bias.view(-1, *[1] * n)
+
+
+def _paddings(
+    graph: Graph, call: Call, source: Ref, amounts: list[tuple[int, int]]
+) -> Iterator[tuple[str, Edits]]:
+    stride = _spatial(call["stride"] or 1, len(amounts))
+    most = [a + b + s - 1 for (a, b), s in zip(amounts, stride, strict=True)]
+
+    def node(pairs: list[tuple[int, int]], mode: str = "constant") -> Edits:
+        flat = [v for pair in reversed(pairs) for v in pair]
+
+        def convolve(input: Tensor, **rest: object) -> Tensor:
+            padded = F.pad(input, flat) if mode == "constant" else F.pad(input, flat, mode=mode)
+            result: Tensor = call.function(input=padded, **{**rest, "padding": 0})
+            return result
+
+        return {call.index: Node(convolve, (), {**call.kwargs, "input": source})}
+
+    modes = ("reflect", "replicate", "circular", "constant")
+    for mode in modes:
+        yield f"{mode} padding", node(amounts, mode)
+    for left in range(max(most) + 1):
+        pairs = [
+            (min(left, m), max(0, a + b - min(left, m)))
+            for m, (a, b) in zip(most, amounts, strict=True)
+        ]
+        yield f"padding {pairs[0][0]}, {pairs[0][1]}", node(pairs)
+    yield "all padding in front", node([(a + b, 0) for a, b in amounts])
+    yield "all padding behind", node([(0, a + b) for a, b in amounts])
+    yield "sides exchanged", node([(b, a) for a, b in amounts])
+    if any(s > 1 for s in stride):
+        yield "one less in front", node([(max(0, a - 1), b) for a, b in amounts])
+        yield (
+            "one less in front, one more behind",
+            node([(max(0, a - 1), b + 1) for a, b in amounts]),
+        )
+        yield "one less behind", node([(a, max(0, b - 1)) for a, b in amounts])
+        yield "none in front", node([(0, b) for a, b in amounts])
+
+
+def untied_head(graph: Graph) -> Iterable[Site]:
+    """Another table of the same shape as the weight of a head or an embedding."""
+    tables = [c for c in graph.calls if c.name == "parameter" and c.value.dim() == 2]
+    for call in graph.named("linear", "embedding"):
+        weight = call.kwargs["weight"]
+        leaf = leaf_of(graph, weight)
+        if leaf is None:
+            continue
+        variants: dict[str, Edits] = {}
+        for table in tables:
+            if table.index != leaf.index and table.value.shape == graph.value(weight).shape:
+                if call.name == "linear" and not _is_embedding(graph, table):
+                    continue
+                variants[f"the weight of {table.label}"] = {
+                    call.index: graph.changed(call, weight=table.ref)
+                }
+        yield Site(call.owner, variants)
+
+
+def _is_embedding(graph: Graph, table: Call) -> bool:
+    return any(u.name == "embedding" for u in graph.users_of(table))
+
+
+def other_weight(graph: Graph) -> Iterable[Site]:
+    """The weights of another layer of the same shapes."""
+    linears = graph.named("linear", *CONVOLUTIONS, "layer_norm")
+    for call in linears[:24]:
+        for other in linears[:24]:
+            if other is call or other.name != call.name or other["weight"] == call["weight"]:
+                continue
+            a, b = graph.value(call["weight"]), graph.value(other["weight"])
+            if a is None or b is None or a.shape != b.shape:
+                continue
+            yield Site(
+                call.owner,
+                {
+                    f"the weights of {other.owner or other.index}": {
+                        call.index: graph.changed(call, weight=other["weight"], bias=other["bias"])
+                    }
+                },
+            )
+
+
+def padding_row(graph: Graph) -> Iterable[Site]:
+    """The embedding of the padding token zero, or not."""
+    for call in graph.named("embedding"):
+        for token in {call["padding_idx"], 0, 1}:
+            if isinstance(token, int) and token >= 0:
+                node = Node(
+                    lambda input, call=call, t=token, **k: (
+                        call.function(input=input, **k) * (input != t).unsqueeze(-1)
+                    ),
+                    (),
+                    call.kwargs,
+                )
+                yield Site(call.owner, {f"embedding of token {token} is zero": {call.index: node}})
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def precision(graph: Graph) -> Iterable[Site]:
+    """One call in float32, bfloat16 or float16."""
+    for call in graph.live:
+        if tensor(graph, call.ref) is None or not call.refs or call.name in ("view", "reshape"):
+            continue
+        variants: dict[str, Edits] = {}
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+
+            def narrow(
+                *args: object, call: Call = call, dtype: torch.dtype = dtype, **k: object
+            ) -> Tensor:
+                result: Tensor = call.function(
+                    *(_cast(a, dtype) for a in args), **{n: _cast(v, dtype) for n, v in k.items()}
+                )
+                return result.double()
+
+            name = str(dtype).removeprefix("torch.")
+            variants[f"{call.name} in {name}"] = {call.index: Node(narrow, call.args, call.kwargs)}
+            variants[f"result of {call.name} rounded to {name}"] = {
+                call.index: graph.then(call, lambda v, d=dtype: v.to(d).double())
+            }
+        yield Site(call.owner, variants)

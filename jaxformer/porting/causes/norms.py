@@ -1,0 +1,527 @@
+"""Faults of normalisation: epsilon, axis, gain, groups, statistics, one that is missing."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
+from jaxformer.porting.causes.sites import (
+    Number,
+    Site,
+    Variant,
+    ancestors,
+    leaf_of,
+    remembered,
+    same,
+    tensor,
+)
+
+EPSILONS = (
+    *(0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    *(2e-5, 5e-6, 3e-6, 2e-3, 5e-5, 1e-16, 1e-30, 1.1920928955078125e-07),
+)
+STARTS = (1e-9, 1e-7, 1e-5, 1e-3, 1e-1)
+"""Where the search for another epsilon starts."""
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize")
+ROOTS = ("sqrt", "rsqrt", "pow", "div", "rdiv", "reciprocal")
+
+
+def number(call: Call) -> float | None:
+    """The Python number among the operands of `a + b`, `a * b`, ..."""
+    values = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, int | float)]
+    return float(values[0]) if len(values) == 1 and len(call.refs) == 1 else None
+
+
+def with_number(call: Call, value: float) -> Node:
+    swap = lambda a: value if isinstance(a, int | float) else a  # noqa: E731
+    return Node(
+        call.function, tuple(map(swap, call.args)), {k: swap(v) for k, v in call.kwargs.items()}
+    )
+
+
+def epsilon(graph: Graph) -> Iterable[Site]:
+    """Another epsilon, or the same at another place."""
+    for call in graph.live:
+        if call.name in NORMS:
+            variants: dict[str, Variant] = {
+                f"epsilon {e:g}": {call.index: graph.changed(call, eps=e)} for e in EPSILONS
+            }
+            if call.name in ("layer_norm", "rms_norm"):
+                variants["epsilon added to the deviation"] = {
+                    call.index: graph.changed(call, _outside_root(call.name))
+                }
+                variants["maximum of variance and epsilon"] = {
+                    call.index: graph.changed(call, _outside_root(call.name, largest=True))
+                }
+            variants["epsilon"] = Number(
+                lambda e, call=call: {call.index: graph.changed(call, eps=e)}, STARTS
+            )
+            yield Site(call.owner, variants)
+        elif call.name in ("add", "clamp", "clamp_min"):
+            eps = number(call)
+            users = graph.users_of(call)
+            if eps is None or not 0 < eps <= 0.1 or not any(u.name in ROOTS for u in users):
+                continue
+            variants = {f"epsilon {e:g}": {call.index: with_number(call, e)} for e in EPSILONS}
+            variants["epsilon"] = Number(
+                lambda e, call=call: {call.index: with_number(call, e)}, STARTS
+            )
+            data = call.data
+            for root in users:
+                if root.name == "sqrt" and data is not None:
+                    variants["epsilon added to the deviation"] = {
+                        root.index: Node(lambda v, e=eps: torch.sqrt(v) + e, (data,))
+                    }
+                if root.name == "rsqrt" and data is not None:
+                    variants["epsilon added to the deviation"] = {
+                        root.index: Node(lambda v, e=eps: 1 / (torch.sqrt(v) + e), (data,))
+                    }
+                if root.name == "div" and data is not None and graph[data].name in ("std", "sqrt"):
+                    variants["epsilon added to the variance"] = {
+                        call.index: Node(lambda s, e=eps: torch.sqrt(s**2 + e), (data,))
+                    }
+            yield Site(call.owner, variants)
+
+
+def _outside_root(name: str, largest: bool = False) -> Callable[..., Tensor]:
+    def norm(
+        input: Tensor,
+        normalized_shape: Iterable[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        dims = tuple(range(-len(tuple(normalized_shape)), 0))
+        centred = input - input.mean(dims, keepdim=True) if name == "layer_norm" else input
+        variance = (centred**2).mean(dims, keepdim=True)
+        if largest:
+            return _affine(centred / torch.sqrt(torch.clamp(variance, min=eps)), weight, bias)
+        return _affine(centred / (torch.sqrt(variance) + eps), weight, bias)
+
+    return norm
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+PARTS = {
+    *("mul", "div", "add", "sub", "pow", "square", "mean", "var", "std", "sum", "sqrt", "rsqrt"),
+    *("norm", "vector_norm", "clamp", "reciprocal", "to", "float", "var_mean", "getitem", "double"),
+}
+"""What norms are written out with."""
+
+
+class Norm(NamedTuple):
+    """The value `x` is normalised; `call` ends it, gain and bias included where known."""
+
+    x: Ref
+    call: Call
+
+
+@remembered
+def norms(graph: Graph) -> list[Norm]:
+    """Every norm: of one call, of a module called a norm, or of calls that together make one."""
+    found: dict[int, Norm] = {}
+    covered: set[int] = set()
+    for block in graph.blocks:
+        if "norm" in type(block.module).__name__.lower() and block.input and block.output:
+            call = graph[block.output]
+            x, y = tensor(graph, block.input), tensor(graph, block.output)
+            if x is not None and y is not None and x.shape == y.shape and block.output.item is None:
+                found[call.index] = Norm(block.input, call)
+                covered |= set(range(block.start, block.end))
+    for call in graph.live:
+        if call.index in covered:
+            continue
+        if call.name in NORMS:
+            found[call.index] = Norm(call.kwargs["input"], call)
+        elif call.name in ("mul", "div"):
+            y = tensor(graph, call.ref)
+            for ref in ancestors(graph, call, 7, PARTS):
+                x = tensor(graph, ref)
+                if x is not None and y is not None and x.shape == y.shape and _normal(x, y):
+                    call, ref = _with_affine(graph, call), ref
+                    found[call.index] = Norm(ref, call)
+                    break
+    return [norm for norm in found.values() if norm.call.index in graph.live_indices]
+
+
+def _normal(x: Tensor, y: Tensor) -> bool:
+    """Whether y is x brought to deviation, root mean square or length 1 along some axis."""
+    if x.dim() == 0:
+        return False
+    for dim in range(x.dim()):
+        if x.size(dim) < 2:
+            continue
+        centred = x - x.mean(dim, keepdim=True)
+        for z in (centred, x):
+            size = torch.sqrt((z**2).mean(dim, keepdim=True))
+            for scale in (1.0, x.size(dim) ** -0.5, ((x.size(dim) - 1) / x.size(dim)) ** 0.5):
+                if same(z / size * scale, y, 1e-3):
+                    return True
+    return False
+
+
+def _with_affine(graph: Graph, call: Call) -> Call:
+    """The last of the calls that apply a gain and a bias after `call`."""
+    while True:
+        users = graph.users_of(call)
+        if len(users) != 1 or users[0].name not in ("mul", "add", "to", "type_as", "float"):
+            return call
+        others = [ref for ref in users[0].refs if ref.call != call.index]
+        if any(not _gain(graph, ref) for ref in others):
+            return call
+        if graph.value(users[0].ref).shape != call.value.shape:
+            return call
+        call = users[0]
+
+
+def _gain(graph: Graph, ref: Ref) -> bool:
+    leaf = leaf_of(graph, ref)
+    if leaf is None and graph[ref].name == "add" and graph[ref].data is not None:
+        leaf = leaf_of(graph, graph[ref].refs[0])  # 1 + gain
+    return leaf is not None and leaf.name == "parameter"
+
+
+def missing_norm(graph: Graph) -> Iterable[Site]:
+    """No norm where PyTorch has one."""
+    for norm in norms(graph):
+        yield Site(norm.call.owner, {"no norm": {norm.call.index: Node(lambda x: x, (norm.x,))}})
+
+
+def _with_gain(
+    function: Callable[..., Tensor], change: Callable[[Tensor], Tensor], **kwargs: Any
+) -> Tensor:
+    return function(**{**kwargs, "weight": change(kwargs["weight"])})
+
+
+def gain(graph: Graph) -> Iterable[Site]:
+    """The gain of a norm left out, or 1 + it, or less one."""
+    for call in graph.named("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"):
+        weight, bias = call["weight"], call["bias"]
+        if weight is None:
+            continue
+
+        def changed(change: Callable[[Tensor], Tensor], call: Call = call) -> Edits:
+            function = functools.partial(_with_gain, call.function, change)
+            return {call.index: Node(function, (), call.kwargs)}
+
+        variants = {
+            "no gain": changed(torch.ones_like),
+            "1 + gain": changed(lambda w: 1 + w),
+            "gain - 1": changed(lambda w: w - 1),
+            "gain squared": changed(lambda w: w * w),
+            "neither gain nor bias": {call.index: graph.changed(call, weight=None, bias=None)},
+            "gain reversed": changed(lambda w: w.flip(0)),
+        }
+        if call.name == "rms_norm":
+            del variants["neither gain nor bias"]
+        if bias is not None:
+            variants["gain and bias exchanged"] = {
+                call.index: graph.changed(call, weight=bias, bias=weight)
+            }
+        yield Site(call.owner, variants)
+    for norm in norms(graph):
+        for call in graph.live:
+            if call.name == "mul" and norm.x.call < call.index <= norm.call.index:
+                for ref in call.refs:
+                    if not _gain(graph, ref) or norm.x not in ancestors(graph, call, 9):
+                        continue
+                    other = next((r for r in call.refs if r != ref), None)
+                    if other is None:
+                        continue
+                    yield Site(
+                        call.owner,
+                        {
+                            "no gain": {call.index: Node(lambda x: x, (other,))},
+                            "1 + gain": {call.index: Node(lambda x, w: x * (1 + w), (other, ref))},
+                            "gain - 1": {call.index: Node(lambda x, w: x * (w - 1), (other, ref))},
+                        },
+                    )
+
+
+def other_axis(graph: Graph) -> Iterable[Site]:
+    """Statistics over other axes."""
+    for call in graph.named("layer_norm", "rms_norm", "normalize"):
+        x = graph.value(call.kwargs["input"])
+        variants: dict[str, Edits] = {}
+        for dims in _axes(x):
+            if call.name == "normalize":
+                if len(dims) == 1:
+                    node = graph.changed(call, dim=dims[0])
+                    variants[f"over axis {dims[0]}"] = {call.index: node}
+                continue
+            node = graph.changed(call, _over(call.name, dims))
+            variants[f"over axes {', '.join(map(str, dims))}"] = {call.index: node}
+        yield Site(call.owner, variants)
+    for call in graph.named("group_norm", "batch_norm", "instance_norm"):
+        x = graph.value(call.kwargs["input"])
+        variants = {}
+        for dims in _axes(x):
+            node = graph.changed(call, _channels_over(dims))
+            variants[f"over axes {', '.join(map(str, dims))}"] = {call.index: node}
+        yield Site(call.owner, variants)
+    for norm in norms(graph):
+        inner = [
+            call
+            for call in graph.live
+            if (
+                call.name in ("mean", "var", "std", "sum", "norm", "vector_norm", "var_mean")
+                and norm.x.call < call.index < norm.call.index
+                and norm.x in ancestors(graph, call, 4)
+                and call["dim"] is not None
+            )
+            or (call.name in ("var", "std") and norm.x.call < call.index < norm.call.index)
+        ]
+        if not inner:
+            continue
+        x = graph.value(norm.x)
+        variants = {}
+        for dims in _axes(x):
+            edits = {}
+            for call in inner:
+                edits[call.index] = _along(call, dims)
+            variants[f"over axes {', '.join(map(str, dims))}"] = edits
+        yield Site(norm.call.owner, variants)
+
+
+def _along(call: Call, dims: tuple[int, ...]) -> Node:
+    """`call` reduced along `dims`, which stay as axes of length 1."""
+
+    def reduce(*args: object, **kwargs: object) -> Tensor:
+        x = kwargs.pop("input", None)
+        if x is None:
+            x, args = args[0], ()
+        kwargs.pop("dim", None)
+        kwargs.pop("keepdim", None)
+        result: Tensor = (
+            call.function(x, dim=dims, keepdim=True, **kwargs)
+            if call.name in ("var", "std", "norm")
+            else call.function(input=x, dim=dims, keepdim=True, **kwargs)
+        )
+        return result
+
+    return Node(reduce, call.args, call.kwargs)
+
+
+def _axes(x: Tensor) -> Iterator[tuple[int, ...]]:
+    for n in range(1, x.dim() + 1):
+        yield from itertools.combinations(range(x.dim()), n)
+
+
+def _over(name: str, dims: tuple[int, ...]) -> Callable[..., Tensor]:
+    def norm(
+        input: Tensor,
+        normalized_shape: Iterable[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        centred = input - input.mean(dims, keepdim=True) if name == "layer_norm" else input
+        variance = (centred**2).mean(dims, keepdim=True)
+        return _affine(centred * torch.rsqrt(variance + eps), weight, bias)
+
+    return norm
+
+
+def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weight is None else weight.view(-1, *[1] * (x.dim() - 2))
+
+
+def _channels_over(dims: tuple[int, ...]) -> Callable[..., Tensor]:
+    """A norm with a gain per channel (axis 1) and its statistics over `dims`."""
+
+    def norm(
+        input: Tensor,
+        *args: object,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        **_: object,
+    ) -> Tensor:
+        centred = input - input.mean(dims, keepdim=True)
+        normal = centred * torch.rsqrt((centred**2).mean(dims, keepdim=True) + eps)
+        return _affine(normal, _per_channel(weight, input), _per_channel(bias, input))
+
+    return norm
+
+
+def statistics(graph: Graph) -> Iterable[Site]:
+    """The mean not taken off, or taken off where it should stay; the unbiased variance."""
+    for call in graph.named("layer_norm", "rms_norm"):
+        shape = tuple(call.kwargs["normalized_shape"])
+        dims = tuple(range(-len(shape), 0))
+        eps = call["eps"]
+
+        def norm(
+            input: Tensor,
+            weight: Tensor | None = None,
+            bias: Tensor | None = None,
+            *,
+            centre: bool,
+            correction: int,
+            dims: tuple[int, ...] = dims,
+            eps: float | None = eps,
+            **_: object,
+        ) -> Tensor:
+            eps = torch.finfo(input.dtype).eps if eps is None else eps
+            centred = input - input.mean(dims, keepdim=True) if centre else input
+            n = centred[0].numel() if dims is None else 1
+            for dim in dims:
+                n *= input.size(dim)
+            variance = (centred**2).sum(dims, keepdim=True) / (n // max(1, 1) - correction)
+            return _affine(centred * torch.rsqrt(variance + eps), weight, bias)
+
+        variants: dict[str, Edits] = {}
+        for what, centre, correction in (
+            ("mean not taken off", False, 0),
+            ("mean taken off", True, 0),
+            ("unbiased variance", True, 1),
+        ):
+            if (call.name == "layer_norm") == (what == "mean taken off"):
+                continue
+            function = lambda centre=centre, correction=correction, norm=norm, **k: norm(  # noqa: E731
+                centre=centre, correction=correction, **k
+            )
+            variants[what] = {call.index: graph.changed(call, function)}
+        yield Site(call.owner, variants)
+    for call in graph.named("var", "std"):
+        biased = call.kwargs.get("unbiased", True) is False or call.kwargs.get("correction", 1) == 0
+        kwargs = {k: v for k, v in call.kwargs.items() if k not in ("unbiased", "correction")}
+        args = tuple(a for a in call.args if not isinstance(a, bool))
+        node = Node(call.function, args, {**kwargs, "correction": int(biased)})
+        what = "unbiased variance" if biased else "biased variance"
+        yield Site(call.owner, {what: {call.index: node}})
+
+
+def groups(graph: Graph) -> Iterable[Site]:
+    """Other groups of channels, in norms and convolutions."""
+    for call in graph.named("group_norm"):
+        x = graph.value(call.kwargs["input"])
+        C, G = x.size(1), call.kwargs["num_groups"]
+        variants: dict[str, Edits] = {
+            f"{n} groups": {call.index: graph.changed(call, num_groups=n)}
+            for n in range(1, C + 1)
+            if C % n == 0 and n != G
+        }
+        variants["channels strided over the groups"] = {
+            call.index: graph.changed(call, _strided_groups)
+        }
+        yield Site(call.owner, variants)
+    for call in graph.live:
+        n = call["groups"]
+        if call.name.startswith("conv") and isinstance(n, int) and n > 1:
+            yield Site(call.owner, dict(_group_orders(graph, call, n)))
+
+
+def _strided_groups(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    C = input.size(1)
+    order = torch.arange(C).view(C // num_groups, num_groups).T.reshape(-1)
+    normal = F.group_norm(input[:, order], num_groups, eps=eps)[:, torch.argsort(order)]
+    return _affine(normal, _per_channel(weight, input), _per_channel(bias, input))
+
+
+def _strides(C: int, n: int) -> Tensor:
+    return torch.arange(C).view(n, C // n).T.reshape(-1)
+
+
+def _group_orders(graph: Graph, call: Call, n: int) -> Iterator[tuple[str, Edits]]:
+    x, y = graph.value(call.kwargs["input"]), graph.value(call.ref)
+    ins, outs = _strides(x.size(1), n), _strides(y.size(1), n)
+    back_in, back_out = torch.argsort(ins), torch.argsort(outs)
+
+    def node(order_in: Tensor | None, order_out: Tensor | None) -> Edits:
+        def convolve(input: Tensor, **rest: object) -> Tensor:
+            if order_in is not None:
+                input = input[:, order_in]
+            result: Tensor = call.function(input=input, **rest)
+            return result if order_out is None else result[:, order_out]
+
+        return {call.index: Node(convolve, (), call.kwargs)}
+
+    for what, order_in, order_out in (
+        ("input channels strided over the groups", ins, None),
+        ("output channels strided over the groups", None, outs),
+        ("channels strided over the groups", ins, outs),
+        ("input channels strided over the groups", back_in, None),
+        ("output channels strided over the groups", None, back_out),
+        ("channels strided over the groups", back_in, back_out),
+    ):
+        yield (
+            f"{what} ({'from' if order_in is back_in or order_out is back_out else 'to'})",
+            node(order_in, order_out),
+        )
+
+
+def batch_statistics(graph: Graph) -> Iterable[Site]:
+    """The statistics of the batch for the running ones, or the reverse."""
+    for call in graph.named("batch_norm"):
+        training = bool(call["training"])
+        variants: dict[str, Edits] = {}
+        if not training:
+            batch = graph.changed(call, running_mean=None, running_var=None, training=True)
+            variants["statistics of the batch"] = {call.index: batch}
+            variants["unbiased statistics of the batch"] = {
+                call.index: graph.changed(call, _unbiased_batch)
+            }
+            variants["statistics of each sample"] = {call.index: graph.changed(call, _per_sample)}
+            mean, var = call["running_mean"], call["running_var"]
+            zeros = lambda running_mean, running_var, call=call, **k: call.function(  # noqa: E731
+                running_mean=torch.zeros_like(running_mean),
+                running_var=torch.ones_like(running_var),
+                **k,
+            )
+            variants["running statistics at their start"] = {call.index: graph.changed(call, zeros)}
+            variants["deviation for variance"] = {
+                call.index: graph.changed(
+                    call,
+                    lambda running_var, call=call, **k: call.function(
+                        running_var=running_var**2, **k
+                    ),
+                )
+            }
+            variants["mean and variance exchanged"] = {
+                call.index: graph.changed(call, running_mean=var, running_var=mean)
+            }
+        elif isinstance(call["running_mean"], Ref):
+            variants["running statistics"] = {call.index: graph.changed(call, training=False)}
+        yield Site(call.owner, variants)
+
+
+def _unbiased_batch(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    **_: object,
+) -> Tensor:
+    dims = tuple(i for i in range(input.dim()) if i != 1)
+    centred = input - input.mean(dims, keepdim=True)
+    variance = (centred**2).sum(dims, keepdim=True) / (input.numel() / input.size(1) - 1)
+    normal = centred * torch.rsqrt(variance + eps)
+    return _affine(normal, _per_channel(weight, input), _per_channel(bias, input))
+
+
+def _per_sample(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    **_: object,
+) -> Tensor:
+    return F.instance_norm(input, weight=weight, bias=bias, eps=eps)

@@ -1,0 +1,331 @@
+"""The search for the cause of a difference: plant each known fault in PyTorch's module.
+
+The fault whose output is the port's is the cause. The port itself is never changed.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jaxformer.porting.causes.graph import Edits, Graph, record, tensors_of
+from jaxformer.porting.causes.sites import Mutant, Number, mutants
+from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+ROUNDING = 3e-6
+"""A fault explains a difference if it leaves at most this, relative to PyTorch's output, """
+VANISHED = 1 / 30
+"""and at most this share of the difference: parts of a port may compute in float32."""
+EQUALLY = 100.0
+"""Faults whose residuals differ by no more than this factor explain a difference equally well."""
+FLOOR = 1e-12
+"""Residuals below this are rounding of float64."""
+STEPS = 12
+"""Gauss-Newton steps in the logarithm of an unknown number."""
+MORE = 200
+"""Mutants that are tried after one explains the difference, for other words and the runner-up."""
+MOST_MUTANTS = 20_000
+
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+"""What a mutant raises that does not fit its place: other shapes, other arguments."""
+
+
+class Cause(NamedTuple):
+    """Why a port's output differs."""
+
+    word: str
+    """One of the words of `jaxformer divergence`."""
+    residual: float
+    """The error of the port against PyTorch with the fault planted."""
+    runner_up: float
+    """The smallest such error of any fault with another word; inf if there is none."""
+    evidence: str
+    """The fault in words, with the errors before and after, and other words that fit as well."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The whole model, for faults that only it shows: its inputs and what both sides return."""
+
+    inputs: Inputs
+    theirs: Any
+    port: Any
+
+
+def name_cause(
+    model: nn.Module,
+    name: str,
+    inputs: Inputs,
+    theirs: Any,
+    port: Any,
+    *,
+    context: Context | None = None,
+) -> Cause | None:
+    """The fault that makes the module `name` of `model` give the port's output, or None.
+
+    Args:
+        model: the PyTorch model, in float64 and eval mode.
+        name: the dotted name of the module at fault; "" is the model itself.
+        inputs: the positional and keyword arguments that it was called with.
+        theirs: its output, a tensor or a structure of tensors.
+        port: the port's values in the layout of `theirs`, None where there is none.
+        context: the whole model, which is searched if the module itself shows no cause.
+    """
+    with _one_thread():
+        return _name_cause(model, name, inputs, theirs, port, context)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small calls: handing each to several threads takes longer than computing it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _name_cause(
+    model: nn.Module, name: str, inputs: Inputs, theirs: Any, port: Any, context: Context | None
+) -> Cause | None:
+    graph = record(model.get_submodule(name) if name else model, inputs)
+    cause = explain(graph, theirs, port, name)
+    if cause is None and context is not None and name:
+        whole = record(model, context.inputs)
+        own = type(model.get_submodule(name)).__name__
+        alike = {n for n, m in model.named_modules() if type(m).__name__ == own}
+        parent = name.rpartition(".")[0]
+        for place, owners in (
+            (name, {name}),
+            (parent or "the model", {parent}),
+            (f"every {own}", alike),
+        ):
+            cause = explain(whole, context.theirs, context.port, place, owners)
+            if cause is not None:
+                return cause
+    return cause
+
+
+def explain(
+    graph: Graph, theirs: Any, port: Any, place: str = "", owners: Iterable[str] | None = None
+) -> Cause | None:
+    """The fault of `graph` under which its outputs are those of the port, or None.
+
+    Args:
+        graph: the recorded module.
+        theirs: what it returned.
+        port: what the port has instead.
+        place: its name, for the evidence.
+        owners: if given, only calls of these modules, or of modules inside them, are changed.
+    """
+    target = _target(graph, theirs, port)
+    if target is None:
+        return None
+    before = target.error(graph.evaluate({}))
+    if not before > FLOOR:
+        return None
+    found: list[tuple[float, int, str, str]] = []
+    order = 0
+    for rows in (SPECIFIC, GENERAL):
+        count, explained, more = 0, False, 0
+        for word, mutant in _all_mutants(graph, rows):
+            if explained and not mutant.everywhere:
+                continue
+            more += explained
+            if more > MORE:
+                break
+            edits = mutant.edits
+            edits = edits.make(edits.starts[0]) if isinstance(edits, Number) else edits
+            if owners is not None and not _inside(graph, edits, owners):
+                continue
+            count += 1
+            if count > MOST_MUTANTS:
+                break
+            order += 1
+            try:
+                error, what = _tried(graph, target, mutant, before)
+            except _UNFIT:
+                continue
+            if error < before:
+                found.append((error, order, word, what))
+                explained = explained or error <= _limit(before)
+        for error, word, what in _directly(target):
+            order += 1
+            found.append((error, order, word, what))
+        cause = _winner(found, before, place)
+        if cause is not None:
+            return cause
+    return None
+
+
+def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tuple[float, str]:
+    """The error of a mutant and what it is, with its number if it has one."""
+    edits = mutant.edits
+    if not isinstance(edits, Number):
+        return target.error(graph.evaluate(edits)), mutant.what
+    make = edits.make
+
+    def at(u: float) -> Tensor | None:
+        return target.difference(graph.evaluate(make(math.exp(u))))
+
+    def norm(r: Tensor | None) -> float:
+        return math.inf if r is None else float(torch.linalg.vector_norm(r))
+
+    u = min((math.log(p) for p in edits.starts), key=lambda u: norm(at(u)))
+    low, high = math.log(min(edits.starts) / 1e3), math.log(max(edits.starts) * 1e3)
+    residual = at(u)
+    best = norm(residual)
+    for _ in range(STEPS if best < 2 * before else 0):
+        near = at(u + 1e-5)
+        if residual is None or near is None:
+            break
+        slope = (near - residual) / 1e-5
+        size = float(slope.square().sum())
+        step = -float((slope * residual).sum()) / size if size else 0.0
+        step = max(-2.0, min(2.0, step))
+        moved = at(u + step)
+        if not norm(moved) < best or not low < u + step < high:
+            break
+        u, residual, best = u + step, moved, norm(moved)
+    return best, f"{mutant.what} {math.exp(u):.5g}"
+
+
+def _all_mutants(graph: Graph, rows: Iterable[Row]) -> Iterator[tuple[str, Mutant]]:
+    for word, fault in rows:
+        try:
+            for mutant in mutants(fault(graph)):
+                yield word, mutant
+        except _UNFIT:
+            continue
+
+
+def _inside(graph: Graph, edits: Edits, owners: Iterable[str]) -> bool:
+    """Whether the edited calls belong to modules of these names or inside them."""
+    return all(
+        index >= len(graph.calls)
+        or any(
+            not owner or graph[index].owner == owner or graph[index].owner.startswith(f"{owner}.")
+            for owner in owners
+        )
+        for index in edits
+    )
+
+
+class _Target:
+    """What the port has in place of some of the outputs of a graph."""
+
+    def __init__(self, pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+        self.pairs = pairs
+        self.size = math.sqrt(sum(float(_finite(theirs).square().sum()) for _, theirs, _ in pairs))
+
+    def error(self, outputs: Sequence[Any]) -> float:
+        """The distance of `outputs` from the port's, relative to PyTorch's; inf if they misfit."""
+        difference = self.difference(outputs)
+        return math.inf if difference is None else float(torch.linalg.vector_norm(difference))
+
+    def difference(self, outputs: Sequence[Any]) -> Tensor | None:
+        """`outputs` less the port's, relative to the size of PyTorch's; None if they misfit."""
+        parts = []
+        for i, _, port in self.pairs:
+            value = outputs[i]
+            if not isinstance(value, Tensor) or value.shape != port.shape:
+                return None
+            value = value.double()
+            if not torch.equal(torch.isfinite(value), torch.isfinite(port)):
+                return None
+            parts.append((_finite(value) - _finite(port)).flatten())
+        return torch.cat(parts) / (self.size or 1.0)
+
+
+def _finite(value: Tensor) -> Tensor:
+    return torch.nan_to_num(value.double(), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _target(graph: Graph, theirs: Any, port: Any) -> _Target | None:
+    values = _flat(port)
+    wanted = tensors_of(theirs)
+    if len(values) != len(wanted):
+        values = [v for v in values if v is not None]
+    pairs: list[tuple[int, Tensor, Tensor]] = []
+    taken: set[int] = set()
+    for tensor, mine in zip(wanted, values, strict=False):
+        if mine is None or not tensor.is_floating_point():
+            continue
+        found = torch.from_numpy(np.array(mine, dtype=np.float64))
+        if found.shape != tensor.shape:
+            continue
+        for i, ref in enumerate(graph.outputs):
+            value = graph.value(ref)
+            if i not in taken and value.shape == tensor.shape:
+                close = torch.allclose(
+                    value.double(), tensor.detach().double(), rtol=1e-6, atol=1e-9, equal_nan=True
+                )
+                if close:
+                    taken.add(i)
+                    pairs.append((i, tensor.detach(), found))
+                    break
+    return _Target(pairs) if pairs else None
+
+
+def _flat(port: Any) -> list[Any]:
+    if port is None or isinstance(port, np.ndarray | Tensor) or np.isscalar(port):
+        return [port]
+    if isinstance(port, Mapping):
+        return [leaf for value in port.values() for leaf in _flat(value)]
+    if isinstance(port, tuple | list):
+        return [leaf for value in port for leaf in _flat(value)]
+    return [np.asarray(port)]
+
+
+def _directly(target: _Target) -> Iterator[tuple[float, str, str]]:
+    """Causes that the outputs alone show: dropout, a scale."""
+    if len(target.pairs) != 1:
+        return
+    _, theirs, port = target.pairs[0]
+    a, b = theirs.double().flatten(), port.flatten()
+    if a.numel() < 8 or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return
+    dropped = (b == 0) & (a != 0)
+    kept = ~dropped & (a != 0)
+    if bool(dropped.any()) and int(kept.sum()) > 3:
+        ratios = b[kept] / a[kept]
+        c = float(ratios.median())
+        if c > 1 and bool((ratios - c).abs().max() <= 1e-5 * c):
+            error = float((ratios - c).abs().max())
+            share = float(dropped.double().mean())
+            yield error, "dropout-on", f"{share:.0%} of the values are 0, the others times {c:.4g}"
+    scale = float((a * b).sum() / (a * a).sum())
+    error = float(torch.linalg.vector_norm(b - scale * a) / torch.linalg.vector_norm(a))
+    if scale and abs(scale - 1) > 1e-9:
+        yield error, "output-scale", f"the output times {scale:.6g}"
+
+
+def _limit(before: float) -> float:
+    return min(ROUNDING, VANISHED * before)
+
+
+def _winner(found: list[tuple[float, int, str, str]], before: float, place: str) -> Cause | None:
+    explaining = sorted(f for f in found if f[0] <= _limit(before))
+    if not explaining:
+        return None
+    best = explaining[0][0]
+    equal = [f for f in explaining if f[0] <= EQUALLY * best + FLOOR]
+    error, _, word, what = min(equal, key=lambda f: f[1])
+    others = list(dict.fromkeys(f[2] for f in equal if f[2] != word))
+    left = [f for f in found if f[2] != word and f not in equal]
+    runner_up, _, second, _ = min(left, default=(math.inf, 0, "", ""))
+    evidence = f"{what}{f' in {place}' if place and place not in what else ''}: "
+    evidence += f"the error falls from {before:.1e} to {error:.1e}"
+    if second:
+        evidence += f"; next {second}, {runner_up:.1e}"
+    if others:
+        evidence += f"; {', '.join(others)} would explain it too"
+    return Cause(word, error, runner_up, evidence)

@@ -1,0 +1,97 @@
+"""The causes, most specific first: a word, the faults that it covers, and how far they search.
+
+A fault is a function from a graph to the places where it may be (`sites.Site`); the words are those
+of `jaxformer divergence`. Where two words explain a difference equally well, the earlier one is
+given and the other is mentioned.
+"""
+
+from typing import NamedTuple
+
+from jaxformer.porting.causes import (
+    activations,
+    attention,
+    kernels,
+    layout,
+    norms,
+    pooling,
+    positions,
+    recurrent,
+    wiring,
+)
+from jaxformer.porting.causes.sites import Fault
+
+
+class Row(NamedTuple):
+    """A cause: its word and the fault that plants it in the reference."""
+
+    word: str
+    fault: Fault
+
+
+SPECIFIC = (
+    Row("gate-order", recurrent.gate_order),
+    Row("reset-placement", recurrent.reset_placement),
+    Row("padding", recurrent.padded_steps),
+    Row("epsilon", norms.epsilon),
+    Row("gelu", activations.other_gelu),
+    Row("activation-slope", activations.other_slope),
+    Row("activation-missing", activations.missing_activation),
+    Row("activation", activations.other_activation),
+    Row("softmax-axis", attention.softmax_axis),
+    Row("scale-missing", attention.missing_scale),
+    Row("embedding-scale", positions.embedding_scale),
+    Row("scale-extra", attention.extra_scale),
+    Row("mask-missing", attention.missing_mask),
+    Row("mask-inverted", attention.inverted_mask),
+    Row("mask-shifted", attention.shifted_mask),
+    Row("mask-source", attention.mask_source),
+    Row("mask-fill", attention.mask_fill),
+    Row("kv-repeat", attention.kv_repeat),
+    Row("position-bias", attention.position_bias),
+    Row("position-bias", positions.slopes),
+    Row("sin-cos-order", positions.sin_cos_order),
+    Row("rotary-form", positions.rotary_form),
+    Row("rotary-base", positions.rotary_base),
+    Row("position-offset", positions.position_offset),
+    Row("frequencies", positions.frequencies),
+    Row("rotary-base", positions.unusual_base),
+    Row("norm-gain", norms.gain),
+    Row("norm-missing", norms.missing_norm),
+    Row("bias-missing", kernels.missing_bias),
+    Row("batch-statistics", norms.batch_statistics),
+    Row("groups", norms.groups),
+    Row("norm-axis", norms.other_axis),
+    Row("norm-statistics", norms.statistics),
+    Row("norm-placement", wiring.norm_placement),
+    Row("residual", wiring.residual),
+    Row("gate-swap", layout.gate_swap),
+    Row("router-normalisation", pooling.router),
+    Row("label-shift", pooling.label_shift),
+    Row("padding", pooling.padded_pooling),
+    Row("pooling", pooling.pooling),
+    Row("conv-padding", kernels.conv_padding),
+    Row("transposed-kernel", kernels.transposed_kernel),
+    Row("qkv-order", layout.qkv_order),
+    Row("head-order", layout.head_order),
+    Row("head-order", layout.head_order_of_kernels),
+    Row("flatten-order", layout.flatten_order),
+    Row("token-order", layout.token_order),
+    Row("kernel-layout", kernels.kernel_layout),
+    Row("split-order", layout.split_order),
+    Row("untied-head", kernels.untied_head),
+    Row("output-scale", positions.output_scale),
+)
+"""Tried first: each says what the port did otherwise."""
+
+GENERAL = (
+    Row("padding", kernels.padding_row),
+    Row("bias-doubled", kernels.doubled_bias),
+    Row("mask-extra", attention.extra_mask),
+    Row("activation", activations.added_activation),
+    Row("residual", wiring.added_residual),
+    Row("wrong-source", wiring.wrong_source),
+    Row("wrong-source", kernels.other_weight),
+    Row("module-missing", wiring.missing_module),
+    Row("precision", kernels.precision),
+)
+"""Tried where none of those explains the difference: they say less, or are many."""
