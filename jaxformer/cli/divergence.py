@@ -14,9 +14,9 @@ from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
 DESCRIPTION = (
-    "Compare a model in JAX with its original in PyTorch, by the values inside: which layers are at "
-    "fault, by how much and why. Neither the names nor the layouts of both have to agree. The exit "
-    "status is 0 if nothing departs, 1 if something does or nothing could be compared."
+    "Compare a model in JAX with its original in PyTorch, by the values inside: which layers are "
+    "at fault, by how much and why. Neither the names nor the layouts of both have to agree. The "
+    "exit status is 0 if nothing departs, 1 if something does or nothing could be compared."
 )
 
 Factory = Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION")]

@@ -163,8 +163,10 @@ class Comparison:
         }
         return {
             "outputs": len(outputs),
-            f"of {len(called)} modules": len(paired),
-            f"of {len(active)} values": len(held),
+            "modules": len(paired),
+            "all_modules": len(called),
+            "values": len(held),
+            "all_values": len(active),
         }
 
     def notes(self, outputs: list[OutputPair]) -> list[str]:
@@ -197,9 +199,7 @@ def pair_outputs(recording: Recording, tape: Tape, paths: list[str]) -> list[Out
     found = []
     for path, place in mine:
         array = tape.values[place]
-        fitting = [
-            name for name, i in left.items() if arrangements(values[i].array.shape, array.shape)
-        ]
+        fitting = [name for name, i in left.items() if values[i].array.size == array.size]
         if not fitting:
             continue
         name = path if path in fitting else fitting[0]
@@ -217,7 +217,7 @@ def pair_outputs(recording: Recording, tape: Tape, paths: list[str]) -> list[Out
 
 def _layout(theirs: np.ndarray, mine: np.ndarray) -> Layout:
     if theirs.shape == mine.shape:
-        same = arrangements(theirs.shape, mine.shape)[0]
+        same = arrangements(theirs.shape, mine.shape).layouts[0]
         if theirs.ndim != 4 or distance(mine, theirs) <= BOUND:
             return same
         images = [Layout(theirs.shape, axes, mine.shape) for axes in ((0, 2, 3, 1), (0, 3, 1, 2))]

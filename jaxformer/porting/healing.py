@@ -133,14 +133,14 @@ class Search:
         behind = self.behind(number, region)
         mark = self.theirs[number]
         assert mark is not None
-        for place, layout, error in self.candidates(number, region):
+        for place, layout in self.candidates(number, region):
             healed = layout.apply(self.recording.values[number].array)
             changed = self.changed({place: healed})
             if self.agrees(number, place, behind, changed):
-                return self.located(number, place, layout, error, region)
+                return self.located(number, place, layout, region)
         return None
 
-    def candidates(self, number: int, region: set[int]) -> list[tuple[int, Layout, float]]:
+    def candidates(self, number: int, region: set[int]) -> list[tuple[int, Layout]]:
         """Places that may stand for a value: of its size, and computed from what it is made of.
 
         The most similar ones, then those soonest behind what is held.
@@ -162,7 +162,7 @@ class Search:
             found += [(place, layout, e) for e, layout in nearest(mark.array, other.array)]
         similar = sorted(found, key=lambda candidate: (round(candidate[2], 6), candidate[0]))
         chosen = [*similar[: 2 * MOST_PLACES], *found[: 2 * MOST_PLACES]]
-        return list({(place, layout): (place, layout, e) for place, layout, e in chosen}.values())
+        return list(dict.fromkeys((place, layout) for place, layout, _ in chosen))
 
     def changed(self, replaced: dict[int, np.ndarray]) -> dict[int, Print | None]:
         """The fingerprints of the values that change when these are replaced as well."""
@@ -200,16 +200,16 @@ class Search:
             for mark in (self.theirs[other] for other in behind if other not in roots)
         )
 
-    def located(
-        self, number: int, place: int, layout: Layout, error: float, region: set[int]
-    ) -> Location:
+    def located(self, number: int, place: int, layout: Layout, region: set[int]) -> Location:
         """The fault that a heal has found, as narrow as it can be told; it stays healed."""
         values = self.recording.values
         stretch = self.stretch(number, region)
         owner = common([values[index].owner for index in stretch])
-        mine = self.current[place]
+        mine, theirs = self.current[place], self.theirs[number]
         assert mine is not None
-        port = layout.invert(mine.array, values[number].array.shape)
+        assert theirs is not None
+        port = layout.invert(mine.array, theirs.array.shape)
+        error = distance(port, theirs.array)
         location = Location(owner, number, place, layout, error, port, tuple(stretch))
         location = self.by_leaf(location) or self.by_wiring(location) or location
         self.heal_place(place, layout.apply(values[number].array))
@@ -280,16 +280,16 @@ class Search:
         operation = values[location.value]
         sources = self.tape.ancestors([location.place], until=set(self.healed))
         near = sorted(sources)[-STRETCH:]
-        for number in operation.inputs:
+        for number in self.moved_inputs(operation):
             given, mark = values[number], self.theirs[number]
-            if not given.active or mark is None or number not in self.held:
-                continue
+            assert mark is not None
             for place in near[::-1]:
                 mine = self.current[place]
                 if mine is None or mine.size != mark.size or place in self.healed:
                     continue
                 if mine.array.shape == given.array.shape:
-                    layouts: Sequence[Layout] = arrangements(mine.array.shape, mine.array.shape)[:1]
+                    same = mine.array.shape
+                    layouts: Sequence[Layout] = arrangements(same, same).layouts[:1]
                 else:
                     layouts = [layout for _, layout in nearest(mark.array, mine.array)]
                 for layout in layouts:
@@ -302,6 +302,20 @@ class Search:
                         owner = given.owner if moved else caller
                         return dataclasses.replace(location, owner=owner, wiring=True)
         return None
+
+    def moved_inputs(self, operation: Value) -> list[int]:
+        """The held inputs of an operation and what they are made of by moving; those first."""
+        found: list[int] = []
+        pending = list(operation.inputs)
+        while pending:
+            number = pending.pop(0)
+            value = self.recording.values[number]
+            if number in found or not value.active or number not in self.held:
+                continue
+            found.append(number)
+            if value.function in LAYOUT_OPERATIONS:
+                pending += value.inputs
+        return found[::-1]
 
 
 def common(names: Sequence[str]) -> str:

@@ -218,9 +218,9 @@ class _Writer:
         )
         if isinstance(inner, core.ClosedJaxpr) and len(inner.jaxpr.invars) == len(operands):
             return self.walk(inner.jaxpr, inner.consts, operands, scope)
-        if isinstance(inner, core.Jaxpr) and len(inner.invars) == len(operands):
-            if name not in ("pallas_call", "shard_map"):
-                return self.walk(inner, [], operands, scope)
+        sharded = name in ("pallas_call", "shard_map")
+        if isinstance(inner, core.Jaxpr) and len(inner.invars) == len(operands) and not sharded:
+            return self.walk(inner, [], operands, scope)
         if inner is not None or "callback" in name or name in ("pallas_call", "custom_call"):
             self.tape.opaque.add(name)
         return self.operation(eqn, operands, scope)
@@ -309,6 +309,8 @@ def _wide(dtype: Any, halves: bool) -> Any:
 
 
 def _widened(value: Any, halves: bool) -> Any:
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return value
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         return value.astype(jnp.complex128)
     return value.astype(_wide(value.dtype, halves)) if _is_float(value.dtype) else value
@@ -347,7 +349,7 @@ def _is_plain(value: Any) -> bool:
 
 def _as_numpy(value: Any) -> Any:
     """A numpy array; a key of random numbers stays what it is."""
-    return np.asarray(value) if jnp.issubdtype(value.dtype, np.generic) else value
+    return value if jnp.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
 
 
 def _bound(primitive: Any, params: Mapping[str, Any], operands: Sequence[Any]) -> Sequence[Any]:

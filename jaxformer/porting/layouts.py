@@ -14,6 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 
 LARGEST_RANK = 5
+SAMPLES = 512
+"""Numbers that tell layouts apart."""
+SIMILAR = 0.9
+"""Two values that are more unlike than this are taken for independent."""
 EXTREME = 1e8
 """Numbers beyond it are the fill of a mask: no evidence, and larger than everything else."""
 
@@ -46,19 +50,31 @@ class Layout:
         return f"axes {self.axes} of {self.split} as {self.shape}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrangements:
+    """The layouts between two shapes, and which number each of them puts at some positions."""
+
+    layouts: tuple[Layout, ...]
+    positions: np.ndarray
+    """Of the target, flat; all of a small one."""
+    sources: np.ndarray
+    """For each layout and position the flat index in the array."""
+
+
 @functools.lru_cache(maxsize=4096)
-def arrangements(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[Layout, ...]:
+def arrangements(shape: tuple[int, ...], target: tuple[int, ...]) -> Arrangements:
     """The layouts from one shape to the other; none if their sizes differ."""
-    if math.prod(shape) != math.prod(target):
-        return ()
-    found: dict[tuple[int, ...], Layout] = {}
-    marks = np.arange(math.prod(shape)) if math.prod(shape) <= 4096 else None
+    size = math.prod(shape)
+    if size != math.prod(target) or not size:
+        return Arrangements((), np.zeros(0, int), np.zeros((0, 0), int))
+    positions = np.unique(np.linspace(0, size - 1, SAMPLES).astype(int))
+    positions = np.unique((positions + positions % 7) % size)  # not all in one column
+    marks, found = np.arange(size).reshape(shape), {}
     for layout in _candidates(shape, target):
-        key = (*layout.split, -1, *layout.axes)
-        if marks is not None:  # two descriptions of one order are one layout
-            key = tuple(layout.apply(marks.reshape(shape)).ravel().tolist())
-        found.setdefault(key, layout)
-    return tuple(found.values())
+        sources = layout.apply(marks).ravel()[positions]
+        found.setdefault(sources.tobytes(), (layout, sources))
+    layouts, rows = zip(*found.values(), strict=True)
+    return Arrangements(layouts, positions, np.stack(rows))
 
 
 def _candidates(shape: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Layout]:
@@ -79,12 +95,20 @@ def _candidates(shape: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Lay
 
 
 def nearest(value: np.ndarray, like: np.ndarray, limit: int = 2) -> list[tuple[float, Layout]]:
-    """The layouts in which `value` is nearest to `like`, with the relative error of each."""
-    scored = [
-        (distance(layout.apply(value), like), number, layout)
-        for number, layout in enumerate(arrangements(value.shape, like.shape))
-    ]
-    return [(error, layout) for error, _, layout in sorted(scored, key=lambda x: x[:2])[:limit]]
+    """The layouts in which `value` is most similar to `like`, each with how unlike they still are.
+
+    That is sqrt(1 - r^2), r the cosine between both: 0 if they differ by a factor alone, near 1 if
+    they are independent. Where none is similar the most natural layouts come first.
+    """
+    known = arrangements(value.shape, like.shape)
+    if not known.layouts:
+        return []
+    numbers, wanted = clean(value).ravel()[known.sources], clean(like).ravel()[known.positions]
+    sizes = np.linalg.norm(numbers, axis=1) * np.linalg.norm(wanted)
+    cosines = numbers @ wanted / np.where(sizes == 0, 1.0, sizes)
+    unlike = np.sqrt(np.clip(1 - cosines**2, 0, 1))
+    order = np.argsort(np.minimum(unlike, SIMILAR).round(6), kind="stable")[:limit]
+    return [(float(unlike[i]), known.layouts[i]) for i in order]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -50,18 +50,15 @@ def _iota(p: Params, *_: Any) -> Any:
 
 def _pad(p: Params, x: Any, value: Any) -> Any:
     config = p["padding_config"]
-    if any(inner for _, _, inner in config):
-        shape = [
-            n + max(n - 1, 0) * inner for n, (_, _, inner) in zip(x.shape, config, strict=True)
-        ]
+    between = [inner for _, _, inner in config]
+    if any(between):
+        shape = [n + max(n - 1, 0) * k for n, k in zip(x.shape, between, strict=True)]
         spread = np.full(shape, value, x.dtype)
-        spread[tuple(slice(None, None, inner + 1) for _, _, inner in config)] = x
+        spread[tuple(slice(None, None, k + 1) for k in between)] = x
         x = spread
     out = np.pad(x, [(max(a, 0), max(b, 0)) for a, b, _ in config], constant_values=value[()])
-    cut = [
-        slice(max(-a, 0), n - max(-b, 0)) for n, (a, b, _) in zip(out.shape, config, strict=True)
-    ]
-    return out[tuple(cut)]
+    ends = zip(out.shape, config, strict=True)
+    return out[tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b, _) in ends)]
 
 
 def _slice(p: Params, x: Any) -> Any:

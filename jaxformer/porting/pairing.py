@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.porting.layouts import clean
@@ -25,9 +26,10 @@ class Print:
     @classmethod
     def of(cls, value: Any) -> "Print | None":
         """The fingerprint of a value; None if it is not of floating point numbers."""
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not value.size:
-            if getattr(value, "dtype", None) is None or value.dtype.kind != "V" or not value.size:
-                return None
+        if not isinstance(value, np.ndarray) or not value.size:
+            return None
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return None
         array = clean(np.asarray(value, np.float64))
         return cls(array, array.size, float(np.linalg.norm(array.ravel())))
 

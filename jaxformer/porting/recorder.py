@@ -18,46 +18,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _LIBRARY = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-LAYOUT_OPERATIONS = frozenset(
-    [
-        "reshape",
-        "view",
-        "permute",
-        "transpose",
-        "flatten",
-        "unflatten",
-        "contiguous",
-        "squeeze",
-        "unsqueeze",
-        "__getitem__",
-        "t",
-        "T",
-        "mT",
-        "movedim",
-        "swapaxes",
-        "chunk",
-        "split",
-        "unbind",
-        "expand",
-        "clone",
-        "to",
-        "float",
-        "double",
-        "detach",
-        "view_as",
-        "reshape_as",
-        "narrow",
-        "select",
-        "expand_as",
-        "type_as",
-        "__get__",
-        "roll",
-        "stack",
-        "cat",
-        "concat",
-        "dropout",
-    ]
+_MOVES = (
+    "reshape view permute transpose flatten unflatten contiguous squeeze unsqueeze __getitem__ "
+    "t T mT movedim swapaxes chunk split unbind expand clone to float double detach view_as "
+    "reshape_as narrow select expand_as type_as __get__ roll stack cat concat dropout flip"
 )
+LAYOUT_OPERATIONS = frozenset(_MOVES.split())
 """Operations that move numbers and compute none."""
 
 
@@ -146,7 +112,7 @@ def _visible() -> Iterator[None]:
     fast, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         for name in names:  # a function of Python is then entered, and its operations are seen
-            stack.enter_context(mock.patch.object(functional, name, lambda *_: False))
+            stack.enter_context(mock.patch.object(functional, name, return_value=False))
         torch.backends.mha.set_fastpath_enabled(False)
         torch.set_default_dtype(torch.float64)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -239,7 +205,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def flat_tensors(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
-    """Every tensor in nested tuples, lists, dicts and dataclasses, with its path such as `.loss`."""
+    """Every tensor in nested tuples, lists, dicts and dataclasses, with its path."""
     if isinstance(value, torch.Tensor):
         return [(path, value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

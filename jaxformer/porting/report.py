@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -61,7 +61,7 @@ class Report:
 
 def as_text(report: Report) -> str:
     """One line first, then the faults, then the tree with the guilty layers marked."""
-    counts = ", ".join(f"{number} {what}" for what, number in report.compared.items())
+    counts = counted(report.compared)
     if report.ok:
         head = f"the port agrees: worst error {report.error:.1e} (bound {report.bound:.0e})"
         return "\n".join([f"{head}; compared {counts}", *_notes(report)])
@@ -81,6 +81,17 @@ def as_text(report: Report) -> str:
             f"    {fault.evidence}",
         ]
     return "\n".join([*lines, *_tree(report), *_notes(report)])
+
+
+def counted(compared: Mapping[str, int]) -> str:
+    """How much was compared: `1 outputs, 23 of 23 modules`."""
+    return ", ".join(
+        f"{number} of {compared[f'all_{what}']} {what}"
+        if f"all_{what}" in compared
+        else f"{number} {what}"
+        for what, number in compared.items()
+        if not what.startswith("all_")
+    )
 
 
 def where(fault: Fault) -> str:
