@@ -8,7 +8,7 @@ is judged on right inputs, and none is blamed for an error that it only received
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from jaxformer.porting.recorder import LAYOUT_OPERATIONS, Recording, Value
 
 MOST_PLACES = 8
 """Places that are tried for one value, the most similar first."""
+_NOTHING: Mapping[int, np.ndarray] = {}
+_SEEN: Mapping[tuple[int, int], np.ndarray] = {}
 STRETCH = 40
 """Operations that lie between a value and the input that is tried in its stead."""
 
@@ -57,6 +59,8 @@ class Location:
     """The layout in which the leaf would be right."""
     wiring: bool = False
     """Whether the operation is right and is given the wrong value."""
+    edges: Mapping[tuple[int, int], Layout] = dataclasses.field(default_factory=dict)
+    """The uses of a place that lack an operation, if the port leaves it out."""
 
 
 class Search:
@@ -67,9 +71,14 @@ class Search:
     ):
         self.tape, self.recording, self.outputs, self.bound = tape, recording, outputs, bound
         self.healed: dict[int, np.ndarray] = {}
+        self.seen: dict[tuple[int, int], np.ndarray] = {}
         self.prints = {p.index: Print.of(v) for p, v in zip(tape.places, tape.values, strict=True)}
         self.theirs = [Print.of(value.array) for value in recording.values]
         self.users = recording.users()
+        self.users_of: list[list[int]] = [[] for _ in tape.places]
+        for place in tape.places:
+            for source in place.inputs:
+                self.users_of[source].append(place.index)
         self.live = tape.ancestors(tape.outputs) | set(tape.outputs)
         self.weights = tape.moved_leaves()
         self.current = dict(self.prints)
@@ -113,31 +122,82 @@ class Search:
         return found
 
     def next(self) -> Location | None:
-        """The first fault in order of execution, healed from now on; None if there is none."""
+        """The first fault in order of execution; None if there is none."""
         region = self.region()
-        if not region:
-            return None
         tried: list[Print] = []
         for number in sorted(region):
             mark = self.theirs[number]
             if mark is None or any(mark.same(other, self.bound) for other in tried):
                 continue
             tried.append(mark)
-            location = self.heal(number, region)
-            if location is not None:
-                return location
+            found = self.find(number, region)
+            if found is not None:
+                return self.located(number, *found, region)
+            edges = self.find_missing(number, region)
+            if edges:
+                return self.located_missing(number, edges, region)
+        wrong = self.wrong_outputs()
+        if wrong:
+            return self.located(wrong[0].torch, wrong[0].jax, wrong[0].layout, region)
         return None
 
-    def heal(self, number: int, region: set[int]) -> Location | None:
+    def heal(self, location: Location, values: Mapping[int, np.ndarray] = _NOTHING) -> None:
+        """Keep PyTorch's value in the place of the port's; `values` if they say more."""
+        theirs = self.recording.values[location.value].array
+        if values:
+            self.healed.update(values)
+        elif location.edges:
+            layouts = location.edges
+            self.seen.update({edge: layout.apply(theirs) for edge, layout in layouts.items()})
+        else:
+            self.healed[location.place] = location.layout.apply(theirs)
+        self.current = {**self.prints, **self.changed({})}
+        self.pair()
+
+    def find(self, number: int, region: set[int]) -> tuple[int, Layout] | None:
         """The place of the port where this value makes values behind it agree again."""
         behind = self.behind(number, region)
-        mark = self.theirs[number]
-        assert mark is not None
         for place, layout in self.candidates(number, region):
             healed = layout.apply(self.recording.values[number].array)
             changed = self.changed({place: healed})
-            if self.agrees(number, place, behind, changed):
-                return self.located(number, place, layout, region)
+            if self.agreeing(place, behind, changed):
+                return place, layout
+        return None
+
+    def find_missing(self, number: int, region: set[int]) -> dict[tuple[int, int], Layout]:
+        """The uses of an operation's input that should be of its output: it is missing."""
+        value, mark = self.recording.values[number], self.theirs[number]
+        assert mark is not None
+        behind = self.behind(number, region)
+        best: tuple[int, dict[tuple[int, int], Layout]] = (0, {})
+        for source in value.inputs:
+            for place in self.held.get(source, ()):
+                mine = self.current[place]
+                if mine is None or mine.size != mark.size:
+                    continue
+                layout = self.moved_as(source, place)
+                if layout is None:
+                    continue
+                users = [u for u in self.users_of[place] if u in self.live]
+                every = [users, *([u] for u in users if len(users) > 1)]
+                every += [[u for u in users if u != v] for v in users if len(users) > 2]
+                for chosen in every[:MOST_PLACES]:
+                    edges = {(place, user): layout for user in chosen}
+                    seen = {edge: layout.apply(value.array) for edge in edges}
+                    changed = self.changed({}, seen)
+                    score = self.agreeing(place, behind, changed)
+                    if score > best[0]:
+                        best = score, edges
+        return best[1]
+
+    def moved_as(self, number: int, place: int) -> Layout | None:
+        """The layout in which a place holds a PyTorch value."""
+        mine, theirs = self.current[place], self.theirs[number]
+        assert mine is not None
+        assert theirs is not None
+        for _, layout in nearest(theirs.array, mine.array):
+            if distance(mine.array, layout.apply(theirs.array)) <= self.bound:
+                return layout
         return None
 
     def candidates(self, number: int, region: set[int]) -> list[tuple[int, Layout]]:
@@ -164,9 +224,13 @@ class Search:
         chosen = [*similar[: 2 * MOST_PLACES], *found[: 2 * MOST_PLACES]]
         return list(dict.fromkeys((place, layout) for place, layout, _ in chosen))
 
-    def changed(self, replaced: dict[int, np.ndarray]) -> dict[int, Print | None]:
+    def changed(
+        self,
+        replaced: Mapping[int, np.ndarray],
+        seen: Mapping[tuple[int, int], np.ndarray] = _SEEN,
+    ) -> dict[int, Print | None]:
         """The fingerprints of the values that change when these are replaced as well."""
-        values = self.tape.replay({**self.healed, **replaced})
+        values = self.tape.replay({**self.healed, **replaced}, {**self.seen, **seen})
         return {place: Print.of(value) for place, value in values.items()}
 
     def behind(self, number: int, region: set[int]) -> list[int]:
@@ -186,41 +250,39 @@ class Search:
             and (own is None or not mark.same(own, self.bound))
         ]
 
-    def agrees(
-        self, number: int, place: int, behind: list[int], changed: dict[int, Print | None]
-    ) -> bool:
-        """Whether values behind a healed one are held now, or the output is right."""
+    def agreeing(self, place: int, behind: list[int], changed: dict[int, Print | None]) -> int:
+        """How many values behind a healed one are held now, and outputs right."""
         wrong = self.wrong_outputs()
-        if any(self.output_error(pair, changed) <= self.bound for pair in wrong):
-            return True
+        right = sum(self.output_error(pair, changed) <= self.bound for pair in wrong)
         index = Index({p: m for p, m in changed.items() if p in self.live and p != place})
         roots = {pair.torch for pair in wrong}
-        return any(
-            mark is not None and index.find(mark, self.bound)
-            for mark in (self.theirs[other] for other in behind if other not in roots)
-        )
+        others = [mark for i in behind if i not in roots and (mark := self.theirs[i]) is not None]
+        return right + sum(bool(index.find(mark, self.bound)) for mark in others)
 
     def located(self, number: int, place: int, layout: Layout, region: set[int]) -> Location:
-        """The fault that a heal has found, as narrow as it can be told; it stays healed."""
+        """The fault that a heal has found, as narrow as it can be told."""
         values = self.recording.values
         stretch = self.stretch(number, region)
         owner = common([values[index].owner for index in stretch])
-        mine, theirs = self.current[place], self.theirs[number]
-        assert mine is not None
-        assert theirs is not None
-        port = layout.invert(mine.array, theirs.array.shape)
-        error = distance(port, theirs.array)
+        mine, theirs = self.current[place], values[number].array
+        array = np.asarray(self.tape.values[place], np.float64) if mine is None else mine.array
+        port = layout.invert(array, theirs.shape)
+        error = distance(port, theirs)
         location = Location(owner, number, place, layout, error, port, tuple(stretch))
-        location = self.by_leaf(location) or self.by_wiring(location) or location
-        self.heal_place(place, layout.apply(values[number].array))
-        return location
+        return self.by_leaf(location) or self.by_wiring(location) or location
 
-    def heal_place(self, place: int, value: np.ndarray) -> None:
-        """Keep a value in the place of the port's from now on."""
-        self.healed[place] = value
-        changed = self.changed({})
-        self.current = {**self.prints, **changed}
-        self.pair()
+    def located_missing(
+        self, number: int, edges: dict[tuple[int, int], Layout], region: set[int]
+    ) -> Location:
+        """The fault of an operation that the port leaves out."""
+        (place, _), layout = next(iter(edges.items()))
+        stretch = self.stretch(number, region)
+        owner = common([self.recording.values[index].owner for index in stretch])
+        theirs, mine = self.recording.values[number].array, self.current[place]
+        assert mine is not None
+        port = layout.invert(mine.array, theirs.shape)
+        error = distance(port, theirs)
+        return Location(owner, number, place, layout, error, port, tuple(stretch), edges=edges)
 
     def stretch(self, number: int, region: set[int]) -> list[int]:
         """The values of the region that this one is computed from, and itself."""
@@ -275,47 +337,61 @@ class Search:
         return [value for value in named if self.theirs[value.index] is not None]
 
     def by_wiring(self, location: Location) -> Location | None:
-        """An operation that is right by itself and is given the wrong value."""
-        values = self.recording.values
-        operation = values[location.value]
+        """An operation that is right by itself and is given the wrong value, or one moved wrongly."""
         sources = self.tape.ancestors([location.place], until=set(self.healed))
-        near = sorted(sources)[-STRETCH:]
-        for number in self.moved_inputs(operation):
-            given, mark = values[number], self.theirs[number]
+        near = sorted(sources - set(self.healed))[-STRETCH:]
+        for number, user in self.moved_inputs(location.value):
+            mark = self.theirs[number]
             assert mark is not None
             for place in near[::-1]:
                 mine = self.current[place]
-                if mine is None or mine.size != mark.size or place in self.healed:
+                if mine is None or mine.size != mark.size:
                     continue
-                if mine.array.shape == given.array.shape:
-                    same = mine.array.shape
-                    layouts: Sequence[Layout] = arrangements(same, same).layouts[:1]
-                else:
-                    layouts = [layout for _, layout in nearest(mark.array, mine.array)]
+                layouts = [layout for _, layout in nearest(mark.array, mine.array)]
+                if mine.array.shape == mark.array.shape:
+                    layouts = list(arrangements(mine.array.shape, mark.array.shape).layouts[:1])
                 for layout in layouts:
                     right = layout.apply(mark.array)
-                    if distance(mine.array, right) <= self.bound:
-                        continue
-                    if self.heals(location, {place: right}):
-                        moved = given.function in LAYOUT_OPERATIONS
-                        caller = location.owner.rpartition(".")[0]
-                        owner = given.owner if moved else caller
+                    if distance(mine.array, right) > self.bound and self.heals(
+                        location, {place: right}
+                    ):
+                        owner = self.passing(number, user, location)
                         return dataclasses.replace(location, owner=owner, wiring=True)
         return None
 
-    def moved_inputs(self, operation: Value) -> list[int]:
-        """The held inputs of an operation and what they are made of by moving; those first."""
-        found: list[int] = []
-        pending = list(operation.inputs)
+    def moved_inputs(self, operation: int) -> list[tuple[int, int]]:
+        """The held inputs of an operation and what they are moved from, each with its user.
+
+        The first in order of execution first.
+        """
+        found: dict[int, int] = {}
+        pending = [(number, operation) for number in self.recording.values[operation].inputs]
         while pending:
-            number = pending.pop(0)
+            number, user = pending.pop(0)
             value = self.recording.values[number]
             if number in found or not value.active or number not in self.held:
                 continue
-            found.append(number)
+            found[number] = user
             if value.function in LAYOUT_OPERATIONS:
-                pending += value.inputs
-        return found[::-1]
+                pending += [(source, number) for source in value.inputs]
+        return list(found.items())[::-1]
+
+    def passing(self, number: int, user: int, location: Location) -> str:
+        """The module that gives an operation the wrong value."""
+        values = self.recording.values
+        if all(self.moved_as(number, place) is None for place in self.held[number]):
+            return values[number].owner  # in the wrong order everywhere
+        if user != location.value:
+            return values[user].owner
+        called = [call for call in self.recording.calls if call.name == values[user].owner]
+        if any(number in call.inputs for call in called):
+            names = {call.name for call in self.recording.calls}
+            parent = values[user].owner
+            while parent:
+                parent = parent.rpartition(".")[0]
+                if parent in names:  # a list of modules is never called
+                    return parent
+        return location.owner
 
 
 def common(names: Sequence[str]) -> str:

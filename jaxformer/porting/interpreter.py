@@ -33,6 +33,7 @@ _MOVES = (
 )  # fmt: skip
 LONGEST_LOOP = 10_000
 """Trips of a `while` that are unrolled; a longer one is one opaque operation."""
+_NOTHING: Mapping[tuple[int, int], Any] = {}
 _HALVES = (jnp.float16, jnp.bfloat16)
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
@@ -78,14 +79,28 @@ class Tape:
     pins: dict[int, str] = dataclasses.field(default_factory=dict)
     """Places where the code asks for a narrower type than it is given, and that type."""
 
-    def replay(self, replaced: Mapping[int, Any]) -> dict[int, Any]:
-        """The values that change when the given places hold other values, by place."""
+    def replay(
+        self, replaced: Mapping[int, Any], seen: Mapping[tuple[int, int], Any] = _NOTHING
+    ) -> dict[int, Any]:
+        """The values that change when the given places hold other values, by place.
+
+        Args:
+            replaced: other values by place.
+            seen: other values by place and by the one place that is computed from it anew.
+        """
         changed: dict[int, Any] = {
             index: np.asarray(value, self.values[index].dtype) for index, value in replaced.items()
         }
+        users = {user for _, user in seen}
         for step in self.steps:
-            if any(index in changed for index in step.inputs):
-                operands = [changed.get(index, self.values[index]) for index in step.inputs]
+            user = step.outputs[0]
+            if user in users or any(index in changed for index in step.inputs):
+                operands = [
+                    seen[index, user]
+                    if (index, user) in seen
+                    else changed.get(index, self.values[index])
+                    for index in step.inputs
+                ]
                 for index, value in zip(step.outputs, step.function(*operands), strict=True):
                     if index not in replaced:
                         changed[index] = value

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy import special
 
 Params = Mapping[str, Any]
@@ -180,6 +182,31 @@ def _expand(p: Params, x: Any) -> Any:
     return np.expand_dims(x, tuple(p["dimensions"]))
 
 
+def _convolution(p: Params, x: Any, kernel: Any) -> Any:
+    """A convolution, by PyTorch: XLA takes seconds to compile one."""
+    d, rank = p["dimension_numbers"], x.ndim - 2
+    if p["batch_group_count"] != 1 or rank not in (1, 2, 3):
+        return NotImplemented
+    x, kernel = x.transpose(d.lhs_spec), kernel.transpose(d.rhs_spec)
+    for axis, dilation in enumerate(p["lhs_dilation"], start=2):
+        if dilation != 1 and x.shape[axis]:
+            shape = list(x.shape)
+            shape[axis] = (shape[axis] - 1) * dilation + 1
+            spread = np.zeros(shape, x.dtype)
+            spread[(slice(None),) * axis + (slice(None, None, dilation),)] = x
+            x = spread
+    padding = [side for low, high in reversed(p["padding"]) for side in (low, high)]
+    function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    out = function(
+        F.pad(torch.from_numpy(np.ascontiguousarray(x)), padding),
+        torch.from_numpy(np.ascontiguousarray(kernel)),
+        stride=tuple(p["window_strides"]),
+        dilation=tuple(p["rhs_dilation"]),
+        groups=p["feature_group_count"],
+    )
+    return out.numpy().transpose(np.argsort(d.out_spec))
+
+
 def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda p, x: function(x)
 
@@ -294,6 +321,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "cummax": _cumulative(np.maximum.accumulate),
     "cummin": _cumulative(np.minimum.accumulate),
     "cumlogsumexp": _cumulative(np.logaddexp.accumulate),
+    "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
     "gather": _gather_rows,
     "sort": _sort,
