@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import UserError
+from jaxformer.porting.backward import Gradients
 from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
 from jaxformer.porting.healing import Location, OutputPair, Search
@@ -26,6 +27,8 @@ ROUNDING = 2.5e-7
 TABLE_ROUNDING = 5e-6
 """The same where the stretch reads a table, such as the angles of a rotary embedding, whose
 rounding grows with the position."""
+GRADIENT_BOUND = 1e-7
+"""Of a gradient, relative; where the values differ by rounding, thirty times that if it is more."""
 MOST_FAULTS = 200
 
 
@@ -93,8 +96,10 @@ class Comparison:
         report = Report(True, [], error, BOUND)
         report.compared = self.compared(search, outputs)
         report.faults = [*self.random_faults(), *self.forward_faults(search)]
+        if not report.faults and error <= TABLE_ROUNDING:
+            report.faults = list(self.backward_faults(search, report))
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
-        report.notes = self.notes(outputs)
+        report.notes += self.notes(outputs)
         return report
 
     def forward_faults(self, search: Search) -> list[Fault]:
@@ -142,6 +147,18 @@ class Comparison:
             torch_line=value.line,
             jax_line=line,
         )
+
+    def backward_faults(self, search: Search, report: Report) -> Iterator[Fault]:
+        """The faults that gradients alone show."""
+        function, arrays = self.port.bound(*self.given.jax)
+        try:
+            with _quiet():
+                gradients = Gradients(function, self.port.leaves, arrays, search)
+        except Exception as error:  # an operation that cannot be differentiated
+            report.notes.append(f"gradients not compared: {type(error).__name__}: {error}"[:200])
+            return
+        yield from gradients.faults(max(GRADIENT_BOUND, 30 * report.error))
+        report.compared["gradients"] = gradients.compared
 
     def rounding(self, location: Location, search: Search) -> float:
         """The error of a stretch that float32 explains."""

@@ -337,7 +337,7 @@ class Search:
         return [value for value in named if self.theirs[value.index] is not None]
 
     def by_wiring(self, location: Location) -> Location | None:
-        """An operation that is right by itself and is given the wrong value, or one moved wrongly."""
+        """An operation that is right by itself and is given a wrong or wrongly moved value."""
         sources = self.tape.ancestors([location.place], until=set(self.healed))
         near = sorted(sources - set(self.healed))[-STRETCH:]
         for number, user in self.moved_inputs(location.value):

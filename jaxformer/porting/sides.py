@@ -103,7 +103,7 @@ def torch_side(model: Any) -> TorchSide:
     half = bool(types) and types <= {torch.float16, torch.bfloat16}
     tables = {name for name, buffer in model.named_buffers() if buffer.dtype == torch.float32}
     with user_code("copying the PyTorch model"):
-        model = copy.deepcopy(model).cpu().double()
+        model = copy.deepcopy(model).cpu().double().requires_grad_(True)
     return TorchSide(model, half, tables)
 
 
