@@ -23,7 +23,7 @@ from jaxformer.porting.recorder import Value
 from jaxformer.porting.report import Fault
 
 TRUE_ZERO = 1e-9
-"""A gradient that is smaller than this share of the largest one is rounding: a key bias has none."""
+"""A gradient below this share of the largest one is rounding: a key bias has none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,8 @@ TABLE_ROUNDING = 5e-6
 rounding grows with the position."""
 GRADIENT_BOUND = 1e-7
 """Of a gradient, relative; where the values differ by rounding, thirty times that if it is more."""
+SAME_NUMBERS = 0.5
+"""The share of an array's numbers that are the original's if its weights were loaded."""
 MOST_FAULTS = 200
 
 
@@ -40,11 +42,13 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
         theirs: an nn.Module or a function of tensors.
         inputs: a tuple of positional values, a dict of keyword values, or one of these for each
             side under the keys `jax` and `torch`.
-        carry: put PyTorch's weights into the port first.
+        carry: refused for now: load the weights into the port.
 
     Raises:
         UserError: when a side cannot be run.
     """
+    if carry:
+        raise UserError("weights are not carried yet: return a port with the original's weights")
     port, original, given = jax_side(mine), torch_side(theirs), inputs_of(inputs)
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
@@ -82,6 +86,7 @@ class Comparison:
     original: TorchSide
     recording: Recording
     again: Recording
+    """A second run of PyTorch's, which differs if it is random."""
     tape: Tape
     given: Inputs
     rounded: list[Location] = dataclasses.field(default_factory=list)
@@ -91,11 +96,21 @@ class Comparison:
         outputs = pair_outputs(self.recording, self.tape, self.port.output_paths)
         if not outputs:
             return Report(False, [], math.nan, BOUND, {"outputs": 0})
+        random = self.random_torch(outputs)
+        if random is not None:
+            return Report(False, [random], random.error, BOUND, {"outputs": len(outputs)})
         search = Search(self.tape, self.recording, outputs, BOUND)
         error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
         report = Report(True, [], error, BOUND)
         report.compared = self.compared(search, outputs)
-        report.faults = [*self.random_faults(), *self.forward_faults(search)]
+        report.compared["weights"] = weights = self.equal_weights(search)
+        if not weights and self.port.leaves and self.original.state() and error > BOUND:
+            report.ok = False
+            report.notes.append(
+                "no array of the port equals a tensor of the original: load its weights first"
+            )
+            return report
+        report.faults = self.forward_faults(search)
         if not report.faults and error <= TABLE_ROUNDING:
             report.faults = list(self.backward_faults(search, report))
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
@@ -175,9 +190,44 @@ class Comparison:
         )
         return TABLE_ROUNDING if table else ROUNDING
 
-    def random_faults(self) -> list[Fault]:
-        """Dropout that is on."""
-        return []
+    def random_torch(self, outputs: list[OutputPair]) -> Fault | None:
+        """Two runs of the original that differ: its dropout is on."""
+        errors = [
+            distance(self.again.values[pair.torch].array, self.recording.values[pair.torch].array)
+            for pair in outputs
+        ]
+        if max(errors) <= BOUND:
+            return None
+        modules = self.original.module.named_modules() if self.original.module else ()
+        names = [n for n, m in modules if m.training and getattr(m, "p", 0) and "Drop" in repr(m)]
+        return Fault(
+            torch=names[0] if names else "",
+            jax=None,
+            quantity="output",
+            error=max(errors),
+            bound=BOUND,
+            cause="dropout-on",
+            evidence="two runs of the PyTorch model differ: return it in eval mode",
+        )
+
+    def equal_weights(self, search: Search) -> int:
+        """How many leaves of the port hold the numbers of a tensor of the original, or a part."""
+        marks = [
+            mark
+            for value, mark in zip(self.recording.values, search.theirs, strict=True)
+            if value.function in ("parameter", "buffer") and mark is not None
+        ]
+        numbers = np.unique(np.concatenate([mark.sorted for mark in marks])) if marks else None
+        found = 0
+        for place in self.tape.places:
+            mine = search.prints[place.index]
+            if place.primitive != "leaf" or mine is None or numbers is None:
+                continue
+            right = np.searchsorted(numbers, mine.sorted).clip(0, len(numbers) - 1)
+            left = np.maximum(right - 1, 0)
+            near = np.minimum(abs(numbers[right] - mine.sorted), abs(numbers[left] - mine.sorted))
+            found += bool(np.mean(near <= BOUND * (abs(mine.sorted) + BOUND)) > SAME_NUMBERS)
+        return found
 
     def compared(self, search: Search, outputs: list[OutputPair]) -> dict[str, int]:
         """How much was compared."""

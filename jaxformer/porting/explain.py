@@ -5,6 +5,7 @@ output of that module is needed, with right inputs and in PyTorch's layout.
 """
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from jaxformer.porting.sides import TorchSide
 
 EXACT = 1e-9
 """A mistake that leaves no more than this of all outputs explains everything."""
+_HAS_CAUSES = importlib.util.find_spec("jaxformer.porting.causes") is not None
 _TOGETHER = (
     ("qkv-order", r"q|k|v|query|key|value|in_proj|qkv|c_attn"),
     ("gate-swap", r"gate|up|w1|w3|wi_0|wi_1|gate_proj|up_proj"),
@@ -129,7 +131,7 @@ class Explainer:
     def mistake(self, location: Location) -> Explanation | None:
         """A known mistake that gives the port's output when PyTorch's module makes it."""
         module = self.original.module
-        if module is None:
+        if module is None or not _HAS_CAUSES:
             return None
         from jaxformer.porting.causes import name_cause
         from jaxformer.porting.causes.search import Context
@@ -163,7 +165,7 @@ class Explainer:
     def whole(self) -> str | None:
         """The one mistake that explains all outputs of the model, if there is one."""
         module = self.original.module
-        if module is None:
+        if module is None or not _HAS_CAUSES:
             return None
         from jaxformer.porting.causes import name_cause
 

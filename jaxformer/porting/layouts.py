@@ -69,7 +69,8 @@ def arrangements(shape: tuple[int, ...], target: tuple[int, ...]) -> Arrangement
         return Arrangements((), np.zeros(0, int), np.zeros((0, 0), int))
     positions = np.unique(np.linspace(0, size - 1, SAMPLES).astype(int))
     positions = np.unique((positions + positions % 7) % size)  # not all in one column
-    marks, found = np.arange(size).reshape(shape), {}
+    marks = np.arange(size).reshape(shape)
+    found: dict[bytes, tuple[Layout, np.ndarray]] = {}
     for layout in _candidates(shape, target):
         sources = layout.apply(marks).ravel()[positions]
         found.setdefault(sources.tobytes(), (layout, sources))

@@ -65,6 +65,8 @@ def as_text(report: Report) -> str:
     if report.ok:
         head = f"the port agrees: worst error {report.error:.1e} (bound {report.bound:.0e})"
         return "\n".join([f"{head}; compared {counts}", *_notes(report)])
+    if not report.faults:
+        return "\n".join([f"not compared: {counts}", *_notes(report)])
     groups = grouped(report.faults)
     first = report.faults[0]
     more = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
