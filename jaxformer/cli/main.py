@@ -15,6 +15,7 @@ from jaxformer.errors import UserError, perhaps
 COMMANDS: Mapping[str, str] = {
     "train": "train a model by a recipe, or by a recipe file of your own",
     "parity": "prove every layer, gradient, update and token equal to PyTorch; print the errors",
+    "divergence": "find every layer at which a port departs from its PyTorch original",
     "sample": "write text with a trained GPT",
     "translate": "translate standard input with a trained Transformer",
     "evaluate": "measure a trained model on its validation text",
@@ -26,7 +27,7 @@ COMMANDS: Mapping[str, str] = {
 """Name and summary of each command; `jaxformer/cli/NAME.py` is its module."""
 STATUSES: Mapping[str, str] = {
     "0": "done",
-    "1": "an error of the program itself; of parity, a proof that does not hold",
+    "1": "an error of the program itself; of parity and divergence, sides that part",
     "2": "bad input, or a file that cannot be used: one line says what to do",
     "75": "cut off by a hanging step or a lost process: start it again with --resume",
     "130": "interrupted (Ctrl-C)",

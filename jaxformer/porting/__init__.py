@@ -1,6 +1,17 @@
 """Compare any JAX model with any PyTorch model, module by module; imports torch, not torchref."""
 
 from jaxformer.porting.compare import Row, relative_error
+from jaxformer.porting.comparison import assert_port, divergence
 from jaxformer.porting.locate import Divergence, first_divergence
+from jaxformer.porting.report import Fault, Report
 
-__all__ = ["Divergence", "Row", "first_divergence", "relative_error"]
+__all__ = [
+    "Divergence",
+    "Fault",
+    "Report",
+    "Row",
+    "assert_port",
+    "divergence",
+    "first_divergence",
+    "relative_error",
+]

@@ -1,0 +1,61 @@
+"""`jaxformer divergence`: every layer at which a port departs from its PyTorch original."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxformer.cli.arguments import parse
+from jaxformer.cli.outputs import json_output
+from jaxformer.errors import UserError
+from jaxformer.terminal import say
+
+DESCRIPTION = (
+    "Compare a model in JAX with its original in PyTorch, by the values inside: which layers are "
+    "at fault, by how much and why. Neither the names nor the layouts of both have to agree. The "
+    "exit status is 0 if nothing departs, 1 if something does or nothing could be compared."
+)
+
+Factory = Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION")]
+
+
+@dataclasses.dataclass(frozen=True)
+class DivergenceArguments:
+    """The flags of `jaxformer divergence`; a factory is a function without arguments."""
+
+    jax: Factory
+    """Returns an NNX module, (Linen module, variables), (function, params) or a callable pytree."""
+    torch: Factory
+    """Returns an nn.Module, or a function of tensors."""
+    inputs: Factory
+    """Returns a tuple of values, a dict of keyword values, or {"jax": ..., "torch": ...}."""
+    json: Path | None = None
+    """File to write the verdict and all faults to."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare; the exit status is 0 if the port agrees, else 1.
+
+    Raises:
+        UserError: without PyTorch, for a factory that is not there or fails, or a file that cannot
+            be written.
+    """
+    arguments = parse(DivergenceArguments, argv, "jaxformer divergence", DESCRIPTION)
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            'PyTorch, to compare with, is not installed: pip install "jaxformer[torch]"'
+        )
+    from jaxformer.porting import divergence
+    from jaxformer.porting.factories import load_factory
+
+    with json_output(arguments.json) as write_json:
+        theirs = load_factory(arguments.torch, "--torch")()
+        mine = load_factory(arguments.jax, "--jax")()
+        inputs = load_factory(arguments.inputs, "--inputs")()
+        report = divergence(mine, theirs, inputs)
+        write_json(report.as_json())
+    say(str(report))
+    return 0 if report.ok else 1

@@ -1,0 +1,333 @@
+"""Where a port departs from its PyTorch original: `divergence` compares two models by value."""
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxformer.errors import UserError
+from jaxformer.porting.backward import Gradients
+from jaxformer.porting.explain import Explainer, Explanation
+from jaxformer.porting.factories import user_code
+from jaxformer.porting.healing import Location, OutputPair, Search
+from jaxformer.porting.interpreter import Tape, record
+from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
+from jaxformer.porting.recorder import Recording, Value, record_torch
+from jaxformer.porting.report import Fault, Report, grouped
+from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
+
+BOUND = 1e-9
+"""Of a value in float64, relative: what is within it is paired."""
+ROUNDING = 2.5e-7
+"""A stretch that errs by less has a constant or a table in float32, on one side alone."""
+TABLE_ROUNDING = 5e-6
+"""The same where the stretch reads a table, such as the angles of a rotary embedding, whose
+rounding grows with the position."""
+GRADIENT_BOUND = 1e-7
+"""Of a gradient, relative; where the values differ by rounding, thirty times that if it is more."""
+SAME_NUMBERS = 0.5
+"""The share of an array's numbers that are the original's if its weights were loaded."""
+MOST_FAULTS = 200
+
+
+def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Report:
+    """Compare a port with its original, layer by layer, whatever the names and layouts.
+
+    Args:
+        mine: an NNX module, (Linen module, variables), (function, params) or a callable pytree.
+        theirs: an nn.Module or a function of tensors.
+        inputs: a tuple of positional values, a dict of keyword values, or one of these for each
+            side under the keys `jax` and `torch`.
+        carry: refused for now: load the weights into the port.
+
+    Raises:
+        UserError: when a side cannot be run.
+    """
+    if carry:
+        raise UserError("weights are not carried yet: return a port with the original's weights")
+    port, original, given = jax_side(mine), torch_side(theirs), inputs_of(inputs)
+    with user_code("calling the PyTorch model"), _quiet():
+        recording = record_torch(original.model, *given.torch)
+        again = record_torch(original.model, *given.torch)
+    function, arrays = port.bound(*given.jax)
+    with _quiet():
+        tape = record(function, port.leaves, arrays, halves=not original.half)
+    return Comparison(port, original, recording, again, tape, given).report()
+
+
+def assert_port(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
+    """For a test: the port agrees with its original; the report is the message of the failure.
+
+    Raises:
+        AssertionError: when it departs, or nothing could be compared.
+        UserError: when a side cannot be run.
+    """
+    report = divergence(mine, theirs, inputs, carry)
+    if not report.ok:
+        raise AssertionError(str(report))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Both sides after one run."""
+
+    port: JaxSide
+    original: TorchSide
+    recording: Recording
+    again: Recording
+    """A second run of PyTorch's, which differs if it is random."""
+    tape: Tape
+    given: Inputs
+    rounded: list[Location] = dataclasses.field(default_factory=list)
+
+    def report(self) -> Report:
+        """All faults in order of execution, and what was compared."""
+        outputs = pair_outputs(self.recording, self.tape, self.port.output_paths)
+        if not outputs:
+            return Report(False, [], math.nan, BOUND, {"outputs": 0})
+        random = self.random_torch(outputs)
+        if random is not None:
+            return Report(False, [random], random.error, BOUND, {"outputs": len(outputs)})
+        search = Search(self.tape, self.recording, outputs, BOUND)
+        error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
+        report = Report(True, [], error, BOUND)
+        report.compared = self.compared(search, outputs)
+        report.compared["weights"] = weights = self.equal_weights(search)
+        if not weights and self.port.leaves and self.original.state() and error > BOUND:
+            report.ok = False
+            report.notes.append(
+                "no array of the port equals a tensor of the original: load its weights first"
+            )
+            return report
+        report.faults = self.forward_faults(search)
+        if not report.faults and error <= TABLE_ROUNDING:
+            report.faults = list(self.backward_faults(search, report))
+        report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
+        report.notes += self.notes(outputs)
+        return report
+
+    def forward_faults(self, search: Search) -> list[Fault]:
+        """The faults that change values.
+
+        Where one mistake explains everything, what it brought with it is left out: a norm at
+        another place is also missing at its own.
+        """
+        explainer = Explainer(self.original, search, self.given.torch)
+        found = list(self.located_faults(search, explainer))
+        if len(grouped(found)) > 1:
+            word = explainer.whole()
+            return [fault for fault in found if fault.cause == word] or found
+        return found
+
+    def located_faults(self, search: Search, explainer: Explainer) -> Iterator[Fault]:
+        """Each fault, in order of execution; it is healed before the next is looked for."""
+        for _ in range(MOST_FAULTS):
+            location = search.next()
+            if location is None:
+                return
+            explanation = explainer.explain(location)
+            small = location.error < self.rounding(location, search)
+            if small and (explanation is None or explanation.residual > 1e-3 * location.error):
+                self.rounded.append(location)
+                explanation = None
+            else:
+                yield self.fault(location, explanation)
+            search.heal(location, explanation.healed if explanation else {})
+
+    def fault(self, location: Location, explanation: Explanation | None) -> Fault:
+        """A location with its cause and the lines of both sides."""
+        value, place = self.recording.values[location.value], self.tape.places[location.place]
+        line = place.line or next(
+            (self.tape.places[i].line for i in place.inputs if self.tape.places[i].line), ""
+        )
+        return Fault(
+            torch=location.owner,
+            jax=jax_name(place.scope) or line or None,
+            quantity="output",
+            error=location.error,
+            bound=BOUND,
+            cause=explanation.word if explanation else None,
+            evidence=explanation.evidence if explanation else described(location, value),
+            torch_line=value.line,
+            jax_line=line,
+        )
+
+    def backward_faults(self, search: Search, report: Report) -> Iterator[Fault]:
+        """The faults that gradients alone show."""
+        function, arrays = self.port.bound(*self.given.jax)
+        try:
+            with _quiet():
+                gradients = Gradients(function, self.port.leaves, arrays, search)
+        except Exception as error:  # an operation that cannot be differentiated
+            report.notes.append(f"gradients not compared: {type(error).__name__}: {error}"[:200])
+            return
+        yield from gradients.faults(max(GRADIENT_BOUND, 30 * report.error))
+        report.compared["gradients"] = gradients.compared
+
+    def rounding(self, location: Location, search: Search) -> float:
+        """The error of a stretch that float32 explains."""
+        values, places = self.recording.values, self.tape.places
+        used = {i for index in location.region for i in values[index].inputs}
+        table = any(
+            (values[i].function in ("buffer", "constant") and values[i].array.size > 1)
+            or (not values[i].active and values[i].inputs and values[i].array.size > 1)
+            for i in used
+        )
+        sources = self.tape.ancestors([location.place], until=search.taken | set(search.healed))
+        table = table or any(
+            places[i].primitive == "constant" and np.size(self.tape.values[i]) > 1 for i in sources
+        )
+        return TABLE_ROUNDING if table else ROUNDING
+
+    def random_torch(self, outputs: list[OutputPair]) -> Fault | None:
+        """Two runs of the original that differ: its dropout is on."""
+        errors = [
+            distance(self.again.values[pair.torch].array, self.recording.values[pair.torch].array)
+            for pair in outputs
+        ]
+        if max(errors) <= BOUND:
+            return None
+        modules = self.original.module.named_modules() if self.original.module else ()
+        names = [n for n, m in modules if m.training and getattr(m, "p", 0) and "Drop" in repr(m)]
+        return Fault(
+            torch=names[0] if names else "",
+            jax=None,
+            quantity="output",
+            error=max(errors),
+            bound=BOUND,
+            cause="dropout-on",
+            evidence="two runs of the PyTorch model differ: return it in eval mode",
+        )
+
+    def equal_weights(self, search: Search) -> int:
+        """How many leaves of the port hold the numbers of a tensor of the original, or a part."""
+        marks = [
+            mark
+            for value, mark in zip(self.recording.values, search.theirs, strict=True)
+            if value.function in ("parameter", "buffer") and mark is not None
+        ]
+        numbers = np.unique(np.concatenate([mark.sorted for mark in marks])) if marks else None
+        found = 0
+        for place in self.tape.places:
+            mine = search.prints[place.index]
+            if place.primitive != "leaf" or mine is None or numbers is None:
+                continue
+            right = np.searchsorted(numbers, mine.sorted).clip(0, len(numbers) - 1)
+            left = np.maximum(right - 1, 0)
+            near = np.minimum(abs(numbers[right] - mine.sorted), abs(numbers[left] - mine.sorted))
+            found += bool(np.mean(near <= BOUND * (abs(mine.sorted) + BOUND)) > SAME_NUMBERS)
+        return found
+
+    def compared(self, search: Search, outputs: list[OutputPair]) -> dict[str, int]:
+        """How much was compared."""
+        active = [v for v in self.recording.values if v.active and v.inputs]
+        held = [v for v in active if v.index in search.held]
+        called = {call.name for call in self.recording.calls}
+        paired = {
+            call.name
+            for call in self.recording.calls
+            if any(i in search.held for i in call.outputs)
+        }
+        return {
+            "outputs": len(outputs),
+            "modules": len(paired),
+            "all_modules": len(called),
+            "values": len(held),
+            "all_values": len(active),
+        }
+
+    def notes(self, outputs: list[OutputPair]) -> list[str]:
+        """What is no fault and worth knowing."""
+        found = [
+            f"output {pair.path or 0} is compared in the layout {pair.layout}"
+            for pair in outputs
+            if not pair.layout.is_identity
+        ]
+        if self.rounded:
+            worst = max(self.rounded, key=lambda location: location.error)
+            names = sorted({location.owner or "the model" for location in self.rounded})
+            found.append(
+                f"float32 on one side: {', '.join(names)}, by {worst.error:.0e} at most, no fault"
+            )
+        if self.tape.opaque:
+            found.append(f"not looked into: {', '.join(sorted(self.tape.opaque))}")
+        return found
+
+
+def pair_outputs(recording: Recording, tape: Tape, paths: list[str]) -> list[OutputPair]:
+    """The results of both sides: by name, else in order, each in one layout.
+
+    Raises:
+        UserError: when no output of one side has the size of one of the other.
+    """
+    values = recording.values
+    mine = list(zip(paths, tape.outputs, strict=True))
+    left = dict(recording.outputs)
+    found = []
+    for path, place in mine:
+        array = tape.values[place]
+        fitting = [name for name, i in left.items() if values[i].array.size == array.size]
+        if not fitting:
+            continue
+        name = path if path in fitting else fitting[0]
+        index = left.pop(name)
+        theirs = values[index].array
+        found.append(OutputPair(name or path, index, place, _layout(theirs, array)))
+    if not found:
+        shapes = [tape.values[place].shape for _, place in mine]
+        others = [values[i].array.shape for i in recording.outputs.values()]
+        raise UserError(
+            f"no output can be compared: the port's have shapes {shapes}, PyTorch's {others}"
+        )
+    return found
+
+
+def _layout(theirs: np.ndarray, mine: np.ndarray) -> Layout:
+    if theirs.shape == mine.shape:
+        same = arrangements(theirs.shape, mine.shape).layouts[0]
+        if theirs.ndim != 4 or distance(mine, theirs) <= BOUND:
+            return same
+        images = [Layout(theirs.shape, axes, mine.shape) for axes in ((0, 2, 3, 1), (0, 3, 1, 2))]
+        right = [
+            x for x in images if _same_shape(x, theirs) and distance(mine, x.apply(theirs)) <= BOUND
+        ]
+        return right[0] if right else same
+    return nearest(theirs, mine, 1)[0][1]
+
+
+def _same_shape(layout: Layout, array: np.ndarray) -> bool:
+    return tuple(array.shape[axis] for axis in layout.axes) == layout.shape
+
+
+def jax_name(scope: str) -> str:
+    """The module of a name stack."""
+    parts = [part for part in scope.split("/") if part]
+    named = [part[4:] for part in parts if part.startswith("nnx:")]
+    return named[-1] if named else "/".join(parts)
+
+
+def described(location: Location, value: Value) -> str:
+    """What is known of a fault without a cause."""
+    difference = np.abs(location.port - value.array)
+    worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    share = float(np.mean(difference > 1e-6 * (np.abs(value.array).max() + 1e-30)))
+    text = (
+        f"{value.function} gives {value.array.shape}, of which {share:.0%} differ, most at "
+        f"{tuple(int(i) for i in worst)}"
+    )
+    if location.leaf:
+        text = f"with {location.parameter} {location.way} in {location.leaf} it agrees; {text}"
+    if location.wiring:
+        text = f"right by itself, but given another value than in PyTorch; {text}"
+    return text
