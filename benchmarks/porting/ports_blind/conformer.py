@@ -214,37 +214,4 @@ def case(name: str, *faults: Fault, **how: Any) -> Case:
 
 CASES = [
     case("pointwise convolutions as dense layers"),
-    case("whole steps", Fault("blocks.?", ("scale-missing", "output-scale")), half=1.0),
-    case(
-        "gates of the first half",
-        Fault("blocks.*.conv.3", ("gate-swap", "split-order"), ("blocks.*.conv",)),
-        swap=True,
-    ),
-    case(
-        "the last pointwise kernel transposed",
-        Fault(
-            "blocks.*.conv.7",
-            ("transposed-kernel", "kernel-layout"),
-            ("blocks.*.conv",),
-            in_weights=True,
-        ),
-        transposed=True,
-    ),
-    case(
-        "causal depthwise convolution",
-        Fault("blocks.*.conv.4", ("conv-padding",), ("blocks.*.conv",)),
-        padding="CAUSAL",
-    ),
-    case(
-        "blocks not normalised at the end",
-        Fault("blocks.*.norm", ("norm-missing",), ("blocks.?",)),
-        last=False,
-    ),
-    case(
-        "padding attended to, bands flattened outside",
-        Fault("proj", ("flatten-order",), ("",)),
-        Fault("blocks.*.attn", ("mask-missing", "padding"), ("blocks.?",)),
-        masked=False,
-        bands_first=True,
-    ),
 ]

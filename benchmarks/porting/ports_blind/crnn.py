@@ -186,11 +186,4 @@ CASES = [
     ),
     case("update gate first", Fault("rnn", ("gate-order", "gate-swap")), cell=UpdateFirst),
     case("old state and new swapped", Fault("rnn", ("gate-swap", "gate-order")), cell=OldKept),
-    case(
-        "a fixed slope, the way back first",
-        Fault("cnn.1", ("activation-slope",)),
-        Fault("rnn", ("split-order", "wrong-source", "token-order")),
-        slope=False,
-        back_first=True,
-    ),
 ]

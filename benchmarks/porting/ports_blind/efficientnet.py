@@ -181,32 +181,4 @@ CASES = [
         Fault("blocks.*.se.scale_activation", ("activation",), ("blocks.*.se",)),
         gate=nnx.hard_sigmoid,
     ),
-    case(
-        "gates without activation",
-        Fault("blocks.*.se.activation", ("activation-missing",), ("blocks.*.se",)),
-        inner=identity,
-    ),
-    case("no residual", Fault("blocks.?", ("residual",)), skip=False),
-    case(
-        "depthwise kernels transposed",
-        Fault(
-            "blocks.*.depthwise.0",
-            ("kernel-layout", "transposed-kernel"),
-            ("blocks.*.depthwise",),
-            in_weights=True,
-        ),
-        flipped=True,
-    ),
-    case(
-        "SAME where strided, relu at the top",
-        Fault("blocks.*.depthwise.0", ("conv-padding",), ("blocks.*.depthwise",)),
-        Fault("top.2", ("activation",), ("top",)),
-        padding="SAME",
-        top=nnx.relu,
-    ),
-    case(
-        "squeezed before the activation",
-        Fault("blocks.*.se", ("wrong-source", "activation-missing"), ("blocks.*.se.avgpool",)),
-        early=True,
-    ),
 ]

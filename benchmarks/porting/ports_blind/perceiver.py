@@ -190,25 +190,4 @@ CASES = [
         Fault("layers.*.self", ("softmax-axis",)),
         inner=partial(attention, soft=partial(jax.nn.softmax, axis=-2)),
     ),
-    case(
-        "heads interleaved in the cross attention",
-        Fault("layers.*.cross", ("head-order",)),
-        cross=partial(attention, group=interleaved),
-    ),
-    case(
-        "the context of the latents not normalised first",
-        Fault("layers.*.self", ("wrong-source", "norm-missing", "norm-placement")),
-        inner=partial(attention, same_norm=False),
-    ),
-    case(
-        "gates swapped and the scale of the width",
-        Fault(
-            "layers.*.cross_ff.net.1",
-            ("gate-swap", "split-order"),
-            ("layers.*.*_ff*", "layers.*.self_ff.net.1", "layers.*.*_ff.net"),
-        ),
-        Fault("layers.*.self", ("scale-missing", "scale-extra")),
-        swap=True,
-        inner=partial(attention, scale=WIDTH**-0.5),
-    ),
 ]

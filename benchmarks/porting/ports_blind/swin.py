@@ -286,5 +286,4 @@ CASES = [
         Fault("merge", ("token-order", "split-order", "flatten-order", "wrong-source")),
         by_rows=True,
     ),
-    case("norms before the layers", Fault("stage?.?", ("norm-placement",)), pre=True),
 ]

@@ -29,6 +29,7 @@ class Row(NamedTuple):
 
 
 SPECIFIC = (
+    Row("label-shift", pooling.label_shift),
     Row("gate-order", recurrent.gate_order),
     Row("reset-placement", recurrent.reset_placement),
     Row("padding", recurrent.padded_steps),
@@ -66,7 +67,6 @@ SPECIFIC = (
     Row("residual", wiring.residual),
     Row("gate-swap", layout.gate_swap),
     Row("router-normalisation", pooling.router),
-    Row("label-shift", pooling.label_shift),
     Row("padding", pooling.padded_pooling),
     Row("pooling", pooling.pooling),
     Row("conv-padding", kernels.conv_padding),
