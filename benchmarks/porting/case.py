@@ -33,7 +33,7 @@ class Fault:
     also: tuple[str, ...] = ()
     """Other right answers for the module: the one around it, or another name of it."""
     in_weights: bool = False
-    """The fault is in the conversion: PyTorch's weights carried anew mend it."""
+    """The fault is in the conversion, so carrying the weights of PyTorch again removes it."""
 
     def is_at(self, module: str) -> bool:
         """Whether a module is a right answer."""

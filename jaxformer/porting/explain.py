@@ -5,13 +5,13 @@ output of that module is needed, with right inputs and in PyTorch's layout.
 """
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxformer.porting.causes import Context, name_cause
 from jaxformer.porting.healing import Location, Search
 from jaxformer.porting.interpreter import RANDOM, Tape
 from jaxformer.porting.recorder import Call, flat_tensors
@@ -19,7 +19,6 @@ from jaxformer.porting.sides import TorchSide
 
 EXACT = 1e-9
 """A mistake that leaves no more than this of all outputs explains everything."""
-_HAS_CAUSES = importlib.util.find_spec("jaxformer.porting.causes") is not None
 _TOGETHER = (
     ("qkv-order", r"q|k|v|query|key|value|in_proj|qkv|c_attn"),
     ("gate-swap", r"gate|up|w1|w3|wi_0|wi_1|gate_proj|up_proj"),
@@ -131,11 +130,8 @@ class Explainer:
     def mistake(self, location: Location) -> Explanation | None:
         """A known mistake that gives the port's output when PyTorch's module makes it."""
         module = self.original.module
-        if module is None or not _HAS_CAUSES:
+        if module is None:
             return None
-        from jaxformer.porting.causes import name_cause
-        from jaxformer.porting.causes.search import Context
-
         call = self.call(location)
         if call is None and location.owner:
             return None
@@ -166,10 +162,8 @@ class Explainer:
     def whole(self) -> str | None:
         """The one mistake that explains all outputs of the model, if there is one."""
         module = self.original.module
-        if module is None or not _HAS_CAUSES:
+        if module is None:
             return None
-        from jaxformer.porting.causes import name_cause
-
         try:
             cause = name_cause(module, "", self.inputs, self.theirs, self.ports)
         except Exception:  # an experiment that fails is no finding

@@ -65,7 +65,7 @@ def _is_library(file: str) -> bool:
 def _file(place: str, flag: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
-        raise UserError(f"{flag}: there is no file {place}")
+        raise UserError(f"{flag}: file {place} not found")
     name = path.stem
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
@@ -76,7 +76,7 @@ def _file(place: str, flag: str) -> ModuleType:
         name = f"port_{abs(hash(str(path)))}_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{flag}: {place} is no file of Python")
+        raise UserError(f"{flag}: {place} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

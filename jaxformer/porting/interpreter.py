@@ -14,7 +14,7 @@ The only file that imports `jax.extend.core`, which moves between versions of ja
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import flax
@@ -86,7 +86,7 @@ class Tape:
 
         Args:
             replaced: other values by place.
-            seen: other values by place and by the one place that is computed from it anew.
+            seen: other values by place and by the one place that is recomputed from it.
         """
         changed: dict[int, Any] = {
             index: np.asarray(value, self.values[index].dtype) for index, value in replaced.items()
@@ -124,7 +124,7 @@ class Tape:
                 found.add(place.index)
         return found
 
-    def ancestors(self, places: Sequence[int], until: set[int] = frozenset()) -> set[int]:  # type: ignore[assignment]
+    def ancestors(self, places: Sequence[int], until: Set[int] = frozenset()) -> set[int]:
         """What these places are computed from, not looking behind those in `until`."""
         found: set[int] = set()
         pending = list(places)

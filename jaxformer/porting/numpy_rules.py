@@ -1,6 +1,6 @@
 """The operations of JAX in numpy: `RULES[primitive](params, *operands)`.
 
-A tape is run operation by operation, where XLA would compile each shape of each operation anew.
+A tape is run operation by operation, where XLA would compile every operation for every shape.
 What has no rule here, or operands of other types than float64, integers and booleans, goes to JAX.
 """
 

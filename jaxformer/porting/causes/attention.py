@@ -123,8 +123,8 @@ def mask_uses(graph: Graph) -> list[MaskUse]:
 def _mask_use(graph: Graph, attention: Attention, call: Call) -> MaskUse | None:
     shape = graph.value(call.ref).shape
 
-    def scalar(value: object) -> float:
-        return float(graph.value(value)) if isinstance(value, Ref) else float(value)  # type: ignore[arg-type]
+    def scalar(value: Any) -> float:
+        return float(graph.value(value)) if isinstance(value, Ref) else float(value)
 
     def is_scores(value: object) -> bool:
         return isinstance(value, Ref) and graph.value(value).shape == shape

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,8 +169,8 @@ def doubled_bias(graph: Graph) -> Iterable[Site]:
             yield Site(call.owner, {"bias added twice": {call.index: node}})
 
 
-def _spatial(value: object, n: int) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * n  # type: ignore[call-overload]
+def _spatial(value: Any, n: int) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, tuple | list) else [int(value)] * n
 
 
 def conv_padding(graph: Graph) -> Iterable[Site]:
@@ -220,8 +221,8 @@ def conv_padding(graph: Graph) -> Iterable[Site]:
 
 
 def _cut(
-    call: Call, shift: int, shape: tuple[int, ...], padding: tuple[int, ...], kwargs: dict
-) -> Tensor:  # type: ignore[type-arg]
+    call: Call, shift: int, shape: tuple[int, ...], padding: tuple[int, ...], kwargs: dict[str, Any]
+) -> Tensor:
     """The window of `shape` in the unpadded transposed convolution, moved by `shift`."""
     n = len(padding)
     bias = kwargs.get("bias")

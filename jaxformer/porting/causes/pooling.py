@@ -1,6 +1,7 @@
 """Faults of pooling, of labels and of routers."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,11 +186,11 @@ def _windows(graph: Graph, call: Call) -> dict[str, Edits]:
     return variants
 
 
-def _window(kernel: object, n: int) -> int:
+def _window(kernel: Any, n: int) -> int:
     if isinstance(kernel, int):
         return kernel**n
     size = 1
-    for k in kernel:  # type: ignore[attr-defined]
+    for k in kernel:
         size *= int(k)
     return size
 

@@ -148,7 +148,7 @@ def rotary_form(graph: Graph) -> Iterable[Site]:
         yield Site(found.call.owner, variants)
 
 
-def _second_sign(split: Callable, join: Callable, x: Tensor, angles: Tensor) -> Tensor:  # type: ignore[type-arg]
+def _second_sign(split: Callable, join: Callable, x: Tensor, angles: Tensor) -> Tensor:
     a, b = split(x)
     c, s = angles.cos(), angles.sin()
     result: Tensor = join(a * c + b * s, a * s + b * c)
@@ -400,7 +400,7 @@ def sin_cos_order(graph: Graph) -> Iterable[Site]:
 
         def swapped(
             x: Tensor, found: Rotary = found, split: Callable = split, join: Callable = join
-        ) -> Tensor:  # type: ignore[type-arg]
+        ) -> Tensor:
             a, b = split(x)
             s, c = found.angles.cos(), found.angles.sin()
             result: Tensor = join(a * c - b * s, a * s + b * c)
