@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jaxformer.porting.causes import Context, name_cause
-from jaxformer.porting.causes.graph import record, tensors_of
+from jaxformer.porting.causes.graph import tensors_of
+from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import mutants
 from jaxformer.porting.causes.table import GENERAL, SPECIFIC
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaxformer.porting.causes.graph import Call, Edits, Graph, Node, Ref
-from jaxformer.porting.causes.layout import _divided
+from jaxformer.porting.causes.parts import divided
 from jaxformer.porting.causes.sites import Site, attentions, behind_layout
 
 
@@ -19,7 +19,7 @@ def gate_order(graph: Graph) -> Iterable[Site]:
     """The gates of an LSTM or GRU in another order."""
     if not is_recurrent(graph):
         return
-    for _, kind, n, variants in _divided(graph):
+    for _, kind, n, variants in divided(graph):
         if n in (3, 4) and kind != "slices":
             yield Site("", variants)
     linears = graph.named("linear")

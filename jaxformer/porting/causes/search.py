@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jaxformer.porting.causes.graph import Edits, Graph, record, tensors_of
+from jaxformer.porting.causes.graph import Edits, Graph, tensors_of
+from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import Mutant, Number, mutants
 from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
 
