@@ -8,6 +8,8 @@ With sums rather than means a batch may be split anywhere (accumulation slices, 
 validation splits) without a change of the mean over tokens. All are in nats, in float32 or wider.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -92,7 +94,7 @@ def at_targets(x_BLV: Float[Array, "B L V"], targets_BL: Int[Array, "B L"]) -> F
 
 @at_targets.defjvp
 def _at_targets_tangent(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+    primals: tuple[Array, Array], tangents: tuple[Array, Any]
 ) -> tuple[Array, Array]:
     is_target_BLV = jnp.arange(primals[0].shape[-1]) == primals[1][..., None]
     return at_targets(*primals), jnp.where(is_target_BLV, tangents[0], 0.0).sum(axis=-1)

@@ -168,6 +168,12 @@ LOSS_BUGS = [
         prove_cross_entropy,
     ),
     Bug(
+        "gradient of the target's logit stopped",
+        "loss",
+        patched(loss, "at_targets", lambda f: lambda x, t: jax.lax.stop_gradient(f(x, t))),
+        prove_cross_entropy,
+    ),
+    Bug(
         "last tokens of an uneven cut dropped",
         "chunked_loss",
         patched(chunks, "cut", tail_dropped),
