@@ -52,10 +52,10 @@ def epsilon(graph: Graph) -> Iterable[Site]:
             }
             if call.name in ("layer_norm", "rms_norm"):
                 variants["epsilon added to the deviation"] = {
-                    call.index: graph.changed(call, _outside_root(call.name))
+                    call.index: graph.changed(call, _written_out(call.name, _outside_root))
                 }
                 variants["maximum of variance and epsilon"] = {
-                    call.index: graph.changed(call, _outside_root(call.name, largest=True))
+                    call.index: graph.changed(call, _written_out(call.name, _at_least))
                 }
             variants["epsilon"] = Number(
                 lambda e, call=call: {call.index: graph.changed(call, eps=e)}, STARTS
@@ -87,7 +87,13 @@ def epsilon(graph: Graph) -> Iterable[Site]:
             yield Site(call.owner, variants)
 
 
-def _outside_root(name: str, largest: bool = False) -> Callable[..., Tensor]:
+def _written_out(
+    name: str,
+    divisor: Callable[[Tensor, float], Tensor],
+    dims: tuple[int, ...] | None = None,
+) -> Callable[..., Tensor]:
+    """The norm with another divisor, a function of variance and epsilon, or over other axes."""
+
     def norm(
         input: Tensor,
         normalized_shape: Iterable[int],
@@ -96,14 +102,24 @@ def _outside_root(name: str, largest: bool = False) -> Callable[..., Tensor]:
         eps: float | None = None,
     ) -> Tensor:
         eps = torch.finfo(input.dtype).eps if eps is None else eps
-        dims = tuple(range(-len(tuple(normalized_shape)), 0))
-        centred = input - input.mean(dims, keepdim=True) if name == "layer_norm" else input
-        variance = (centred**2).mean(dims, keepdim=True)
-        if largest:
-            return affine(centred / torch.sqrt(torch.clamp(variance, min=eps)), weight, bias)
-        return affine(centred / (torch.sqrt(variance) + eps), weight, bias)
+        axes = dims or tuple(range(-len(tuple(normalized_shape)), 0))
+        centred = input - input.mean(axes, keepdim=True) if name == "layer_norm" else input
+        variance = (centred**2).mean(axes, keepdim=True)
+        return affine(centred / divisor(variance, eps), weight, bias)
 
     return norm
+
+
+def _inside_root(variance: Tensor, eps: float) -> Tensor:
+    return torch.sqrt(variance + eps)
+
+
+def _outside_root(variance: Tensor, eps: float) -> Tensor:
+    return torch.sqrt(variance) + eps
+
+
+def _at_least(variance: Tensor, eps: float) -> Tensor:
+    return torch.sqrt(torch.clamp(variance, min=eps))
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -258,7 +274,7 @@ def other_axis(graph: Graph) -> Iterable[Site]:
                     node = graph.changed(call, dim=dims[0])
                     variants[f"over axis {dims[0]}"] = {call.index: node}
                 continue
-            node = graph.changed(call, _over(call.name, dims))
+            node = graph.changed(call, _written_out(call.name, _inside_root, dims))
             variants[f"over axes {', '.join(map(str, dims))}"] = {call.index: node}
         yield Site(call.owner, variants)
     for call in graph.named("group_norm", "batch_norm", "instance_norm"):
@@ -314,22 +330,6 @@ def _along(call: Call, dims: tuple[int, ...]) -> Node:
 def _axes(x: Tensor) -> Iterator[tuple[int, ...]]:
     for n in range(1, x.dim() + 1):
         yield from itertools.combinations(range(x.dim()), n)
-
-
-def _over(name: str, dims: tuple[int, ...]) -> Callable[..., Tensor]:
-    def norm(
-        input: Tensor,
-        normalized_shape: Iterable[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float | None = None,
-    ) -> Tensor:
-        eps = torch.finfo(input.dtype).eps if eps is None else eps
-        centred = input - input.mean(dims, keepdim=True) if name == "layer_norm" else input
-        variance = (centred**2).mean(dims, keepdim=True)
-        return affine(centred * torch.rsqrt(variance + eps), weight, bias)
-
-    return norm
 
 
 def per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
