@@ -41,11 +41,9 @@ class Report:
     """How many outputs, modules, values, parameters and gradients were compared."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What is no fault and worth knowing: float32 tables, opaque operations, doubts."""
-    tree: list[tuple[str, str, float | None]] = dataclasses.field(default_factory=list)
-    """Each PyTorch module in order of execution, its class and its error; None if not paired."""
 
     def as_json(self) -> dict[str, Any]:
-        """The JSON form of DESIGN: `ok`, `faults`, and what was compared."""
+        """The JSON form: `ok`, `faults`, and what was compared."""
         return {
             "ok": self.ok,
             "faults": [fault.as_json() for fault in self.faults],
@@ -79,18 +77,18 @@ def as_text(report: Report) -> str:
             f"  {where(fault)}{repeated}{because(fault)}",
             f"    {fault.quantity}: error {fault.error:.1e}, bound {fault.bound:.0e}",
             f"    torch {fault.torch_line or '-'}",
-            f"    jax   {fault.jax_line or '-'} {fault.jax or ''}".rstrip(),
+            f"    jax   {jax_place(fault)}",
             f"    {fault.evidence}",
         ]
-    return "\n".join([*lines, *_tree(report), *_notes(report)])
+    return "\n".join([*lines, *_notes(report)])
 
 
 def counted(compared: Mapping[str, int]) -> str:
-    """How much was compared: `1 outputs, 23 of 23 modules`."""
+    """How much was compared: `outputs 1, modules found 23 of 23`."""
     return ", ".join(
-        f"{number} of {compared[f'all_{what}']} {what}"
+        f"{what} found {number} of {compared[f'all_{what}']}"
         if f"all_{what}" in compared
-        else f"{number} {what}"
+        else f"{what} {number}"
         for what, number in compared.items()
         if not what.startswith("all_")
     )
@@ -99,6 +97,12 @@ def counted(compared: Mapping[str, int]) -> str:
 def where(fault: Fault) -> str:
     """The module's name, or words for the model itself."""
     return fault.torch or "the model itself"
+
+
+def jax_place(fault: Fault) -> str:
+    """The line and the name of the port's side, once if they are the same."""
+    known = filter(None, (fault.jax_line, fault.jax))
+    return " ".join(dict.fromkeys(known)) or "-"
 
 
 def because(fault: Fault) -> str:
@@ -113,20 +117,6 @@ def grouped(faults: Sequence[Fault]) -> list[list[Fault]]:
         key = (re.sub(r"\d+", "*", fault.torch), fault.quantity, fault.cause)
         groups.setdefault(key, []).append(fault)
     return list(groups.values())
-
-
-def _tree(report: Report) -> list[str]:
-    if not report.tree:
-        return []
-    guilty = {fault.torch for fault in report.faults}
-    lines = [""]
-    for name, kind, error in report.tree:
-        depth = name.count(".") + 1 if name else 0
-        label = name.rpartition(".")[2] or "model"
-        mark = ">" if name in guilty else " "
-        measured = "" if error is None else f"{error:.1e}"
-        lines.append(f"{mark} {'  ' * depth}{label} {kind}".ljust(60) + measured)
-    return lines
 
 
 def _notes(report: Report) -> list[str]:
