@@ -32,7 +32,9 @@ STEPS = 12
 """Gauss-Newton steps in the logarithm of an unknown number."""
 MORE = 200
 """Mutants that are tried after one explains the difference, for other words and the runner-up."""
-MOST_MUTANTS = 20_000
+MOST_CALLS = 500_000
+"""Calls of all mutants that are tried in one graph: long recurrences have few mutants, short modules
+all."""
 
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """What a mutant raises that does not fit its place: other shapes, other arguments."""
@@ -147,8 +149,8 @@ def explain(
             edits = edits.make(edits.starts[0]) if isinstance(edits, Number) else edits
             if owners is not None and not _inside(graph, edits, owners):
                 continue
-            count += 1
-            if count > MOST_MUTANTS:
+            count += len(graph.calls) * (STEPS if isinstance(mutant.edits, Number) else 1)
+            if count > MOST_CALLS:
                 break
             order += 1
             try:
