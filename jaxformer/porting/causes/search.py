@@ -33,8 +33,7 @@ STEPS = 12
 MORE = 200
 """Mutants that are tried after one explains the difference, for other words and the runner-up."""
 MOST_CALLS = 500_000
-"""Calls of all mutants that are tried in one graph: long recurrences have few mutants, short modules
-all."""
+"""Calls of all mutants that are tried in one graph: short modules try all, long recurrences few."""
 
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """What a mutant raises that does not fit its place: other shapes, other arguments."""
