@@ -81,6 +81,96 @@ def test_faults_of_a_function_are_located(changes: Any, modules: list[str]) -> N
     assert report.ok == (not modules)
 
 
+def test_leaves_and_inputs_of_one_name_are_told_apart() -> None:
+    """Those of a list are named 0, 1, ..., like the positional inputs."""
+    theirs = torch.nn.Linear(WIDTH, WIDTH)
+    listed = [theirs.weight.detach().numpy().T, theirs.bias.detach().numpy()]
+    report = divergence((lambda p, x: x @ p[0] + p[1], listed), theirs, inputs())
+    assert report.ok
+    assert report.compared["gradients"] == 3  # kernel, bias, input
+
+
+class Scalar(Original):
+    """A loss whose target is detached, and a term that reads the inputs alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return ((y - y.detach().roll(1)) ** 2).mean() + (x**3).mean()
+
+
+def scalar(p: Any, x: jax.Array, target: Any, term: Any) -> jax.Array:
+    y = port(p, x)
+    return ((y - jnp.roll(target(y), 1)) ** 2).mean() + (term(x) ** 3).mean()
+
+
+def test_gradients_of_a_scalar_and_of_inputs_are_compared() -> None:
+    def compare(target: Any, term: Any) -> Any:
+        mine = partial(scalar, target=target, term=term)
+        return divergence((mine, params()), Scalar(), inputs())
+
+    def same(x: Any) -> Any:
+        return x
+
+    def stop(x: Any) -> Any:
+        return jax.lax.stop_gradient(x)
+
+    report = compare(stop, same)
+    assert report.ok
+    assert report.compared["gradients"] == len(params()) + 1
+
+    (passed,) = compare(same, same).faults
+    assert (passed.cause, passed.quantity) == ("stopped-gradient", "param_grad")
+    assert "test_porting.py" in passed.torch_line
+
+    (stopped,) = compare(stop, lambda x: jax.lax.stop_gradient(x)).faults
+    assert (stopped.cause, stopped.quantity) == ("stopped-gradient", "input_grad")
+    assert "without it all gradients agree" in stopped.evidence
+
+    # A wrong rule of the port's own: its stop_gradient, which PyTorch has too, is not to blame.
+    doubled = jax.custom_vjp(same)
+    doubled.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
+    (wrong,) = compare(stop, doubled).faults
+    assert (wrong.cause, wrong.quantity) == (None, "input_grad")
+
+
+def test_equal_tensors_are_no_copies_of_one() -> None:
+    """Gains of one everywhere: a wrong gradient of one of them does not untie anything."""
+
+    def two(p: Any, x: jax.Array, wrong: float) -> jax.Array:
+        gain = p["first"] * wrong + jax.lax.stop_gradient(p["first"] * (1 - wrong))
+        return (x * gain) @ p["kernel"] * p["second"]
+
+    theirs = torch.nn.Sequential(Gain(), torch.nn.Linear(WIDTH, WIDTH, bias=False), Gain())
+    leaves = {"first": np.ones(WIDTH, np.float32), "second": np.ones(WIDTH, np.float32)}
+    leaves["kernel"] = theirs[1].weight.detach().numpy().T
+    assert divergence((partial(two, wrong=1.0), leaves), theirs, inputs()).ok
+    (fault,) = divergence((partial(two, wrong=0.5), leaves), theirs, inputs()).faults
+    assert (fault.torch, fault.cause) == ("0", "stopped-gradient")
+
+
+class Gain(torch.nn.Module):
+    """A gain of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def test_gradients_that_do_not_exist_are_said_not_to_be_compared() -> None:
+    def loop(p: Any, x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, port(p, c[1])), (0, x))[
+            1
+        ]
+
+    report = divergence((loop, params()), Original(), inputs())
+    assert report.ok
+    assert "gradients" not in report.compared
+    assert "gradients not compared: the port raised" in str(report)
+
+
 def test_a_transposed_square_kernel_is_named_with_its_leaf() -> None:
     given = params()
     given["head.weight"] = given["head.weight"].T

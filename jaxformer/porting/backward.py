@@ -1,69 +1,114 @@
 """Gradients of both sides, once their values agree: what a forward pass cannot show.
 
 The scalar is the sum of the outputs times numbers drawn from a seed. The port's gradient is traced
-like its values, with its custom rules, and evaluated in float64. Each tensor of the original is
-compared with the leaves that hold its numbers: a tied one with one leaf, whose gradient is the sum.
+like its values, with its custom rules, and evaluated in float64. Each parameter and input of the
+original is compared with the arrays of the port that hold its numbers: a tied one with one leaf,
+whose gradient is the sum.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from jaxformer.errors import UserError
 from jaxformer.porting.compare import ZERO_GRADIENT
 from jaxformer.porting.healing import Search
 from jaxformer.porting.interpreter import Place, record
 from jaxformer.porting.layouts import Layout, distance, nearest
 from jaxformer.porting.pairing import Print
-from jaxformer.porting.recorder import Value
+from jaxformer.porting.recorder import Recording, Value
 from jaxformer.porting.report import Fault
 
 TRUE_ZERO = 1e-9
 """A gradient below this share of the largest one is rounding: a key bias has none."""
 
 
+class NoGradientError(Exception):
+    """One side has no gradient: it runs a loop of unknown length, or a kernel without a rule."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A leaf of the port, or a row of one, that holds a tensor of the original in a layout."""
+    """An array of the port, or a row of one, that holds a tensor of the original in a layout."""
 
-    leaf: str
+    place: Place
     row: int | None
     layout: Layout
 
-    def of(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Its numbers in a dict of leaves."""
-        return arrays[self.leaf] if self.row is None else arrays[self.leaf][self.row]
+    def of(self, arrays: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Its numbers among those of all places."""
+        whole = arrays[self.place.index]
+        return whole if self.row is None else whole[self.row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A tensor of the original whose gradient the port has wrong."""
+
+    value: Value
+    last: int
+    """The last PyTorch value that is computed from it directly."""
+    error: float
+    parts: Sequence[Part]
 
 
 class Gradients:
-    """The gradients of all parameters of both sides."""
+    """The gradients of all parameters and inputs of both sides.
 
-    def __init__(self, function: Any, leaves: Mapping[str, Any], inputs: Any, search: Search):
+    Args:
+        function: the port, of its leaves and inputs.
+        leaves: the port's parameters and other state by path.
+        inputs: the arrays that it is called with, by path.
+        run: records the original once more; `keep=True` makes it keep what it detaches.
+        search: the values of both sides, paired.
+
+    Raises:
+        NoGradientError: when one side cannot be differentiated.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., list],
+        leaves: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        run: Callable[..., Recording],
+        search: Search,
+    ):
+        self.function, self.leaves, self.inputs, self.run = function, leaves, inputs, run
         self.search = search
         self.values = search.recording.values
         rng = np.random.default_rng(0)
-        self.weights = []
+        self.weights: list[np.ndarray | None] = []
         for pair in search.outputs:
             array = self.values[pair.torch].array
             weights = rng.standard_normal(array.shape) / np.sqrt(max(array.size, 1))
-            self.weights.append(weights if array.dtype.kind == "f" else None)
+            self.weights.append(np.asarray(weights) if array.dtype.kind == "f" else None)
         self.compared = 0
         """Tensors whose gradient was compared."""
-        self.mine = self.jax_gradients(function, leaves, inputs)
+        self.mine = self.jax_gradients()
         self.theirs = self.torch_gradients()
 
-    def jax_gradients(self, function: Any, leaves: Any, inputs: Any) -> dict[str, np.ndarray]:
-        """The gradient of each floating point leaf."""
-        names = [name for name in sorted(leaves) if _is_float(leaves[name])]
+    def jax_gradients(self) -> dict[int, np.ndarray]:
+        """The gradient of each array of the port, by its place."""
+        places = [p for p in self.search.tape.places if p.primitive in ("leaf", "input")]
+        sides = {"leaf": self.leaves, "input": self.inputs}
+        places = [p for p in places if _is_float(sides[p.primitive][p.name])]
         outputs = list(self.search.tape.outputs)
         numbers = [outputs.index(pair.jax) for pair in self.search.outputs]
 
-        def scalar(floats: list[Any], rest: Mapping[str, Any], given: Any) -> Any:
-            out = function({**rest, **dict(zip(names, floats, strict=True))}, given)
+        def scalar(floats: list[Any], leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+            own = {"leaf": dict(leaves), "input": dict(inputs)}
+            for place, value in zip(places, floats, strict=True):
+                own[place.primitive][place.name] = value
+            out = self.function(own["leaf"], own["input"])
             total: Any = 0.0
             for number, pair, weights in zip(
                 numbers, self.search.outputs, self.weights, strict=True
@@ -72,44 +117,55 @@ class Gradients:
                     total += jnp.sum(out[number] * pair.layout.apply(weights))
             return total
 
-        def gradient(values: Mapping[str, Any], given: Any) -> list[Any]:
-            return jax.grad(scalar)([values[name] for name in names], values, given)
+        def gradient(leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Any]:
+            own = {"leaf": leaves, "input": inputs}
+            floats = [own[place.primitive][place.name] for place in places]
+            return jax.grad(scalar)(floats, leaves, inputs)
 
-        tape = record(gradient, leaves, inputs)
+        with _refused("the port"):
+            tape = record(gradient, self.leaves, self.inputs)
         return {
-            name: np.asarray(tape.values[place], np.float64)
-            for name, place in zip(names, tape.outputs, strict=True)
+            place.index: np.asarray(tape.values[found], np.float64)
+            for place, found in zip(places, tape.outputs, strict=True)
         }
 
-    def torch_gradients(self) -> dict[int, np.ndarray]:
-        """The gradient of each parameter by its number in the recording; zeros if it has none."""
+    def torch_gradients(self, keep: bool = False) -> dict[int, np.ndarray]:
+        """The gradient of each tensor by its number in the recording; zeros if it has none."""
+        with _refused("the original"):
+            recording = self.run(keep=keep)
+        paths = {number: path for path, number in self.search.recording.outputs.items()}
         pairs = [
-            (self.values[pair.torch].tensor, torch.from_numpy(weights))
+            (recording.values[recording.outputs[paths[pair.torch]]].tensor, torch.tensor(weights))
             for pair, weights in zip(self.search.outputs, self.weights, strict=True)
             if weights is not None
         ]
         used = [(t, w) for t, w in pairs if t is not None and t.requires_grad]
-        params = [v for v in self.values if v.function == "parameter" and v.tensor is not None]
-        params = [v for v in params if v.tensor is not None and v.tensor.requires_grad]
-        if not used or not params:
+        sources = [
+            (value, value.tensor)
+            for value in recording.values
+            if value.function in ("parameter", "input") and value.tensor is not None
+        ]
+        sources = [(value, t) for value, t in sources if t.requires_grad and not t._version]
+        if not used or not sources:
             return {}
-        found = torch.autograd.grad(
-            [t for t, _ in used],
-            [v.tensor for v in params if v.tensor is not None],
-            [w for _, w in used],
-            allow_unused=True,
-        )
+        with _refused("the original"):
+            found = torch.autograd.grad(
+                [t for t, _ in used],
+                [t for _, t in sources],
+                [w for _, w in used],
+                allow_unused=True,
+            )
         return {
-            v.index: np.zeros_like(v.array) if g is None else g.detach().numpy()
-            for v, g in zip(params, found, strict=True)
+            value.index: np.zeros_like(value.array) if g is None else g.detach().numpy()
+            for (value, _), g in zip(sources, found, strict=True)
         }
 
     def parts(self, value: Value) -> list[Part]:
-        """The leaves that hold a tensor."""
-        mark = self.search.theirs[value.index]
-        found = []
+        """The leaves that hold a parameter, or the inputs that hold an input."""
+        mark, found = self.search.theirs[value.index], []
+        kind = "input" if value.function == "input" else "leaf"
         for place in self.search.tape.places:
-            if place.primitive != "leaf" or place.name not in self.mine or mark is None:
+            if place.primitive != kind or place.index not in self.mine or mark is None:
                 continue
             array = np.asarray(self.search.tape.values[place.index])
             if array.size == mark.size:
@@ -123,59 +179,115 @@ class Gradients:
                 if other is not None and other.same(mark, self.search.bound):
                     layout = _layout(mark.array, other.array, self.search.bound)
                     if layout is not None:
-                        found.append(Part(place.name, row, layout))
+                        found.append(Part(place, row, layout))
         return found
 
-    def faults(self, bound: float) -> Iterator[Fault]:
-        """The place where the gradient goes wrong."""
-        largest = max((float(np.linalg.norm(g)) for g in self.theirs.values()), default=0.0)
-        wrong: list[tuple[int, Value, float, list[Part]]] = []
-        for number, theirs in self.theirs.items():
-            value, size = self.values[number], float(np.linalg.norm(theirs))
+    def differences(
+        self, theirs: Mapping[int, np.ndarray], bound: float, passing: str = ""
+    ) -> list[Difference]:
+        """The tensors whose gradients differ, if the port's line `passing` stops none."""
+        mine = self.mine
+        if passing:
+            with _passing([], passing):
+                mine = self.jax_gradients()
+        largest = max((float(np.linalg.norm(g)) for g in theirs.values()), default=0.0)
+        found, self.compared = [], 0
+        for number, gradient in theirs.items():
+            value, size = self.values[number], float(np.linalg.norm(gradient))
             parts = self.parts(value)
             self.compared += bool(parts)
             if not parts:
                 continue
-            errors = [distance(p.of(self.mine), p.layout.apply(theirs)) for p in parts]
-            noise = size <= TRUE_ZERO * largest or value.name.endswith(ZERO_GRADIENT)
-            if noise:
-                errors = [float(np.linalg.norm(p.of(self.mine))) / (largest or 1) for p in parts]
+            errors = [distance(p.of(mine), p.layout.apply(gradient)) for p in parts]
+            if size <= TRUE_ZERO * largest or value.name.endswith(ZERO_GRADIENT):
+                errors = [float(np.linalg.norm(p.of(mine))) / (largest or 1) for p in parts]
             if min(errors) > bound:
-                last = max((user for user in self.search.users[number]), default=number)
-                wrong.append((last, value, min(errors), parts))
+                last = max(self.search.users[number], default=number)
+                found.append(Difference(value, last, min(errors), parts))
+        return found
+
+    def faults(self, bound: float) -> Iterator[Fault]:
+        """The place where the gradient goes wrong."""
+        wrong = self.differences(self.theirs, bound)
         if not wrong:
             return
-        last, value, error, parts = max(wrong, key=lambda item: item[0])
-        tied = [item for item in wrong if len(item[3]) > 1]
-        if tied:
-            last, value, error, parts = tied[0]
+        for item in wrong:
+            if self.is_sum(item, bound):
+                copies = ", ".join(part.place.name for part in item.parts)
+                yield self.fault(
+                    item, item.last, "untied-head", bound,
+                    f"{item.value.name} is one tensor, of which the port has {len(item.parts)} "
+                    f"copies: {copies}; their gradients add up to the right one",
+                )  # fmt: skip
+                return
+        parameters = [item for item in wrong if item.value.function == "parameter"]
+        last = max(parameters or wrong, key=lambda item: item.last)
+        names = f"the gradient of {last.value.name or 'an input'}"
+        names += f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        detached = self.detached(bound)
+        if detached is not None:
             yield self.fault(
-                last, "untied-head", error, bound,
-                f"{value.name} is one tensor, of which the port has {len(parts)} copies: "
-                f"{', '.join(part.leaf for part in parts)}",
+                last, detached.index, "stopped-gradient", bound,
+                f"{detached.line} stops a gradient that the port lets pass; where it passes in "
+                "PyTorch too, all gradients agree",
             )  # fmt: skip
             return
-        stop = self.stopped()
-        if stop is not None:
-            place, number = stop
+        lines = self.stopping()
+        right = [line for line in lines if not self.differences(self.theirs, bound, line)]
+        stop = self.stopped(right) if right or not lines else None
+        if stop is None:
             yield self.fault(
-                number, "stopped-gradient", error, bound,
-                f"stop_gradient in {place.line}; the gradient of {len(wrong)} parameters is wrong",
-                place,
-            )  # fmt: skip
+                last, last.last, None, bound, f"the values agree, and {names} is wrong"
+            )
             return
-        yield self.fault(
-            last, None, error, bound,
-            f"the values agree, and the gradient of {value.name} and {len(wrong) - 1} more "
-            "parameters is wrong",
-        )  # fmt: skip
+        place, number = stop
+        evidence = f"stop_gradient in {place.line}; {names} is wrong"
+        evidence += "; without it all gradients agree" if right else ""
+        yield self.fault(last, number, "stopped-gradient", bound, evidence, place)
 
-    def stopped(self) -> tuple[Place, int] | None:
-        """A stop_gradient of the port, and the PyTorch value that is made behind it."""
+    def is_sum(self, item: Difference, bound: float) -> bool:
+        """Whether the gradients of the port's copies of a tensor add up to the right one."""
+        if len(item.parts) < 2:
+            return False
+        theirs = self.theirs[item.value.index]
+        total = sum(part.layout.invert(part.of(self.mine), theirs.shape) for part in item.parts)
+        return distance(np.asarray(total), theirs) <= bound
+
+    def detached(self, bound: float) -> Value | None:
+        """What PyTorch detaches and the port does not, by running PyTorch without it."""
+        stops = [value for value in self.values if value.function == "detach"]
+        try:
+            theirs = self.torch_gradients(keep=True)
+        except NoGradientError:
+            return None
+        if not stops or set(theirs) != set(self.theirs) or self.differences(theirs, bound):
+            return None
+        return stops[0]
+
+    def stopping(self) -> list[str]:
+        """The lines that call `jax.lax.stop_gradient`, as an attribute and not compiled before."""
+        found: list[str] = []
+        with _passing(found):
+            self.jax_gradients()
+        return list(dict.fromkeys(found))
+
+    def stopped(self, lines: Sequence[str]) -> tuple[Place, int] | None:
+        """A stop_gradient of the port, and the PyTorch value that is made behind it.
+
+        Args:
+            lines: if there are any, it is in one of these.
+        """
         tape, search = self.search.tape, self.search
-        by_place = {place: number for number, places in search.held.items() for place in places}
+        by_place = {
+            place: number
+            for number, places in search.held.items()
+            for place in places
+            if self.values[number].active
+        }
         for place in tape.places[::-1]:
             if place.primitive != "stop_gradient" or place.index not in search.live:
+                continue
+            if lines and place.line not in lines:
                 continue
             sources = tape.ancestors([place.index], until=search.taken)
             if any(tape.places[i].primitive in ("reduce_max", "argmax") for i in sources):
@@ -189,15 +301,38 @@ class Gradients:
         return None
 
     def fault(
-        self, number: int, word: str | None, error: float, bound: float, evidence: str,
+        self, item: Difference, number: int, word: str | None, bound: float, evidence: str,
         place: Place | None = None,
     ) -> Fault:  # fmt: skip
         """A fault at a PyTorch value."""
-        value = self.values[number]
-        line = place.line if place else ""
+        value, line = self.values[number], place.line if place else ""
+        quantity = "input_grad" if item.value.function == "input" else "param_grad"
         return Fault(
-            value.owner, line or None, "param_grad", error, bound, word, evidence, value.line, line
+            value.owner, line or None, quantity, item.error, bound, word, evidence, value.line, line
         )
+
+
+@contextlib.contextmanager
+def _passing(found: list[str], line: str = "") -> Iterator[None]:
+    """`jax.lax.stop_gradient` tells the line that it is called in, and stops nothing in `line`."""
+    original = jax.lax.stop_gradient
+
+    def stop(x: Any) -> Any:
+        frame = sys._getframe(1)
+        found.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return x if found[-1] == line else original(x)
+
+    with mock.patch.object(jax.lax, "stop_gradient", stop):
+        yield
+
+
+@contextlib.contextmanager
+def _refused(side: str) -> Iterator[None]:
+    """What a side raises that cannot be differentiated, or cannot be run for a gradient."""
+    try:
+        yield
+    except (UserError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise NoGradientError(f"{side} raised {type(error).__name__}: {error}"[:200]) from error
 
 
 def _layout(theirs: np.ndarray, mine: np.ndarray, bound: float) -> Layout | None:

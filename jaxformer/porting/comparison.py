@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import UserError
-from jaxformer.porting.backward import Gradients
+from jaxformer.porting.backward import Gradients, NoGradientError
 from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
 from jaxformer.porting.healing import Location, OutputPair, Search
 from jaxformer.porting.interpreter import Tape, record
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
-from jaxformer.porting.recorder import Recording, Value, record_torch
+from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
 from jaxformer.porting.report import Fault, Report, grouped
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
 
@@ -166,14 +167,16 @@ class Comparison:
     def backward_faults(self, search: Search, report: Report) -> Iterator[Fault]:
         """The faults that gradients alone show."""
         function, arrays = self.port.bound(*self.given.jax)
+        run = functools.partial(record_gradients, self.original.model, *self.given.torch)
         try:
             with _quiet():
-                gradients = Gradients(function, self.port.leaves, arrays, search)
-        except Exception as error:  # an operation that cannot be differentiated
-            report.notes.append(f"gradients not compared: {type(error).__name__}: {error}"[:200])
+                gradients = Gradients(function, self.port.leaves, arrays, run, search)
+                found = list(gradients.faults(max(GRADIENT_BOUND, 30 * report.error)))
+        except NoGradientError as error:
+            report.notes.append(f"gradients not compared: {error}")
             return
-        yield from gradients.faults(max(GRADIENT_BOUND, 30 * report.error))
         report.compared["gradients"] = gradients.compared
+        yield from found
 
     def rounding(self, location: Location, search: Search) -> float:
         """The error of a stretch that float32 explains."""

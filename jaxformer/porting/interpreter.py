@@ -156,8 +156,11 @@ def record(
         halves: keep casts to float16 and bfloat16.
     """
     with jax.enable_x64(True):
-        given = {name: _as_numpy(value) for name, value in (*leaves.items(), *inputs.items())}
-        wide = {name: _widened(value, halves=False) for name, value in given.items()}
+        sources = [("leaf", name) for name in sorted(leaves)]
+        sources += [("input", name) for name in sorted(inputs)]
+        sides = {"leaf": leaves, "input": inputs}
+        given = [_as_numpy(sides[kind][name]) for kind, name in sources]
+        wide = [_widened(value, halves=False) for value in given]
         try:
             closed = _traced(function, leaves, inputs, wide)
         except (TypeError, ValueError):
@@ -165,23 +168,22 @@ def record(
                 closed = _traced(function, leaves, inputs, given)
         writer = _Writer(halves)
         operands = [
-            writer.source("leaf" if name in leaves else "input", wide[name], name)
-            for name in sorted(leaves) + sorted(inputs)
+            writer.source(kind, value, name)
+            for (kind, name), value in zip(sources, wide, strict=True)
         ]
         writer.tape.outputs = writer.walk(closed.jaxpr, closed.consts, operands, "")
         return writer.tape
 
 
 def _traced(
-    function: Callable[..., Any], leaves: Mapping, inputs: Mapping, values: Mapping
+    function: Callable[..., Any], leaves: Mapping, inputs: Mapping, values: Sequence[Any]
 ) -> core.ClosedJaxpr:
     def call(flat: list[Any]) -> Any:
         named = dict(zip(sorted(leaves), flat, strict=False))
         rest = flat[len(leaves) :]
         return function(named, dict(zip(sorted(inputs), rest, strict=True)))
 
-    flat = [values[name] for name in sorted(leaves) + sorted(inputs)]
-    return jax.make_jaxpr(call)(flat)
+    return jax.make_jaxpr(call)(values)
 
 
 class _Writer:

@@ -198,8 +198,8 @@ def _convolution(p: Params, x: Any, kernel: Any) -> Any:
     padding = [side for low, high in reversed(p["padding"]) for side in (low, high)]
     function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     out = function(
-        F.pad(torch.from_numpy(np.ascontiguousarray(x)), padding),
-        torch.from_numpy(np.ascontiguousarray(kernel)),
+        F.pad(torch.from_numpy(np.array(x, order="C")), padding),
+        torch.from_numpy(np.array(kernel, order="C")),
         stride=tuple(p["window_strides"]),
         dilation=tuple(p["rhs_dilation"]),
         groups=p["feature_group_count"],

@@ -82,10 +82,10 @@ class Recording:
 
 
 def record_torch(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], keep: bool = False
 ) -> Recording:
     """Run `model(*args, **kwargs)`, a module or a function of float64 tensors, and record it."""
-    recorder = _Recorder()
+    recorder = _Recorder(keep)
     modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
     if isinstance(model, torch.nn.Module):
         for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
@@ -102,6 +102,25 @@ def record_torch(
         result = model(*args, **kwargs)
     outputs = {path: recorder.known(tensor) for path, tensor in flat_tensors(result)}
     return Recording(recorder.values, recorder.calls, outputs)
+
+
+def record_gradients(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], keep: bool = False
+) -> Recording:
+    """The same with inputs that want gradients; with `keep` nothing is detached."""
+    args, kwargs = _wanting((tuple(args), dict(kwargs)))
+    with mock.patch.object(torch, "no_grad", torch.enable_grad if keep else torch.no_grad):
+        return record_torch(model, args, kwargs, keep)
+
+
+def _wanting(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone().requires_grad_(value.is_floating_point())
+    if type(value) is dict:
+        return {key: _wanting(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_wanting(part) for part in value)
+    return value
 
 
 @contextlib.contextmanager
@@ -121,8 +140,9 @@ def _visible() -> Iterator[None]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, keep: bool) -> None:
         super().__init__()
+        self.keep = keep
         self.values: list[Value] = []
         self.calls: list[Call] = []
         self.running: list[Call] = []
@@ -163,6 +183,8 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name == "float":
             func, name = torch.Tensor.double, "double"
+        if name == "detach" and self.keep:
+            func = torch.Tensor.clone
         args, kwargs = _widened(args), _widened(kwargs)
         try:
             out = func(*args, **kwargs)

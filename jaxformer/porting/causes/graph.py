@@ -6,6 +6,7 @@ what depends on it and takes every other value from the record, so thousands of 
 on one pass, and a value can be rewired to any other.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ class Ref:
     item: int | None = None
 
 
+_PLAIN = (Ref, Tensor, int, float, type(None))
+
+
 @dataclass
 class Call:
     """One call: a function, its arguments with a Ref for every tensor, and its value."""
@@ -41,7 +45,7 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.kwargs.get(name)
 
-    @property
+    @functools.cached_property
     def refs(self) -> list[Ref]:
         return list(refs_of((self.args, self.kwargs)))
 
@@ -65,6 +69,10 @@ class Node:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def refs(self) -> list[Ref]:
+        return list(refs_of((self.args, self.kwargs)))
 
 
 Edits = Mapping[int, Node]
@@ -97,6 +105,8 @@ def refs_of(value: Any) -> Iterator[Ref]:
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with `change` applied to every leaf of its tuples, lists, dicts and slices."""
+    if isinstance(value, _PLAIN):
+        return change(value)
     if isinstance(value, Mapping):
         return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -150,6 +160,18 @@ class Graph:
         self.live = [call for call in self.calls if call.index in needed]
         """The calls that the outputs depend on, in order."""
         self.live_indices = needed
+        self.inputs = sum(1 << call.index for call in self.calls if call.name == "input")
+
+    @functools.cached_property
+    def sources(self) -> list[int]:
+        """For each call what its value depends on, and itself: bit i stands for call i."""
+        found: list[int] = []
+        for call in self.calls:
+            bits = 1 << call.index
+            for ref in call.refs:
+                bits |= found[ref.call]
+            found.append(bits)
+        return found
 
     def __getitem__(self, ref: Ref | int) -> Call:
         return self.calls[ref if isinstance(ref, int) else ref.call]
@@ -180,10 +202,6 @@ class Graph:
                     pending.append(user)
         values: dict[int, Any] = {}
 
-        def parts(index: int) -> tuple[Callable[..., Any], Any, Any]:
-            node: Node | Call = edits[index] if index in edits else self.calls[index]
-            return node.function, node.args, node.kwargs
-
         def lookup(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
                 return leaf
@@ -198,11 +216,9 @@ class Graph:
                 if index in values:
                     stack.pop()
                     continue
-                function, args, kwargs = parts(index)
+                node: Node | Call = edits[index] if index in edits else self.calls[index]
                 waiting = [
-                    ref.call
-                    for ref in refs_of((args, kwargs))
-                    if ref.call in dirty and ref.call not in values
+                    ref.call for ref in node.refs if ref.call in dirty and ref.call not in values
                 ]
                 if waiting:
                     if index in entered:
@@ -210,7 +226,8 @@ class Graph:
                     entered.add(index)
                     stack += waiting
                     continue
-                values[index] = function(*mapped(args, lookup), **mapped(dict(kwargs), lookup))
+                kwargs = mapped(dict(node.kwargs), lookup)
+                values[index] = node.function(*mapped(node.args, lookup), **kwargs)
                 stack.pop()
         return [lookup(ref) for ref in self.outputs]
 

@@ -136,18 +136,7 @@ def ancestors(
 
 def descends(graph: Graph, call: Call | Ref | int, source: Call | Ref | int) -> bool:
     """Whether the value of `call` depends on that of `source`."""
-    start, goal = _index(call), _index(source)
-    seen: set[int] = set()
-    pending = [start]
-    while pending:
-        index = pending.pop()
-        if index == goal:
-            return True
-        if index < goal or index in seen:
-            continue
-        seen.add(index)
-        pending += [ref.call for ref in graph.calls[index].refs]
-    return False
+    return bool(graph.sources[_index(call)] >> _index(source) & 1)
 
 
 def _index(place: Call | Ref | int) -> int:
@@ -165,16 +154,7 @@ def behind_layout(graph: Graph, ref: Ref) -> Ref:
 
 def is_constant(graph: Graph, ref: Ref) -> bool:
     """Whether no input of the module reaches it."""
-    pending, seen = [ref.call], set()
-    while pending:
-        index = pending.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        if graph.calls[index].name == "input":
-            return False
-        pending += [r.call for r in graph.calls[index].refs]
-    return True
+    return not graph.sources[ref.call] & graph.inputs
 
 
 def leaf_of(graph: Graph, ref: Ref) -> Call | None:
