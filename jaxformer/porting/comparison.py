@@ -128,7 +128,8 @@ class Comparison:
         found = list(self.located_faults(search, explainer))
         if len(grouped(found)) > 1:
             word = explainer.whole()
-            return [fault for fault in found if fault.cause == word] or found
+            if word is not None:
+                return [fault for fault in found if fault.cause == word] or found
         return found
 
     def located_faults(self, search: Search, explainer: Explainer) -> Iterator[Fault]:
@@ -301,16 +302,20 @@ def _layout(theirs: np.ndarray, mine: np.ndarray) -> Layout:
         same = arrangements(theirs.shape, mine.shape).layouts[0]
         if theirs.ndim != 4 or distance(mine, theirs) <= BOUND:
             return same
-        images = [Layout(theirs.shape, axes, mine.shape) for axes in ((0, 2, 3, 1), (0, 3, 1, 2))]
-        right = [
-            x for x in images if _same_shape(x, theirs) and distance(mine, x.apply(theirs)) <= BOUND
-        ]
+        images = [image for image in _images(theirs) if image.shape == mine.shape]
+        right = [x for x in images if distance(mine, x.apply(theirs)) <= BOUND]
         return right[0] if right else same
-    return nearest(theirs, mine, 1)[0][1]
+    best = nearest(theirs, mine, 1)[0][1]
+    if theirs.ndim != 4 or distance(mine, best.apply(theirs)) <= BOUND:
+        return best
+    images = [image for image in _images(theirs) if image.shape == mine.shape]
+    return images[0] if images else best
 
 
-def _same_shape(layout: Layout, array: np.ndarray) -> bool:
-    return tuple(array.shape[axis] for axis in layout.axes) == layout.shape
+def _images(array: np.ndarray) -> list[Layout]:
+    """NCHW as NHWC, and the reverse."""
+    orders = ((0, 2, 3, 1), (0, 3, 1, 2))
+    return [Layout(array.shape, o, tuple(array.shape[axis] for axis in o)) for o in orders]
 
 
 def jax_name(scope: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.porting.causes import Context, name_cause
+from jaxformer.porting.causes import UNFIT, Cause, Context, Inputs, name_cause, name_stretch
 from jaxformer.porting.healing import Location, Search
 from jaxformer.porting.interpreter import RANDOM, Tape
 from jaxformer.porting.recorder import Call, flat_tensors
@@ -152,12 +152,27 @@ class Explainer:
             return Explanation(word, f"the same operations as in {first}", healed)
         try:
             cause = name_cause(module, location.owner, inputs, theirs, ports, context=context)
-        except Exception:  # an experiment that fails is no finding
+            if cause is None:
+                cause, healed = self.stretched(module, location, inputs), {}
+        except UNFIT:  # a module that cannot be recorded
             return None
         if cause is None:
             return None
         self.named[kind] = location.owner, cause.word
         return Explanation(cause.word, cause.evidence, healed, cause.residual)
+
+    def stretched(self, module: Any, location: Location, inputs: Inputs) -> Cause | None:
+        """A mistake between the values that the port has right and the located one."""
+        values = self.search.recording.values
+        known = {i for index in location.region for i in values[index].inputs}
+        known = {i for i in known if values[i].active and i not in location.region}
+        right = [values[i].array for i in sorted(known)]
+        for name, given in {location.owner: inputs, "": self.inputs}.items():
+            wrong = values[location.value].array
+            cause = name_stretch(module, name, given, right, wrong, location.port)
+            if cause is not None:
+                return cause
+        return None
 
     def whole(self) -> str | None:
         """The one mistake that explains all outputs of the model, if there is one."""
@@ -166,7 +181,7 @@ class Explainer:
             return None
         try:
             cause = name_cause(module, "", self.inputs, self.theirs, self.ports)
-        except Exception:  # an experiment that fails is no finding
+        except UNFIT:  # a module that cannot be recorded
             return None
         return cause.word if cause is not None and cause.residual <= EXACT else None
 

@@ -6,8 +6,9 @@ what depends on it and takes every other value from the record, so thousands of 
 on one pass, and a value can be rewired to any other.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +131,15 @@ def tensors_of(value: Any) -> list[Tensor]:
     return []
 
 
+def _equal(value: Any, other: Tensor) -> bool:
+    """Whether a call gives these numbers, to rounding."""
+    if not isinstance(value, Tensor) or value.shape != other.shape:
+        return False
+    if value.is_floating_point() != other.is_floating_point():
+        return False
+    return torch.allclose(value.to(other), other, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 class CycleError(ValueError):
     """An edit makes a value depend on itself."""
 
@@ -230,6 +240,19 @@ class Graph:
                 values[index] = node.function(*mapped(node.args, lookup), **kwargs)
                 stack.pop()
         return [lookup(ref) for ref in self.outputs]
+
+    def stretch(self, known: Sequence[Tensor], last: Tensor) -> "Graph | None":
+        """The part from values that are taken as given to the first call that gives `last`."""
+        end = next((call for call in self.calls if _equal(call.value, last)), None)
+        if end is None:
+            return None
+        calls = [
+            dataclasses.replace(call, name="input", args=(), kwargs={})
+            if call is not end and any(_equal(call.value, value) for value in known)
+            else call
+            for call in self.calls
+        ]
+        return Graph(calls, self.blocks, [end.ref])
 
     def fresh(self) -> int:
         """The index of a call that edits may add."""

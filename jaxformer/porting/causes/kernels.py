@@ -201,6 +201,9 @@ def conv_padding(graph: Graph) -> Iterable[Site]:
             widths = [int(w) for w in widths] + [0] * (2 * n - len(widths))
             amounts = [(widths[2 * (n - 1 - i)], widths[2 * (n - 1 - i) + 1]) for i in range(n)]
         yield Site(call.owner, dict(_paddings(graph, call, source, amounts)))
+    for call in graph.named("getitem", "narrow"):
+        if call.data is not None and graph[call.data].name in CONVOLUTIONS:
+            yield Site(call.owner, dict(_windows(graph, call, call.data)))
     for call in graph.named(*TRANSPOSED):
         y = call.value
         n = y.dim() - 2
@@ -217,6 +220,46 @@ def conv_padding(graph: Graph) -> Iterable[Site]:
                         call.kwargs,
                     )
                 }
+        yield Site(call.owner, variants)
+
+
+def _windows(graph: Graph, call: Call, whole: Ref) -> Iterator[tuple[str, Edits]]:
+    """Other windows of a convolution's output, of which the reference cuts one end off."""
+    x, y = graph.value(whole), call.value
+    cut = [a - b for a, b in zip(x.shape, y.shape, strict=False)]
+    axes = [axis for axis, n in enumerate(cut) if n > 0]
+    if x.dim() != y.dim() or len(axes) != 1:
+        return
+    (axis,) = axes
+    starts = {"both ends": cut[axis] // 2, "the front": cut[axis], "the end": 0}
+    for end, start in starts.items():
+        node = Node(lambda x, s=start: x.narrow(axis, s, y.size(axis)), (whole,))
+        yield f"cut at {end}", {call.index: node}
+
+
+def other_dilation(graph: Graph) -> Iterable[Site]:
+    """Another distance between the taps of a kernel, with padding and output in proportion."""
+    for call in graph.named(*CONVOLUTIONS):
+        n = graph.value(call.kwargs["weight"]).dim() - 2
+        taps = graph.value(call.kwargs["weight"]).shape[2:]
+        own, padding = _spatial(call["dilation"] or 1, n), call["padding"] or 0
+        if isinstance(padding, str):
+            continue
+        variants: dict[str, Edits] = {}
+        for other in (1, 2, 3, 4):
+            flat: list[int] = []
+            for k, d, p in zip(taps, own, _spatial(padding, n), strict=True):
+                front = p * other // d
+                flat = [front, 2 * p - (k - 1) * (d - other) - front, *flat]
+
+            def convolve(input: Tensor, *, flat: list[int] = flat, d: int = other,
+                         call: Call = call, **rest: object) -> Tensor:  # fmt: skip
+                given = {**rest, "padding": 0, "dilation": d}
+                result: Tensor = call.function(input=F.pad(input, flat), **given)
+                return result
+
+            if any(d != other for d in own):
+                variants[f"dilation {other}"] = {call.index: Node(convolve, (), call.kwargs)}
         yield Site(call.owner, variants)
 
 

@@ -17,6 +17,9 @@ from jaxformer.porting.causes.sites import (
     tensor,
 )
 
+MASKED = -100.0
+"""What is added to a score to hide it is no greater (Swin adds -100)."""
+
 
 class MaskUse(NamedTuple):
     """A mask at work: `call` hides some of the scores that `scores` is."""
@@ -32,7 +35,7 @@ class MaskUse(NamedTuple):
     def hidden(self, mask: Tensor) -> Tensor:
         if self.kind == "fill":
             return mask.bool()
-        return ~mask.bool() if self.kind == "keep" else mask < -100
+        return ~mask.bool() if self.kind == "keep" else mask <= MASKED
 
     def apply(self, change: Callable[[Tensor], Tensor], value: float | None = None) -> Edits:
         """The mask changed from what it hides to `change` of it, and what hidden scores become."""
@@ -40,7 +43,7 @@ class MaskUse(NamedTuple):
 
         def node(scores: Tensor, mask: Tensor) -> Tensor:
             if self.kind == "add":
-                scores = scores + torch.where(mask < -100, 0.0, mask)
+                scores = scores + torch.where(mask <= MASKED, 0.0, mask)
             return scores.masked_fill(change(self.hidden(mask)), fill)
 
         return {self.call.index: Node(node, (self.scores, self.mask))}
@@ -81,8 +84,8 @@ def mask_use(graph: Graph, attention: Attention, call: Call) -> MaskUse | None:
             m = tensor(graph, mask)
             if (
                 m is not None
-                and bool((m < -100).any())
-                and bool((m > -100).any())
+                and bool((m <= MASKED).any())
+                and bool((m > MASKED).any())
                 and is_scores(scores)
             ):
                 return MaskUse(attention, call, scores, mask, "add", float(m.min()))

@@ -277,6 +277,14 @@ def other_axis(graph: Graph) -> Iterable[Site]:
             node = graph.changed(call, _written_out(call.name, _inside_root, dims))
             variants[f"over axes {', '.join(map(str, dims))}"] = {call.index: node}
         yield Site(call.owner, variants)
+    for call in graph.named("_weight_norm"):
+        v, g = call.refs[:2]
+        variants = {}
+        for n in range(1, graph.value(v).dim() + 1):
+            for dims in itertools.combinations(range(graph.value(v).dim()), n):
+                node = Node(lambda v, g, dims=dims: g * v / v.norm(dim=dims, keepdim=True), (v, g))
+                variants[f"weights over axes {', '.join(map(str, dims))}"] = {call.index: node}
+        yield Site(call.owner, variants)
     for call in graph.named("group_norm", "batch_norm", "instance_norm"):
         x = graph.value(call.kwargs["input"])
         variants = {}

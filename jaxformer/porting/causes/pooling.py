@@ -63,6 +63,10 @@ def pooling(graph: Graph) -> Iterable[Site]:
     """Mean, maximum, sum, first or last for each other; other borders of windows."""
     for call in graph.named("mean", "sum", "amax", "max"):
         dim, source = call["dim"], call.kwargs.get("input")
+        if dim is None and call.name in ("mean", "sum") and call.data is not None:
+            whole = torch.sum if call.name == "mean" else torch.mean
+            node = Node(whole, (call.data,))
+            yield Site(call.owner, {f"{whole.__name__} for {call.name}": {call.index: node}})
         if dim is None or not isinstance(source, Ref) or tensor(graph, source) is None:
             continue
         keepdim = bool(call["keepdim"])
@@ -312,6 +316,10 @@ def label_shift(graph: Graph) -> Iterable[Site]:
                         for user in graph.users_of(source)
                     },
                 }
+        elif value is not None and value.dim() >= 1:
+            for k in (1, -1):
+                rolled = graph.item_then(target, lambda v, k=k: v.roll(-k, -1))
+                variants[f"labels {k:+d}"] = rolled
         yield Site(call.owner, variants)
     for call in graph.named("setitem"):
         # shift_right: y[:, 1:] = x[:, :-1]

@@ -23,7 +23,6 @@ from jaxformer.porting.causes.rotary import (
 )
 from jaxformer.porting.causes.sites import (
     Site,
-    attentions,
     descends,
     leaf_of,
     remembered,
@@ -75,6 +74,8 @@ def slopes(graph: Graph) -> Iterable[Site]:
         formulas = {
             "2^(-8 i / n)": 2.0 ** (-8 * i / n),
             "2^(-8 (i + 1) / n)": 2.0 ** (-8 * (i + 1) / n),
+            "2^(-8 (i + 1) / 2n)": 2.0 ** (-4 * (i + 1) / n),
+            "2^(-8 (2i + 1) / 2n)": 2.0 ** (-4 * (2 * i + 1) / n),
             "2^-(i + 1)": 2.0 ** -(i + 1),
             "2^-i": 2.0**-i,
             "2^(-(i + 1) / n)": 2.0 ** (-(i + 1) / n),
@@ -89,7 +90,7 @@ def slopes(graph: Graph) -> Iterable[Site]:
 
 def _is_slopes(graph: Graph, call: Call) -> bool:
     waves = graph.named("sin", "cos", "polar")
-    return bool(attentions(graph)) and not any(descends(graph, wave, call.index) for wave in waves)
+    return not any(descends(graph, wave, call.index) for wave in waves)
 
 
 class Sinusoid(NamedTuple):

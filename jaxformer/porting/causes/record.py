@@ -65,7 +65,10 @@ _TRANSPOSED = (
 _POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
-_AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+_AVERAGE = (
+    *("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "divisor_override",
+)
 
 
 _NORM = ("input", "normalized_shape", "weight", "bias", "eps")

@@ -90,8 +90,14 @@ def is_number_product(graph: Graph, call: Call) -> bool:
     )
 
 
-def output_scale(graph: Graph) -> Iterable[Site]:
-    """A multiplication by a number that is left out, done twice or inverted."""
+def left_out(graph: Graph) -> Iterable[Site]:
+    """A multiplication by a number that is left out."""
+    for call, _ in _multiplications(graph):
+        yield Site(call.owner, {"not scaled": {call.index: Node(lambda x: x, (call.refs[0],))}})
+
+
+def _multiplications(graph: Graph) -> Iterator[tuple[Call, float]]:
+    """The products with a number, or quotients by one, and the factor."""
     for call in graph.live:
         if call.name not in ("mul", "div") or not is_number_product(graph, call):
             continue
@@ -102,13 +108,16 @@ def output_scale(graph: Graph) -> Iterable[Site]:
             factor = float(graph.value(call.refs[1]))
         if call.name == "div" and factor:
             factor = 1 / factor
-        if factor in (0.0, 1.0):
-            continue
-        first = call.refs[0]
+        if factor not in (0.0, 1.0):
+            yield call, factor
+
+
+def output_scale(graph: Graph) -> Iterable[Site]:
+    """A multiplication by a number that is done twice or inverted; a sum for a mean."""
+    for call, factor in _multiplications(graph):
         yield Site(
             call.owner,
             {
-                "not scaled": {call.index: Node(lambda x: x, (first,))},
                 "scaled twice": {call.index: graph.then(call, lambda v, f=factor: v * f)},
                 "scale inverted": {call.index: graph.then(call, lambda v, f=factor: v / f / f)},
                 "scale's root": {
@@ -119,6 +128,16 @@ def output_scale(graph: Graph) -> Iterable[Site]:
                 "scale squared": {call.index: graph.then(call, lambda v, f=factor: v * abs(f))},
             },
         )
+    for call in graph.live:
+        if call["reduction"] in ("sum", "mean"):
+            other = "mean" if call["reduction"] == "sum" else "sum"
+            reduced = {call.index: graph.changed(call, reduction=other)}
+            variants = {f"{other} of the losses": reduced}
+            for user in graph.users_of(call):
+                if user.name in ("mul", "div") and is_number_product(graph, user):
+                    alone = {**reduced, user.index: Node(lambda x: x, (call.ref,))}
+                    variants[f"{other} of the losses, not scaled"] = alone
+            yield Site(call.owner, variants)
     for block in graph.blocks:
         if block.output is not None and block.output.item is None:
             call = graph[block.output]

@@ -17,6 +17,7 @@ from jaxformer.porting.causes.graph import Edits, Graph, tensors_of
 from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import Mutant, Number, mutants
 from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
+from jaxformer.porting.layouts import EXTREME
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -35,7 +36,7 @@ MORE = 200
 MOST_CALLS = 500_000
 """Calls of all mutants that are tried in one graph: short modules try all, long recurrences few."""
 
-_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+UNFIT = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """What a mutant raises that does not fit its place: other shapes, other arguments."""
 
 
@@ -82,6 +83,31 @@ def name_cause(
     """
     with _one_thread():
         return _name_cause(model, name, inputs, theirs, port, context)
+
+
+def name_stretch(
+    model: nn.Module,
+    name: str,
+    inputs: Inputs,
+    known: Sequence[np.ndarray],
+    theirs: np.ndarray,
+    port: np.ndarray,
+) -> Cause | None:
+    """The fault between values that are right and one that the port has wrong, or None.
+
+    Args:
+        model: the PyTorch model, in float64 and eval mode.
+        name: the module whose run makes that value; "" is the model itself.
+        inputs: the positional and keyword arguments that it was called with.
+        known: the values that are right, by PyTorch.
+        theirs: the value that the port has wrong, by PyTorch.
+        port: what the port has in its place.
+    """
+    with _one_thread():
+        graph = record(model.get_submodule(name) if name else model, inputs)
+        stretch = graph.stretch([torch.from_numpy(x) for x in known], torch.from_numpy(theirs))
+        port = np.where(np.abs(theirs) < EXTREME, port, theirs)  # what a mask fills in is no fault
+        return explain(stretch, torch.from_numpy(theirs), port, name) if stretch else None
 
 
 @contextlib.contextmanager
@@ -154,7 +180,7 @@ def explain(
             order += 1
             try:
                 error, what = _tried(graph, target, mutant, before)
-            except _UNFIT:
+            except UNFIT:
                 continue
             if error < before:
                 found.append((error, order, word, what))
@@ -205,7 +231,7 @@ def _all_mutants(graph: Graph, rows: Iterable[Row]) -> Iterator[tuple[str, Mutan
         try:
             for mutant in mutants(fault(graph)):
                 yield word, mutant
-        except _UNFIT:
+        except UNFIT:
             continue
 
 

@@ -164,7 +164,11 @@ def leaf_of(graph: Graph, ref: Ref) -> Call | None:
 
 
 class Attention(NamedTuple):
-    """scores = q k^T, changed by the calls of `chain`, then a softmax, then its product with v."""
+    """Scores, changed by the calls of `chain`, then a softmax, then its product with v.
+
+    The scores are a product q k^T; where they are none, as in a graph attention network, a mask
+    among the calls of the chain tells them from the logits of a classifier.
+    """
 
     scores: Call
     chain: list[Call]
@@ -172,6 +176,8 @@ class Attention(NamedTuple):
     product: Call | None
 
 
+LOG_SOFTMAX = ("log_softmax", "cross_entropy")
+"""Functions whose input may be masked scores as well."""
 CHAIN = {
     *("mul", "div", "add", "sub", "masked_fill", "masked_fill_", "where", "clamp", "tanh", "to"),
     *("float", "double", "view", "reshape", "unsqueeze", "squeeze", "nan_to_num", "softcap"),
@@ -183,7 +189,7 @@ def attentions(graph: Graph) -> list[Attention]:
     """Every softmax over scores."""
     found = []
     for softmax in graph.live:
-        if not is_softmax(graph, softmax):
+        if not is_softmax(graph, softmax) and softmax.name not in LOG_SOFTMAX:
             continue
         chain, ref = [], softmax_input(graph, softmax)
         scores = None
@@ -197,7 +203,10 @@ def attentions(graph: Graph) -> list[Attention]:
             chain.append(call)
             operands = [r for r in call.refs if isinstance(graph.value(r), Tensor)]
             reaching = [r for r in operands if _from_product(graph, r)]
+            reaching += [r for r in operands if graph.value(r).shape == call.value.shape]
             ref = reaching[0] if reaching else None
+        if scores is None and ref is not None and any("mask" in c.name for c in chain):
+            scores = graph[ref]
         if scores is None:
             continue
         found.append(Attention(scores, chain[::-1], softmax, _product_after(graph, softmax)))
@@ -231,7 +240,7 @@ def is_softmax(graph: Graph, call: Call) -> bool:
 
 def softmax_input(graph: Graph, call: Call) -> Ref | None:
     """What a softmax is taken of: of F.softmax, or of exp(x - max) / sum."""
-    if call.name == "softmax":
+    if call.name in ("softmax", *LOG_SOFTMAX):
         ref: Ref = call.kwargs["input"]
         return ref
     y = tensor(graph, call.ref)

@@ -75,6 +75,7 @@ SPECIFIC = (
     Row("padding", pooling.padded_pooling),
     Row("pooling", pooling.pooling),
     Row("conv-padding", kernels.conv_padding),
+    Row("dilation", kernels.other_dilation),
     Row("transposed-kernel", kernels.transposed_kernel),
     Row("qkv-order", parts.qkv_order),
     Row("head-order", layout.head_order),
@@ -84,6 +85,7 @@ SPECIFIC = (
     Row("kernel-layout", kernels.kernel_layout),
     Row("split-order", parts.split_order),
     Row("untied-head", kernels.untied_head),
+    Row("scale-missing", scales.left_out),
     Row("output-scale", scales.output_scale),
 )
 """Tried first: each says what the port did otherwise."""
