@@ -81,6 +81,12 @@ def test_faults_of_a_function_are_located(changes: Any, modules: list[str]) -> N
     assert report.ok == (not modules)
 
 
+def test_two_faults_of_one_module_are_both_named() -> None:
+    mine = partial(port, exact=False, residual=False), params()
+    faults = divergence(mine, Original(), inputs()).faults
+    assert [(fault.torch, fault.cause) for fault in faults] == [("", "gelu"), ("", "residual")]
+
+
 def test_leaves_and_inputs_of_one_name_are_told_apart() -> None:
     """Those of a list are named 0, 1, ..., like the positional inputs."""
     theirs = torch.nn.Linear(WIDTH, WIDTH)

@@ -19,6 +19,29 @@ QUICK = {
     ("recurrent", "gates in another order"),
     ("mamba", "no gradient through the states"),
 }
+NAMED = (
+    ("ports", "autoencoder", "norm over the channels"),
+    ("ports", "gpt", "positions from one"),
+    ("ports", "llama", "untied head"),
+    ("ports", "llama", "keys tiled over heads"),
+    ("ports", "wavenet", "time before channels"),
+    ("ports_blind", "bert", "no bias of the vocabulary"),
+    ("ports_blind", "crnn", "pads not counted"),
+    ("ports_blind", "densenet", "maximum between the blocks"),
+    ("ports_blind", "falcon", "scores divided by the size"),
+    ("ports_blind", "gat", "no edges filled with zero"),
+    ("ports_blind", "perceiver", "vmapped over examples"),
+    ("ports_blind", "siamese", "a gradient through the target"),
+    ("ports_blind", "siamese", "a view compared with itself"),
+    ("ports_blind", "siamese", "labels one place on"),
+    ("ports_blind", "siamese", "no temperature"),
+    ("ports_blind", "swin", "shifted windows not masked"),
+    ("ports_blind", "tcn", "dilations of one"),
+    ("ports_blind", "vae", "mean of the squares"),
+    ("ports_blind", "vae", "transposed kernels not flipped"),
+    ("ports_blind", "vae", "no gradient to the encoder"),
+)
+"""Ports that are judged in seconds, of many families, styles and causes."""
 PORTS = [
     pytest.param(
         case,
@@ -39,6 +62,13 @@ def test_a_right_port_agrees_and_a_wrong_one_does_not(case):
         assert error > 1e-4
     else:
         assert error <= (1e-5 if case.float32 else 1e-9)
+
+
+@pytest.mark.parametrize(("folder", "family", "name"), NAMED)
+def test_a_fault_is_named_in_its_layer(folder, family, name):
+    (case,) = [case for case in load(folder)[family] if case.name == name]
+    row = benchmark.run(case, "loaded")
+    assert benchmark.verdict(row) == ("named" if case.faults else "silent"), row["reported"]
 
 
 @pytest.mark.parametrize("case", PORTS)

@@ -19,6 +19,8 @@ from jaxformer.porting.sides import TorchSide
 
 EXACT = 1e-9
 """A mistake that leaves no more than this of all outputs explains everything."""
+SHOWING = 1e-3
+"""A module's output shows its fault if it differs by this share of the located difference."""
 _TOGETHER = (
     ("qkv-order", r"q|k|v|query|key|value|in_proj|qkv|c_attn"),
     ("gate-swap", r"gate|up|w1|w3|wi_0|wi_1|gate_proj|up_proj"),
@@ -151,7 +153,10 @@ class Explainer:
             first, word = self.named[kind]
             return Explanation(word, f"the same operations as in {first}", healed)
         try:
-            cause = name_cause(module, location.owner, inputs, theirs, ports, context=context)
+            cause = name_cause(
+                module, location.owner, inputs, theirs, ports,
+                context=context, least=SHOWING * location.error,
+            )  # fmt: skip
             if cause is None:
                 cause, healed = self.stretched(module, location, inputs), {}
         except UNFIT:  # a module that cannot be recorded

@@ -155,14 +155,24 @@ class Search:
         self.pair()
 
     def find(self, number: int, region: set[int]) -> tuple[int, Layout] | None:
-        """The place of the port where this value makes values behind it agree again."""
+        """The place of the port where this value makes values behind it agree again.
+
+        In the layout in which most do: what is computed number by number agrees in each.
+        """
         behind = self.behind(number, region)
+        layouts: dict[int, list[Layout]] = {}
         for place, layout in self.candidates(number, region):
-            healed = layout.apply(self.recording.values[number].array)
-            changed = self.changed({place: healed})
-            if self.agreeing(place, behind, changed):
-                return place, layout
+            layouts.setdefault(place, []).append(layout)
+        for place, several in layouts.items():
+            scores = [self.score(place, number, layout, behind) for layout in several]
+            if max(scores):
+                return place, several[scores.index(max(scores))]
         return None
+
+    def score(self, place: int, number: int, layout: Layout, behind: list[int]) -> int:
+        """How many values behind agree if a place holds a PyTorch value in a layout."""
+        healed = layout.apply(self.recording.values[number].array)
+        return self.agreeing(place, behind, self.changed({place: healed}))
 
     def find_missing(self, number: int, region: set[int]) -> dict[tuple[int, int], Layout]:
         """The uses of an operation's input that should be of its output: it is missing."""

@@ -11,6 +11,7 @@ from jaxformer.porting.causes.sites import (
     Site,
     Variant,
     behind_layout,
+    leaf_of,
     tensor,
 )
 
@@ -91,9 +92,15 @@ def is_number_product(graph: Graph, call: Call) -> bool:
 
 
 def left_out(graph: Graph) -> Iterable[Site]:
-    """A multiplication by a number that is left out."""
+    """A multiplication by a number or by a parameter that is left out."""
     for call, _ in _multiplications(graph):
         yield Site(call.owner, {"not scaled": {call.index: Node(lambda x: x, (call.refs[0],))}})
+    for call in graph.named("mul"):
+        for x, gain in (call.refs, call.refs[::-1]) if len(call.refs) == 2 else ():
+            leaf = leaf_of(graph, gain)
+            if leaf is not None and leaf.name == "parameter":
+                alone = {call.index: Node(lambda x: x, (x,))}
+                yield Site(call.owner, {"not scaled by a parameter": alone})
 
 
 def _multiplications(graph: Graph) -> Iterator[tuple[Call, float]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jaxformer.porting.causes.graph import Edits, Graph, tensors_of
+from jaxformer.porting.causes.graph import Edits, Graph, equal, tensors_of
 from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import Mutant, Number, mutants
 from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
@@ -70,6 +70,7 @@ def name_cause(
     port: Any,
     *,
     context: Context | None = None,
+    least: float = FLOOR,
 ) -> Cause | None:
     """The fault that makes the module `name` of `model` give the port's output, or None.
 
@@ -80,9 +81,10 @@ def name_cause(
         theirs: its output, a tensor or a structure of tensors.
         port: the port's values in the layout of `theirs`, None where there is none.
         context: the whole model, which is searched if the module itself shows no cause.
+        least: outputs that differ by less show nothing.
     """
     with _one_thread():
-        return _name_cause(model, name, inputs, theirs, port, context)
+        return _name_cause(model, name, inputs, theirs, port, context, least)
 
 
 def name_stretch(
@@ -122,10 +124,16 @@ def _one_thread() -> Iterator[None]:
 
 
 def _name_cause(
-    model: nn.Module, name: str, inputs: Inputs, theirs: Any, port: Any, context: Context | None
+    model: nn.Module,
+    name: str,
+    inputs: Inputs,
+    theirs: Any,
+    port: Any,
+    context: Context | None,
+    least: float,
 ) -> Cause | None:
     graph = record(model.get_submodule(name) if name else model, inputs)
-    cause = explain(graph, theirs, port, name)
+    cause = explain(graph, theirs, port, name, least=least)
     if cause is None and context is not None and name:
         whole = record(model, context.inputs)
         own = type(model.get_submodule(name)).__name__
@@ -136,14 +144,19 @@ def _name_cause(
             (parent or "the model", {parent}),
             (f"every {own}", alike),
         ):
-            cause = explain(whole, context.theirs, context.port, place, owners)
+            cause = explain(whole, context.theirs, context.port, place, owners, least)
             if cause is not None:
                 return cause
     return cause
 
 
 def explain(
-    graph: Graph, theirs: Any, port: Any, place: str = "", owners: Iterable[str] | None = None
+    graph: Graph,
+    theirs: Any,
+    port: Any,
+    place: str = "",
+    owners: Iterable[str] | None = None,
+    least: float = FLOOR,
 ) -> Cause | None:
     """The fault of `graph` under which its outputs are those of the port, or None.
 
@@ -153,12 +166,13 @@ def explain(
         port: what the port has instead.
         place: its name, for the evidence.
         owners: if given, only calls of these modules, or of modules inside them, are changed.
+        least: outputs that differ by less show nothing.
     """
     target = _target(graph, theirs, port)
     if target is None:
         return None
     before = target.error(graph.evaluate({}))
-    if not before > FLOOR:
+    if not before > least:
         return None
     found: list[tuple[float, int, str, str]] = []
     order = 0
@@ -293,9 +307,7 @@ def _target(graph: Graph, theirs: Any, port: Any) -> _Target | None:
         for i, ref in enumerate(graph.outputs):
             value = graph.value(ref)
             if i not in taken and value.shape == tensor.shape:
-                close = torch.allclose(
-                    value.double(), tensor.detach().double(), rtol=1e-6, atol=1e-9, equal_nan=True
-                )
+                close = equal(value, tensor.detach())
                 if close:
                     taken.add(i)
                     pairs.append((i, tensor.detach(), found))
