@@ -1,6 +1,7 @@
 """Faults of kernels, biases and padding: transposed, flipped, left out."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -137,6 +138,9 @@ def missing_bias(graph: Graph) -> Iterable[Site]:
                         call.index: _without_part(call, n, part)
                     }
             leaf = leaf_of(graph, bias)
+            kind = re.search(r"bias_(ih|hh)_l", leaf.label) if leaf is not None else None
+            if kind is not None:  # of all layers and directions together
+                variants[f"no {kind[0]}"] = variants["no bias"]
             yield Site(call.owner if leaf is None else leaf.label or call.owner, variants)
         elif call.name in ("add", "sub") and len(call.refs) == 2:
             for ref, other in (call.refs, call.refs[::-1]):

@@ -11,6 +11,7 @@ from jaxformer.porting.causes.sites import (
     LAYOUT,
     Site,
     attentions,
+    descends,
     tensor,
 )
 
@@ -185,6 +186,54 @@ def head_order_of_kernels(graph: Graph) -> Iterable[Site]:
                 columns=torch.arange(weight.size(1)).view(a, b).flip(0).reshape(-1),
             )
         yield Site(call.owner, variants)
+
+
+def heads_in_the_last_axis(graph: Graph) -> Iterable[Site]:
+    """Width before heads, both where the projections are split and where the heads are merged."""
+    for product in {a.product.index: a.product for a in attentions(graph) if a.product}.values():
+        inside = [c for c in graph.named("linear") if f"{c.owner}.".startswith(product.owner)]
+        before = [call for call in inside if descends(graph, product, call)]
+        after = [call for call in inside if descends(graph, call, product)][:1]
+        if not before or not after:
+            continue
+        D = graph.value(after[0].kwargs["weight"]).size(1)
+        variants: dict[str, Edits] = {}
+        for a, b in factors(D):
+            order = torch.arange(D).view(a, b).T.reshape(-1)
+            edits = dict(linear_with(graph, after[0].index, columns=order))
+            for call in before:
+                parts = graph.value(call.kwargs["weight"]).size(0) // D
+                rows = torch.cat([order + i * D for i in range(parts)])
+                edits |= linear_with(graph, call.index, rows=rows)
+            variants[f"{b} heads in the last axis"] = edits
+        yield Site(product.owner, variants)
+
+
+def fused_by_group(graph: Graph) -> Iterable[Site]:
+    """Rows of a fused projection by kind (all queries, keys, values) for by group, or the reverse.
+
+    A group is the queries that share a key and a value: (G, H / G + 2, K) rows, G = H without
+    sharing.
+    """
+    for attention in attentions(graph):
+        scores = attention.scores
+        K = graph.value(scores.refs[0]).size(-1)
+        H = scores.value.size(1) if scores.value.dim() == 4 else 0
+        for call in graph.named("linear") if H else ():
+            rows = graph.value(call.kwargs["weight"]).size(0)
+            G, odd = divmod(rows // K - H, 2)
+            if rows % K or odd or G < 1 or H % G or not descends(graph, scores, call):
+                continue
+            heads = torch.arange(rows).view(-1, K)
+            kinds = (heads[:H].view(G, -1, K), heads[H : H + G, None], heads[H + G :, None])
+            by_kind = torch.cat(kinds, dim=1).reshape(-1)
+            variants = {
+                "fused by kind, not by group": linear_with(graph, call.index, rows=by_kind),
+                "fused by group, not by kind": linear_with(
+                    graph, call.index, rows=torch.argsort(by_kind)
+                ),
+            }
+            yield Site(call.owner, variants)
 
 
 def last_layout(graph: Graph, ref: Ref) -> bool:

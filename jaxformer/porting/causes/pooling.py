@@ -43,6 +43,10 @@ def _reductions(dim: object, keepdim: bool) -> dict[str, Callable[[Tensor], Tens
         "root of the number of tokens": lambda x: (
             x.sum(dims, keepdim=keepdim) / _count(x, dims) ** 0.5
         ),
+        "mean of what is not hidden": lambda x: (
+            torch.nan_to_num(x, neginf=0.0).sum(dims, keepdim=keepdim)
+            / torch.isfinite(x).sum(dims, keepdim=keepdim)
+        ),
         "one token less": lambda x: x.sum(dims, keepdim=keepdim) / (_count(x, dims) - 1),
     }
 
@@ -95,6 +99,17 @@ def pooling(graph: Graph) -> Iterable[Site]:
                 for name, function in _reductions(axis, False).items()
             }
             yield Site(call.owner, variants)
+    for call in graph.named("getitem", "gather"):
+        data = call.data
+        y = tensor(graph, call.ref)
+        tokens = tensor(graph, data) if data is not None else None
+        if data is None or tokens is None or y is None or len(call.refs) < 2:
+            continue
+        if tokens.dim() == 3 and y.numel() == tokens[:, 0].numel():
+            last: Edits = {
+                call.index: Node(lambda x, s=tuple(y.shape): x[:, -1].reshape(s), (data,))
+            }
+            yield Site(call.owner, {"the last token, padding or not": last})
     for call in graph.live:
         if "pool" in call.name:
             yield Site(call.owner, _windows(graph, call))
@@ -250,17 +265,6 @@ def padded_pooling(graph: Graph) -> Iterable[Site]:
             ),
         )
         yield Site(call.owner, {"padding counted": {call.index: node}})
-    for call in graph.named("getitem", "gather"):
-        data = call.data
-        y = tensor(graph, call.ref)
-        tokens = tensor(graph, data) if data is not None else None
-        if data is None or tokens is None or y is None or len(call.refs) < 2:
-            continue
-        if tokens.dim() == 3 and y.numel() == tokens[:, 0].numel():
-            last: Edits = {
-                call.index: Node(lambda x, s=tuple(y.shape): x[:, -1].reshape(s), (data,))
-            }
-            yield Site(call.owner, {"the last token, padding or not": last})
 
 
 def _is_mask(value: Tensor) -> bool:
