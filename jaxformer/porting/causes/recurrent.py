@@ -110,6 +110,15 @@ def _through(graph: Graph, ref: Ref) -> tuple[Call, object] | None:
     return None
 
 
+def way_back(graph: Graph) -> Iterable[Site]:
+    """The outputs of the direction from the end to the start, left in the order of its steps."""
+    for call in graph.named("flip"):
+        steps = call.data
+        if steps is not None and graph[steps].name == "stack":
+            turned = {call.index: Node(lambda x: x, (steps,))}
+            yield Site("", {"the way back left reversed": turned})
+
+
 def padded_steps(graph: Graph) -> Iterable[Site]:
     """Steps beyond the end of a sequence that change its state."""
     padded: dict[int, Node] = {}

@@ -276,6 +276,16 @@ def wrong_source(graph: Graph) -> Iterable[Site]:
             yield Site(call.owner, variants)
 
 
+def one_row(graph: Graph) -> Iterable[Site]:
+    """One row of an embedding for every token: all of the first type, of the first position."""
+    for call in graph.named("embedding"):
+        if len(graph.value(call.kwargs["input"]).unique()) > 1:
+            first = graph.changed(
+                call, lambda input, call=call, **rest: call.function(input=input * 0, **rest)
+            )
+            yield Site(call.owner, {"the first row for all": {call.index: first}})
+
+
 def _named(graph: Graph, ref: Ref) -> str:
     call = graph[ref]
     block = next((b for b in graph.blocks if b.output == ref and b.name), None)
