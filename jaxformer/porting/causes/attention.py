@@ -214,6 +214,8 @@ def _index_faults(graph: Graph) -> Iterator[Site]:
         ids = graph.value(index)
         if ids.dtype == torch.bool or ids.dim() < 1 or not ids.numel():
             continue
+        if graph[index].name == "input":  # tokens or their types
+            continue
         flat = ids.double()
         square = ids.dim() >= 2 and ids.size(-1) == ids.size(-2)
         side = math.isqrt(ids.numel())

@@ -203,8 +203,8 @@ def heads_in_the_last_axis(graph: Graph) -> Iterable[Site]:
             edits = dict(linear_with(graph, after[0].index, columns=order))
             for call in before:
                 parts = graph.value(call.kwargs["weight"]).size(0) // D
-                rows = torch.cat([order + i * D for i in range(parts)])
-                edits |= linear_with(graph, call.index, rows=rows)
+                rows = [order + i * D for i in range(parts)]
+                edits |= linear_with(graph, call.index, rows=torch.cat(rows) if rows else None)
             variants[f"{b} heads in the last axis"] = edits
         yield Site(product.owner, variants)
 
