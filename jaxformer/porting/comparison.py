@@ -144,7 +144,8 @@ class Comparison:
                 self.rounded.append(location)
                 explanation = None
             else:
-                yield self.fault(location, explanation)
+                for owner in (explanation and explanation.owners) or (location.owner,):
+                    yield self.fault(dataclasses.replace(location, owner=owner), explanation)
             search.heal(location, explanation.healed if explanation else {})
 
     def fault(self, location: Location, explanation: Explanation | None) -> Fault:

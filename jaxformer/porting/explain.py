@@ -36,6 +36,8 @@ class Explanation:
     evidence: str
     healed: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     residual: float = 0.0
+    owners: tuple[str, ...] = ()
+    """The modules inside the located one in which the fault is, if that is known."""
 
 
 class Explainer:
@@ -43,7 +45,7 @@ class Explainer:
 
     def __init__(self, original: TorchSide, search: Search, inputs: tuple[Sequence[Any], dict]):
         self.original, self.search = original, search
-        self.named: dict[tuple, tuple[str, str]] = {}
+        self.named: dict[tuple, tuple[str, str, tuple[str, ...]]] = {}
         pairs = search.outputs
         self.inputs = inputs
         values = search.recording.values
@@ -150,8 +152,9 @@ class Explainer:
         operations = tuple(values[i].function for i in location.region)
         kind = (re.sub(r"\d+", "*", location.owner), operations)
         if kind in self.named:
-            first, word = self.named[kind]
-            return Explanation(word, f"the same operations as in {first}", healed)
+            first, word, owners = self.named[kind]
+            owners = tuple(location.owner + name.removeprefix(first) for name in owners)
+            return Explanation(word, f"the same operations as in {first}", healed, owners=owners)
         try:
             cause = name_cause(
                 module, location.owner, inputs, theirs, ports,
@@ -163,8 +166,10 @@ class Explainer:
             return None
         if cause is None:
             return None
-        self.named[kind] = location.owner, cause.word
-        return Explanation(cause.word, cause.evidence, healed, cause.residual)
+        owners = tuple(name for name in cause.owners if name.startswith(location.owner))
+        owners = () if location.owner in owners else owners
+        self.named[kind] = location.owner, cause.word, owners
+        return Explanation(cause.word, cause.evidence, healed, cause.residual, owners)
 
     def stretched(self, module: Any, location: Location, inputs: Inputs) -> Cause | None:
         """A mistake between the values that the port has right and the located one."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jaxformer.porting.causes.graph import Edits, Graph, equal, tensors_of
 from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import Mutant, Number, mutants
-from jaxformer.porting.causes.table import GENERAL, SPECIFIC, Row
+from jaxformer.porting.causes.table import GENERAL, OWN, SPECIFIC, Row
 from jaxformer.porting.layouts import EXTREME
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
@@ -51,6 +51,8 @@ class Cause(NamedTuple):
     """The smallest such error of any fault with another word; inf if there is none."""
     evidence: str
     """The fault in words, with the errors before and after, and other words that fit as well."""
+    owners: tuple[str, ...] = ()
+    """The modules in which it is, by their names in the recorded one."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,15 @@ def name_stretch(
         graph = record(model.get_submodule(name) if name else model, inputs)
         stretch = graph.stretch([torch.from_numpy(x) for x in known], torch.from_numpy(theirs))
         port = np.where(np.abs(theirs) < EXTREME, port, theirs)  # what a mask fills in is no fault
-        return explain(stretch, torch.from_numpy(theirs), port, name) if stretch else None
+        found = explain(stretch, torch.from_numpy(theirs), port, name) if stretch else None
+        return _within(found, name)
+
+
+def _within(cause: Cause | None, name: str) -> Cause | None:
+    """A cause in a module, with the names that its places have in the model."""
+    if cause is None or not name:
+        return cause
+    return cause._replace(owners=tuple(f"{name}.{owner}".strip(".") for owner in cause.owners))
 
 
 @contextlib.contextmanager
@@ -133,7 +143,7 @@ def _name_cause(
     least: float,
 ) -> Cause | None:
     graph = record(model.get_submodule(name) if name else model, inputs)
-    cause = explain(graph, theirs, port, name, least=least)
+    cause = _within(explain(graph, theirs, port, name, least=least), name)
     if cause is None and context is not None and name:
         whole = record(model, context.inputs)
         own = type(model.get_submodule(name)).__name__
@@ -175,6 +185,7 @@ def explain(
     if not before > least:
         return None
     found: list[tuple[float, int, str, str]] = []
+    planted: dict[int, Edits] = {}
     order = 0
     for rows in (SPECIFIC, GENERAL):
         count, explained, more = 0, False, 0
@@ -193,26 +204,43 @@ def explain(
                 break
             order += 1
             try:
-                error, what = _tried(graph, target, mutant, before)
+                error, what, edits = _tried(graph, target, mutant, before)
             except UNFIT:
                 continue
             if error < before:
                 found.append((error, order, word, what))
-                explained = explained or error <= _limit(before)
+                if error <= _limit(before):
+                    explained, planted[order] = True, edits
         for error, word, what in _directly(target):
             order += 1
             found.append((error, order, word, what))
-        cause = _winner(found, before, place)
-        if cause is not None:
-            return cause
+        winner = _winner(found, before, place)
+        if winner is not None:
+            order, cause = winner
+            if cause.word not in OWN or order not in planted:
+                return cause
+            return cause._replace(owners=_owners(graph, target, planted[order], _limit(before)))
     return None
 
 
-def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tuple[float, str]:
-    """The error of a mutant and what it is, with its number if it has one."""
+def _owners(graph: Graph, target: "_Target", edits: Edits, limit: float) -> tuple[str, ...]:
+    """The modules without whose edits the port's output is not reached."""
+    found = dict.fromkeys(graph[index].owner for index in edits if index < len(graph.calls))
+    for owner in list(found):
+        rest = {i: e for i, e in edits.items() if i >= len(graph.calls) or graph[i].owner != owner}
+        if len(found) > 1 and target.error(graph.evaluate(rest)) <= limit:
+            edits = rest
+            del found[owner]
+    return tuple(found)
+
+
+def _tried(
+    graph: Graph, target: "_Target", mutant: Mutant, before: float
+) -> tuple[float, str, Edits]:
+    """The error of a mutant, what it is and its edits, with its number if it has one."""
     edits = mutant.edits
     if not isinstance(edits, Number):
-        return target.error(graph.evaluate(edits)), mutant.what
+        return target.error(graph.evaluate(edits)), mutant.what, edits
     make = edits.make
 
     def at(u: float) -> Tensor | None:
@@ -237,7 +265,7 @@ def _tried(graph: Graph, target: "_Target", mutant: Mutant, before: float) -> tu
         if not norm(moved) < best or not low < u + step < high:
             break
         u, residual, best = u + step, moved, norm(moved)
-    return best, f"{mutant.what} {math.exp(u):.5g}"
+    return best, f"{mutant.what} {math.exp(u):.5g}", make(math.exp(u))
 
 
 def _all_mutants(graph: Graph, rows: Iterable[Row]) -> Iterator[tuple[str, Mutant]]:
@@ -352,13 +380,15 @@ def _limit(before: float) -> float:
     return min(ROUNDING, VANISHED * before)
 
 
-def _winner(found: list[tuple[float, int, str, str]], before: float, place: str) -> Cause | None:
+def _winner(
+    found: list[tuple[float, int, str, str]], before: float, place: str
+) -> tuple[int, Cause] | None:
     explaining = sorted(f for f in found if f[0] <= _limit(before))
     if not explaining:
         return None
     best = explaining[0][0]
     equal = [f for f in explaining if f[0] <= EQUALLY * best + FLOOR]
-    error, _, word, what = min(equal, key=lambda f: f[1])
+    error, order, word, what = min(equal, key=lambda f: f[1])
     others = list(dict.fromkeys(f[2] for f in equal if f[2] != word))
     left = [f for f in found if f[2] != word and f not in equal]
     runner_up, _, second, _ = min(left, default=(math.inf, 0, "", ""))
@@ -368,4 +398,4 @@ def _winner(found: list[tuple[float, int, str, str]], before: float, place: str)
         evidence += f"; next {second}, {runner_up:.1e}"
     if others:
         evidence += f"; {', '.join(others)} would explain it too"
-    return Cause(word, error, runner_up, evidence)
+    return order, Cause(word, error, runner_up, evidence)

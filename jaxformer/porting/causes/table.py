@@ -106,3 +106,24 @@ GENERAL = (
     Row("precision", kernels.precision),
 )
 """Tried where none of those explains the difference: they say less, or are many."""
+
+OWN = frozenset(
+    [
+        "activation",
+        "activation-missing",
+        "activation-slope",
+        "batch-statistics",
+        "bias-missing",
+        "conv-padding",
+        "dilation",
+        "epsilon",
+        "gelu",
+        "groups",
+        "kernel-layout",
+        "norm-axis",
+        "norm-gain",
+        "norm-statistics",
+        "transposed-kernel",
+    ]
+)
+"""Words of an operation that is wrong by itself: the module that has it is at fault."""
