@@ -85,6 +85,21 @@ def test_a_text_that_the_tokenizer_loses_has_no_bits_per_byte(run, tmp_path, mon
     assert "bits per byte" not in summarise(dataclasses.replace(run, data=lossy), tmp_path / "run")
 
 
+def test_another_text_that_the_tokenizer_loses_has_none_either(run, tmp_path, monkeypatch):
+    measured = []
+
+    def lost_share(tokenizer, texts):
+        measured.extend(texts)
+        return 0.25
+
+    monkeypatch.setattr(evaluate, "lost_share", lost_share)
+    other = tmp_path / "other.txt"
+    other.write_text("Flasche an Élise!\n", encoding="utf-8")
+    figures = figures_of(tmp_path, tmp_path / "run", "--data.path", other)
+    assert (figures["split"], figures["bits_per_byte"]) == ("other", None)
+    assert measured == ["Flasche an Élise!\n"]
+
+
 def test_it_scores_the_training_split_too(run, tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--split", "train"])
     assert f"{len(run.data.train) - 1:,} tokens" in capsys.readouterr().out
@@ -208,6 +223,18 @@ def test_moved_pairs_are_the_same_and_others_are_scored_as_a_whole(pairs_run, tm
     said = capsys.readouterr().out
     assert said.startswith("other data")
     assert "of 5 pairs" in said
+
+
+def test_other_pairs_longer_than_the_context_are_refused(pairs_run, tmp_path, capsys):
+    words = ["evaluate", str(pairs_run / "run")]
+    for side, word in (("source", "one"), ("target", "eins")):
+        lines = "".join(f"{word * count}\n" for count in range(1, 8))
+        (tmp_path / side).write_text(lines, encoding="utf-8")
+        words += [f"--data.{side}", str(tmp_path / side)]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "the longest pair has 29 tokens" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_not_a_run_is_refused(tmp_path, capsys):

@@ -157,6 +157,12 @@ def test_white_space_around_a_sentence_is_ignored(translated, same):
     assert translated(same) == translated("abc\n")
 
 
+def test_a_byte_order_mark_within_the_input_is_a_character(translated):
+    out, err, status = translated("abc\n\ufeffabc\n")
+    assert (out, status) == (f"{translated('abc')[0]}\n", 2)
+    assert re.match(r"line 2: .*ufeff", err)
+
+
 def test_no_input_prints_nothing(translated):
     assert translated("") == ("", "", 0)
 

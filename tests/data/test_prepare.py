@@ -55,6 +55,14 @@ def test_the_share_of_text_that_a_tokenizer_loses_is_measured_and_told(file, cac
     assert prepare(dataclasses.replace(data, val_fraction=0.5), cache).lost == 0
 
 
+@pytest.mark.parametrize("text", ["the cat 漢漢漢漢漢漢", "漢漢漢漢漢漢 the cat"])
+def test_the_text_of_both_sides_counts_as_lost(text, file, cache, tmp_path):
+    save_tokenizer(lossy_tokenizer(), tmp_path / "lossy.json")
+    file.write_text(text, encoding="utf-8")
+    data = DataConfig(path=file, tokenizer=str(tmp_path / "lossy.json"), val_fraction=0.5)
+    assert prepare(data, cache).lost == 6 / 14
+
+
 @pytest.mark.parametrize("kind", ["bytes", "characters", "bpe", "file"])
 def test_a_tokenizer_that_gives_back_every_text_loses_nothing(kind, file, cache, tmp_path):
     save_tokenizer(BPETokenizer.train([TEXT], 270), tmp_path / "own.json")

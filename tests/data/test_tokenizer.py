@@ -268,6 +268,15 @@ def test_a_long_word_is_learned_from_in_parts():
             assert learned.decode(learned.encode(text[:997])) == text[:997]
 
 
+@pytest.mark.parametrize("train", [BPETokenizer.train, BPETokenizer.train_on_sentences])
+@pytest.mark.parametrize("character", "x ")
+def test_no_token_is_longer_than_a_part_of_a_long_word(train, character):
+    longest = module.LONGEST_WORD
+    learned = train([character * (4 * longest)], 281)
+    lengths = [len(learned.decode([token])) for token in range(learned.vocab_size)]
+    assert longest // 2 <= max(lengths) <= longest
+
+
 @given(st.lists(st.sampled_from(["a" * 7, "b", " ", "\n", "\u2003" * 5, "é!" * 4, "\x1c" * 9])))
 @few
 def test_words_are_cut_only_where_they_are_too_long(parts):

@@ -173,6 +173,17 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(language
     assert "is a GPT, not a Transformer" in said
 
 
+def test_a_run_whose_config_was_changed_by_hand_gives_no_weights(language, tmp_path):
+    config, run_dir = language
+    changed = shutil.copytree(run_dir, tmp_path / "changed")
+    text = (changed / "config.json").read_text(encoding="utf-8")
+    text = text.replace('"num_heads": 2', '"num_heads": 4')
+    (changed / "config.json").write_text(text, encoding="utf-8")
+    model = dataclasses.replace(config.model, num_heads=4)
+    said = refusal(dataclasses.replace(config, init_from=changed, model=model), tmp_path)
+    assert "--model.num-heads 4 (the run has 2)" in said
+
+
 def test_a_run_of_another_tokenizer_gives_no_weights_but_its_tokenizer(language, tmp_path):
     config, run_dir = language
     config = dataclasses.replace(config, init_from=run_dir, steps=1)

@@ -208,6 +208,13 @@ def test_a_run_without_an_optimizer_is_a_run(imported):
     assert run.evaluate()["loss"] == pytest.approx(np.log(256), rel=0.05)  # it knows nothing
 
 
+def test_a_run_without_an_optimizer_knows_its_tokenizer(imported):
+    run_dir, *_ = imported
+    save_tokenizer(CharTokenizer("abc"), run_dir / directory.TOKENIZER)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
+        load_run(run_dir)
+
+
 def test_a_run_without_an_optimizer_is_not_resumed(imported):
     run_dir, config, _ = imported
     before = snapshot(run_dir / directory.CHECKPOINTS)

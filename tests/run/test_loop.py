@@ -162,11 +162,16 @@ def test_a_run_directory_that_cannot_hold_checkpoints_is_refused_at_once(config,
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_directory_that_is_the_directory_of_its_text_is_refused(config, tmp_path):
+@pytest.mark.parametrize("name", ["", "runs/.."])
+def test_a_run_directory_that_is_the_directory_of_its_text_is_refused(
+    config, tmp_path, monkeypatch, name
+):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    data = dataclasses.replace(config.data, path=tmp_path)
-    with pytest.raises(UserError, match="--run-dir"):
-        train(dataclasses.replace(config, data=data), RunOptions(run_dir=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=tmp_path))
+    for run_dir in (tmp_path / name, Path(name)):
+        with pytest.raises(UserError, match="--run-dir"):
+            train(config, RunOptions(run_dir=run_dir))
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 

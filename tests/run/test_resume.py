@@ -1,6 +1,7 @@
 """Resuming: what must be the same is compared and named, what may change is kept."""
 
 import dataclasses
+import hashlib
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from jaxformer.config import (
     RunOptions,
     TextPairsConfig,
 )
+from jaxformer.data.tokenizer import CharTokenizer
 from jaxformer.errors import UserError
 from jaxformer.models.functional import flat_params
 from jaxformer.models.stacked import is_stacked
 from jaxformer.parity.bounds import FLOAT32_LOSSES
-from jaxformer.run import resume
+from jaxformer.run import directory, resume
 from jaxformer.run.load import load_run
 from jaxformer.run.loop import train
 from jaxformer.tasks.config_io import load_config
@@ -172,3 +174,6 @@ def test_a_tokenizer_of_another_run_is_refused(config, run_dir):
     # Other words for the same rules, or the file that was trained with: either is the run's own.
     (run_dir / "tokenizer.json").write_bytes(own + b"\n")
     load_run(run_dir)
+    (run_dir / "tokenizer.json").write_bytes(own)
+    described_otherwise = CharTokenizer("ABC")  # as another version of the library may
+    directory.check_tokenizer(run_dir, described_otherwise, hashlib.sha256(own).hexdigest())

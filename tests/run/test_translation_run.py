@@ -220,6 +220,16 @@ def test_a_context_that_is_too_short_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_held_out_pair_longer_than_the_context_is_refused(tmp_path):
+    """No pair of validation files is dropped: its first evaluation would end the run."""
+    config, held_out = text_config(tmp_path), tmp_path / "long.txt"
+    held_out.write_text("line 1 " * 7 + "\nline 2\n", encoding="utf-8")
+    data = dataclasses.replace(config.data, val_source=held_out, val_target=held_out)
+    with pytest.raises(UserError, match="longest pair has 49 tokens, more than model"):
+        train(dataclasses.replace(config, data=data), RunOptions(run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_vocabulary_without_room_for_the_special_tokens_is_refused(tmp_path):
     model = dataclasses.replace(MODEL, vocab_size=6)
     with pytest.raises(UserError, match="vocab-size 6 is less than the tokenizer's 7"):

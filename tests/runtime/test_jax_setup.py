@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jaxformer.errors import UserError
-from jaxformer.runtime.jax_setup import start_jax
+from jaxformer.runtime.jax_setup import OF_THE_COMPILER, OF_THE_RUN, settings, start_jax
 
 START = """
 from jaxformer.cli.arguments import run_command
@@ -26,6 +26,10 @@ run_command("p", main)
         ("numpy_dtype_promotion", "strict"),
         ("transfer_guard", "disallow"),
         ("transfer_guard_host_to_device", "disallow_explicit"),
+        ("transfer_guard_device_to_host", "disallow"),
+        ("transfer_guard_device_to_device", "disallow"),
+        ("no_tracing", True),
+        ("no_execution", True),
     ],
 )
 def test_a_mode_that_forbids_what_the_models_do_is_refused(setting, value):
@@ -35,6 +39,24 @@ def test_a_mode_that_forbids_what_the_models_do_is_refused(setting, value):
     ):
         start_jax()
     start_jax()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "names"),
+    [
+        ("jax_default_prng_impl", "rbg", OF_THE_RUN),
+        ("jax_random_seed_offset", 7, OF_THE_RUN),
+        ("jax_disable_jit", True, OF_THE_COMPILER),
+    ],
+)
+def test_a_run_notes_what_changes_its_numbers(name, value, names):
+    """Random keys of another kind or seed draw other numbers, functions not compiled round them."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        assert settings(*names).get(name.upper()) == value
+    finally:
+        jax.config.update(name, before)
 
 
 def test_a_device_that_is_not_there_is_refused_even_without_a_reason(monkeypatch):

@@ -183,7 +183,10 @@ def test_signals_that_come_together_are_one(
     assert interrupt.exit_status == 143
 
 
-@pytest.mark.parametrize("number", signals.ENDING)
+OF_SYSTEMS = ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "XCPU")
+
+
+@pytest.mark.parametrize("number", [signal.Signals[f"SIG{name}"] for name in OF_SYSTEMS])
 def test_every_signal_that_ends_is_noted(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with PreemptionGuard() as interrupt:
