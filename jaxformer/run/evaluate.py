@@ -133,8 +133,14 @@ def moved(run: "Run", places: Mapping[str, Path]) -> Any:
 
 
 def is_other(run: "Run", places: Mapping[str, Path], fingerprint: Callable[[], str]) -> bool:
-    """Whether places were given that hold other data than the run learned from."""
-    return bool(places) and run.data_fingerprint != fingerprint()
+    """Whether places were given that hold other data than the run learned from.
+
+    Data that cannot be divided as the run's were, since they are too few, are others.
+    """
+    try:
+        return bool(places) and run.data_fingerprint != fingerprint()
+    except UserError:
+        return True
 
 
 def other(split: Split) -> str:

@@ -196,11 +196,18 @@ def _user_error_in(error: BaseException) -> UserError | None:
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Path, str)
-    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str, value, _)))
+    converter.register_structure_hook(Path, _path)
     for number in (int, float, bool, str):
         converter.register_structure_hook(number, functools.partial(_strict, number))
     converter.register_structure_hook_func(lambda hint: hint == Remat, _remat)
     return converter
+
+
+def _path(value: Any, hint: Any) -> Path:
+    """An empty one would be the working directory."""
+    if value == "":
+        raise ValueError("is empty")
+    return Path(_strict(str, value, hint))
 
 
 def _remat(value: Any, _: Any) -> Remat:

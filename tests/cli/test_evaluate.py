@@ -237,6 +237,20 @@ def test_other_pairs_longer_than_the_context_are_refused(pairs_run, tmp_path, ca
     assert "the longest pair has 29 tokens" in capsys.readouterr().err
 
 
+def test_one_other_pair_is_scored(pairs_run, tmp_path, capsys):
+    """It is too few to be divided, so it cannot be what the run learned from."""
+    words = ["evaluate", str(pairs_run / "run")]
+    for side, word in (("source", "one"), ("target", "eins")):
+        (tmp_path / side).write_text(f"{word}\n", encoding="utf-8")
+        words += [f"--data.{side}", str(tmp_path / side)]
+    main(words)
+    assert "other data than those the run learned from" in capsys.readouterr().out
+    (tmp_path / "source").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
 def test_a_directory_that_is_not_a_run_is_refused(tmp_path, capsys):
     for name in ("nothing", "."):
         with pytest.raises(SystemExit) as stop:

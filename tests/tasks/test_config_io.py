@@ -105,6 +105,12 @@ def test_any_json_is_a_config_or_a_refusal(value):
             with_values(CONFIG, file)
 
 
+def test_an_empty_path_is_not_the_working_directory(tmp_path):
+    part = write(tmp_path / "part.json", '{"data": {"path": ""}}')
+    with pytest.raises(UserError, match=r'data\.path is "": give a path'):
+        with_values(CONFIG, part)
+
+
 def test_differences_name_flags_but_not_the_mesh_nor_how_attention_is_computed():
     other = dataclasses.replace(
         CONFIG,
