@@ -126,10 +126,14 @@ class Comparison:
         """
         explainer = Explainer(self.original, search, self.given.torch)
         found = list(self.located_faults(search, explainer))
-        if len(grouped(found)) > 1:
-            word = explainer.whole()
-            if word is not None:
-                return [fault for fault in found if fault.cause == word] or found
+        if len(grouped(found)) > 1 or any(fault.cause is None for fault in found):
+            cause = explainer.whole()
+            if cause is not None:
+                named = [fault for fault in found if fault.cause == cause.word]
+                return named or [
+                    dataclasses.replace(fault, cause=cause.word, evidence=cause.evidence)
+                    for fault in found
+                ]
         return found
 
     def located_faults(self, search: Search, explainer: Explainer) -> Iterator[Fault]:

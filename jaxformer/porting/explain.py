@@ -184,7 +184,7 @@ class Explainer:
                 return cause
         return None
 
-    def whole(self) -> str | None:
+    def whole(self) -> Cause | None:
         """The one mistake that explains all outputs of the model, if there is one."""
         module = self.original.module
         if module is None:
@@ -193,7 +193,7 @@ class Explainer:
             cause = name_cause(module, "", self.inputs, self.theirs, self.ports)
         except UNFIT:  # a module that cannot be recorded
             return None
-        return cause.word if cause is not None and cause.residual <= EXACT else None
+        return cause if cause is not None and cause.residual <= EXACT else None
 
     def call(self, location: Location) -> Call | None:
         """The call of the module in which the value was made."""

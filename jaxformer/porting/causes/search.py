@@ -217,7 +217,7 @@ def explain(
         winner = _winner(found, before, place)
         if winner is not None:
             order, cause = winner
-            if cause.word not in OWN or order not in planted:
+            if rows is GENERAL or cause.word not in OWN or order not in planted:
                 return cause
             return cause._replace(owners=_owners(graph, target, planted[order], _limit(before)))
     return None
