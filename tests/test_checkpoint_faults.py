@@ -2,12 +2,16 @@
 
 import errno
 import gc
+import logging
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -199,6 +203,52 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_step(
         assert restore(tmp_path, abstract(small_state(0)), 1)[1].skipped == ()
         writer.save(3, small_state(3), {})  # room was made
     assert restore(tmp_path, abstract(small_state(0)))[1].step == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EDQUOT, "make room"),
+        (errno.EFBIG, "make room"),
+        (errno.EACCES, "mend that"),
+    ],
+)
+def test_room_is_asked_for_only_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        monkeypatch.setattr(manifest, "write", failing)
+        with pytest.raises(UserError, match=f"{advice} and resume"):
+            save_and_wait(writer)
+
+
+def test_the_settings_of_tensorstore_are_left_out() -> None:
+    error = OSError('No space left on device [tensorstore_spec=\'{"driver": "ocdbt"}\']')
+    assert checkpoint.layout.brief(error) == "No space left on device"
+
+
+def test_reads_that_end_after_a_failed_load_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    with checkpoint.reader._late_reads_silenced():
+        pass
+    assert sys.unraisablehook == shown.append
+    with pytest.raises(UserError), checkpoint.reader._late_reads_silenced():
+        raise UserError("a failed load")
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+    for error in (late, other):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))  # type: ignore[arg-type]
+    assert [lost.exc_value for lost in shown] == [other]
+
+
+def test_of_the_logs_orbax_alone_is_silenced(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("asyncio")
+    logger.error("Task exception was never retrieved: /site-packages/orbax/checkpoint.py")
+    logger.error("Task exception was never retrieved: /their/own.py")
+    assert [record.getMessage()[-14:] for record in caplog.records] == [" /their/own.py"]
 
 
 @pytest.mark.parametrize("made_anew", [False, True])

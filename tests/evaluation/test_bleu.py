@@ -62,6 +62,11 @@ def test_chinese_is_scored_by_characters_and_foreign_words():
     assert score(CHINESE, CHINESE).bleu == pytest.approx(100)
 
 
+def test_what_was_translated_does_not_choose_how_it_is_scored():
+    assert "|tok:zh|" in score(["The weather is fine."], CHINESE[:1]).signature
+    assert "|tok:13a|" in score(CHINESE[:1], ["The weather is fine."]).signature
+
+
 JAPANESE = ("昨日、東京で新しい映画を見ました。", "カタカナのテスト")
 THAI = ("วันนี้อากาศดีมาก", "เขาไปโรงเรียน")
 KOREAN = ("오늘은 날씨가 아주 좋습니다.",)
