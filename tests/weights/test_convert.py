@@ -142,6 +142,7 @@ LAYOUTS = {
     ],
     "bert": [
         lambda t: t | {"bert.pooler.dense.weight": EYE, "cls.seq_relationship.bias": EYE[0]},
+        lambda t: t | {"cls.seq_relationship.weight": EYE},
         lambda t: t | {"bert.embeddings.position_ids": np.arange(3)[None]},
         lambda t: renamed(renamed(t, "Norm.weight", "Norm.gamma"), "Norm.bias", "Norm.beta"),
         lambda t: again(again(t, WORDS, f"{HEAD}.weight"), BIAS, f"{HEAD}.bias"),

@@ -87,6 +87,15 @@ def test_a_model_in_several_files_is_read_by_its_index(tmp_path: Path):
     }
 
 
+def test_what_an_index_does_not_name_is_not_read(tmp_path: Path):
+    """A tensor that is left from another division of the model lies in a part as well."""
+    weight_map = saved_in_parts(tmp_path)
+    one = next(iter(weight_map))
+    rest = {name: part for name, part in weight_map.items() if name != one}
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": rest}), encoding="utf-8")
+    assert set(load_tensors(tmp_path / "index.json")) == set(rest)
+
+
 def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path: Path):
     weight_map = saved_in_parts(tmp_path)
     index = tmp_path / "index.json"
