@@ -23,3 +23,7 @@ def test_examples_are_the_first_ones_then_wrong_ones_of_the_rest():
 def test_no_example_is_shown_twice():
     shown = lines(("a", "b", "c", "d"), 3)
     assert len(shown) == len(set(shown)) == 4
+
+
+def test_a_translation_in_other_letters_is_wrong():
+    assert lines(("eins", "zwei", "Drei", "vier"), 2)[2:] == ["three → Drei (not drei)"]
