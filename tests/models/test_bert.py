@@ -26,7 +26,7 @@ def toy():
 def test_the_largest_model_gives_logits_of_every_token_and_position():
     config = BERT_PRESETS["bert-large"]
     graphdef, shapes = abstract_model(Bert, config)
-    tokens = jax.ShapeDtypeStruct((3, 512), int)
+    tokens = jax.ShapeDtypeStruct((3, 512), "int32")
     out = jax.eval_shape(lambda p, t: merge(graphdef, p)(t), shapes, tokens)
     assert out.shape == (3, 512, 30_522)
 
