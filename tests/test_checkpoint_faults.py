@@ -239,8 +239,9 @@ def test_reads_that_end_after_a_failed_load_are_silent(monkeypatch: pytest.Monke
     with pytest.raises(UserError), checkpoint.reader._late_reads_silenced():
         raise UserError("a failed load")
     late, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+    hook: Any = sys.unraisablehook
     for error in (late, other):
-        sys.unraisablehook(SimpleNamespace(exc_value=error))  # type: ignore[arg-type]
+        hook(SimpleNamespace(exc_value=error))
     assert [lost.exc_value for lost in shown] == [other]
 
 
