@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jaxformer.porting.causes import (
     activations,
     attention,
+    convolutions,
     kernels,
     layout,
     masks,
@@ -76,8 +77,8 @@ SPECIFIC = (
     Row("router-normalisation", pooling.router),
     Row("padding", pooling.padded_pooling),
     Row("pooling", pooling.pooling),
-    Row("conv-padding", kernels.conv_padding),
-    Row("dilation", kernels.other_dilation),
+    Row("conv-padding", convolutions.conv_padding),
+    Row("dilation", convolutions.other_dilation),
     Row("transposed-kernel", kernels.transposed_kernel),
     Row("qkv-order", parts.qkv_order),
     Row("qkv-order", layout.fused_by_group),
