@@ -27,6 +27,7 @@ from jaxformer.config import (
     OptimizerConfig,
     RunConfig,
 )
+from jaxformer.runtime.memory import keep_freed_memory
 from jaxformer.sharding.mesh import make_mesh
 from jaxformer.tasks.language_modeling import language_spec
 from jaxformer.tasks.program import build
@@ -82,6 +83,7 @@ def jaxformer(
     model: str, config: dict[str, Any], batch_size: int, length: int, steps: int, **_: Any
 ) -> Work:
     """The train step of a run on one device."""
+    keep_freed_memory()  # as a run does
     run = run_config(model, MODELS[model][0](**config), batch_size, length)
     program = build(spec_of(run), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     state = program.state_of(draw(model, run.model))
