@@ -18,7 +18,6 @@ from jaxformer.config.models import (
     AttentionImplementation,
     BertConfig,
     BlockConfig,
-    DType,
     GPTConfig,
     Initializer,
     ModelConfig,
@@ -26,6 +25,7 @@ from jaxformer.config.models import (
     Remat,
     TransformerConfig,
 )
+from jaxformer.config.precision import PRECISIONS, DType, Precision
 from jaxformer.config.training import (
     RUN_CONFIGS,
     CheckpointConfig,
@@ -47,6 +47,7 @@ from jaxformer.config.training import (
 __all__ = [
     "BERT_PRESETS",
     "GPT_PRESETS",
+    "PRECISIONS",
     "RUN_CONFIGS",
     "TRANSFORMER_PRESETS",
     "Activation",
@@ -71,6 +72,7 @@ __all__ = [
     "NumbersConfig",
     "NumbersTranslationConfig",
     "OptimizerConfig",
+    "Precision",
     "Remat",
     "RunConfig",
     "RunOptions",

@@ -13,12 +13,12 @@ from jaxformer.config.checks import (
     Probability,
     check_fields,
 )
+from jaxformer.config.precision import PRECISIONS, DType, Precision
 from jaxformer.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
-DType = Literal["float32", "bfloat16", "float64"]
 Remat = Literal["none", "dots", "full"]
 AttentionImplementation = Literal["auto", "plain", "query_blocks", "flash", "blockwise"]
 
@@ -57,7 +57,8 @@ class BlockConfig:
     init_std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights; of the embeddings alone under Xavier."""
     dtype: DType = "float32"
-    """Type of activations and matrix products; softmax, norms and loss stay in float32 or wider."""
+    """Type of activations and matrix products, the name of a policy of `PRECISIONS`: of bfloat16,
+    parameters, softmax, norms and loss are float32."""
     remat: Remat = "none"
     """What the backward pass computes again instead of keeping it: nothing, all of each block but
     the results of its matrix products with parameters (`dots`), or all of each block (`full`)."""
@@ -71,9 +72,14 @@ class BlockConfig:
         return self.width // self.num_heads
 
     @property
+    def precision(self) -> Precision:
+        """The types of parameters, activations, logits and reductions."""
+        return PRECISIONS[self.dtype]
+
+    @property
     def param_dtype(self) -> str:
-        """Type the parameters are kept in: float32 unless the model computes in float64."""
-        return "float64" if self.dtype == "float64" else "float32"
+        """Type the parameters are kept in."""
+        return self.precision.params
 
     @property
     def residual_init_std(self) -> float:

@@ -42,6 +42,7 @@ from jaxformer.config import BeamConfig, TransformerConfig
 from jaxformer.decoding.prompts import pad_sources, validate_sources
 from jaxformer.errors import UserError
 from jaxformer.layers.cache import DecoderCache, KVCache
+from jaxformer.layers.precision import reduction_dtype, upcast
 from jaxformer.models.functional import merge
 
 
@@ -175,7 +176,7 @@ def init_beams(
 ) -> Beams:
     """One live row, the empty one, for each sentence; none where max_length is 0."""
     B, W = len(max_length_B), width
-    none_BW = jnp.full((B, W), -jnp.inf, jnp.promote_types(dtype, jnp.float32))
+    none_BW = jnp.full((B, W), -jnp.inf, reduction_dtype(dtype))
     tokens = jnp.full((B, W, length + 1), specials.padding, jnp.int32)
     tokens = tokens.at[:, :, 0].set(specials.start)
     return Beams(
@@ -221,7 +222,7 @@ def add_slots(ancestry_BWS: Bool[Array, "B W S"], step: Int[Array, ""]) -> Bool[
 
 def log_probabilities(logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
     """log softmax, in float32 or wider."""
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return jax.nn.log_softmax(upcast(logits))
 
 
 def allowed_tokens(

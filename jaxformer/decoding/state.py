@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxformer.config import GPTConfig, SamplingConfig
 from jaxformer.decoding.sampling import gumbel_noise, select_token
 from jaxformer.layers.cache import KVCache, init_cache
+from jaxformer.layers.precision import upcast
 from jaxformer.models.functional import merge
 
 
@@ -190,5 +191,5 @@ def sample_token(
     steps: Int[Array, "..."] | int,
 ) -> Int[Array, " B"]:
     """The next token of each row, its noise drawn in the logits' type, float32 or wider."""
-    logits_BV = logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
+    logits_BV = upcast(logits_BV)
     return select_token(logits_BV, seen_BV, sampling, gumbel_noise(keys_B, steps, logits_BV))

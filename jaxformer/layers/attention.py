@@ -24,6 +24,7 @@ from jaxformer.layers.dropout import dropout, fold_path
 from jaxformer.layers.flash_attention import flash_attention, widest_flash_head
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import Mask, as_mask, dense_mask
+from jaxformer.layers.precision import reduction_dtype
 
 
 def attention(
@@ -87,7 +88,7 @@ def _attend(
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B H L K"], Float[Array, "B H L M"]]:
     """Heads first, which is how matrix products of a batch are computed."""
-    wide = jnp.promote_types(q_BHLK.dtype, jnp.float32)
+    wide = reduction_dtype(q_BHLK.dtype)
     scores = jnp.einsum("BHLK,BHMK->BHLM", q_BHLK, k_BHMK, preferred_element_type=wide)
     scores = scores / math.sqrt(q_BHLK.shape[-1])
     if mask is None:

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.layers.masks import Mask, as_mask
+from jaxformer.layers.precision import reduction_dtype
 
 BLOCK = 128
 """Queries and keys of a block."""
@@ -83,7 +84,7 @@ def _forward(block: int, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Arra
                 so_far, scores, may_attend(mask, i, j, block), take_block(v, j, block)
             )
 
-        zero = jnp.zeros((*q_i.shape[:3], 1), scores_type(q))
+        zero = jnp.zeros((*q_i.shape[:3], 1), reduction_dtype(q.dtype))
         start = Softmax(zero + jnp.finfo(zero.dtype).min, zero, zero * q_i)
         seen = lax.fori_loop(0, end_of_keys(mask, i, num_keys), of_keys, start)
         # A query without any key has normaliser 0: its output is 0.
@@ -97,7 +98,7 @@ def _forward(block: int, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Arra
 def _backward(block: int, saved: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, mask, out, log_sum_exp = saved
     num_queries, num_keys = q.shape[2] // block, k.shape[2] // block
-    wide = scores_type(q)
+    wide = reduction_dtype(q.dtype)
     delta = (d_out.astype(wide) * out).sum(axis=-1, keepdims=True)
     product = functools.partial(jnp.einsum, preferred_element_type=wide)
 
@@ -161,13 +162,8 @@ def scores_gradient(weights: Array, d_weights: Array, delta: Array) -> Array:
 
 def block_scores(q: Float[Array, "B H l K"], k: Float[Array, "B H m K"]) -> Float[Array, "B H l m"]:
     """q k^T / sqrt(K) in float32 or wider."""
-    scores = jnp.einsum("BHLK,BHMK->BHLM", q, k, preferred_element_type=scores_type(q))
+    scores = jnp.einsum("BHLK,BHMK->BHLM", q, k, preferred_element_type=reduction_dtype(q.dtype))
     return scores / math.sqrt(q.shape[-1])
-
-
-def scores_type(q: Array) -> Any:
-    """Of the scores and of all sums: float32 or wider."""
-    return jnp.promote_types(q.dtype, jnp.float32)
 
 
 def may_attend(

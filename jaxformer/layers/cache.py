@@ -33,7 +33,12 @@ def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCach
     """N caches of `length` slots for each of `batch_size` rows, all zero."""
     shape = (batch_size, config.num_heads, length, config.head_width)
     blocks = range(config.num_layers)  # arrays of their own, since all may be donated
-    return [KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in blocks]
+    return [
+        KVCache(
+            jnp.zeros(shape, config.precision.compute), jnp.zeros(shape, config.precision.compute)
+        )
+        for _ in blocks
+    ]
 
 
 def write_cache(cache: KVCache, new: KVCache, positions: Int[Array, "#B L"]) -> KVCache:

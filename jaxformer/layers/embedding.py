@@ -18,7 +18,7 @@ class Embedding(nnx.Module):
         init = jax.nn.initializers.normal(config.init_std)
         shape = (num_embeddings, config.width)
         self.embedding = nnx.Param(init(rngs.params(), shape, config.param_dtype))
-        self.dtype = config.dtype
+        self.dtype = config.precision.compute
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """W[token]."""

@@ -78,7 +78,7 @@ class Linear(nnx.Module):
         bias = jnp.zeros(widths[1], config.param_dtype)
         has_bias = config.use_bias if use_bias is None else use_bias
         self.bias = nnx.Param(bias) if has_bias else None
-        self.dtype = config.dtype
+        self.dtype = config.precision.compute
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # One flat batch axis: XLA then forms the gradient of W without a transposing copy of x.

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxformer.config import BlockConfig
+from jaxformer.layers.precision import upcast
 
 
 def layer_norm(
@@ -17,7 +18,7 @@ def layer_norm(
 
     The variance is the mean of squared deviations: E[x²] - E[x]² cancels when |mean| >> std.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = upcast(x)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     y = centred / jnp.sqrt(variance + epsilon) * scale_D

@@ -24,7 +24,7 @@ class LearnedPositions(nnx.Module):
         init = jax.nn.initializers.normal(config.init_std)
         shape = (length, config.width)
         self.embedding = nnx.Param(init(rngs.params(), shape, config.param_dtype))
-        self.dtype = config.dtype
+        self.dtype = config.precision.compute
 
     def __call__(self, positions: Int[Array, "*B L"]) -> Float[Array, "*B L D"]:
         return self.embedding[...].astype(self.dtype)[positions]

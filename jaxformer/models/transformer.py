@@ -134,7 +134,7 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """dropout(sqrt(D) W[token] + PE[position]) (sections 3.4, 3.5 and 5.4)."""
         T, D = self.config.context_length, self.config.width
-        table = jnp.asarray(sinusoidal_positions(T, D), self.config.dtype)
+        table = jnp.asarray(sinusoidal_positions(T, D), self.config.precision.compute)
         x_BLD = math.sqrt(D) * embed(tokens_BL) + table[positions]
         return dropout(x_BLD, self.config.dropout_rate, dropout_key)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jaxformer.errors import UserError
+from jaxformer.layers.precision import reduction_dtype
 
 
 def average(params_list: Iterable[PyTree[Array]]) -> PyTree[Array]:
@@ -40,7 +41,7 @@ def average(params_list: Iterable[PyTree[Array]]) -> PyTree[Array]:
 
 def _upcast(x: Array) -> Array:
     # A copy in any case: the mean is updated in place.
-    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
+    return jnp.array(x, reduction_dtype(x.dtype), copy=True)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.layers.masks import require_boolean
+from jaxformer.layers.precision import upcast
 
 SumAndCount = tuple[Float[Array, ""], Int[Array, ""]]
 """A loss, or 1 for what is right, summed over the tokens that count, and their number."""
@@ -98,11 +99,6 @@ def _at_targets_tangent(
 ) -> tuple[Array, Array]:
     is_target_BLV = jnp.arange(primals[0].shape[-1]) == primals[1][..., None]
     return at_targets(*primals), jnp.where(is_target_BLV, tangents[0], 0.0).sum(axis=-1)
-
-
-def upcast(logits_BLV: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
-    """The logits in float32 or wider."""
-    return logits_BLV.astype(jnp.promote_types(logits_BLV.dtype, jnp.float32))
 
 
 def masked_sum(losses_BL: Float[Array, "B L"], mask_BL: Bool[Array, "B L"]) -> SumAndCount:

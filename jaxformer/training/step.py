@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxformer.config import SpikeConfig
 from jaxformer.layers.dropout import step_key
+from jaxformer.layers.precision import reduction_dtype
 from jaxformer.models.functional import merge
 from jaxformer.training.loss import SumAndCount
 from jaxformer.training.objectives import Objective
@@ -98,7 +99,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = None if dropout is None else step_key(dropout, state.step)
 
-        loss_type = jnp.promote_types(jax.tree.leaves(state.params)[0].dtype, jnp.float32)
+        loss_type = reduction_dtype(jax.tree.leaves(state.params)[0].dtype)
 
         def slice_sums(index: Int[Array, ""] | int, part: Any) -> tuple:
             part_key = None if key is None else slice_key(key, index)
