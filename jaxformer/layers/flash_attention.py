@@ -1,7 +1,7 @@
 """Attention by cuDNN's fused kernels on NVIDIA GPUs (Dao et al. 2022), in bfloat16 or float16.
 
-Forward and backward never have an array of L x M. The kernels take a causal flag and the lengths of
-the rows; a dense mask they would read as such an array.
+Forward and backward never have an array of L x M. The kernels take a causal flag, a window and the
+lengths of the rows; a dense mask they would read as such an array.
 """
 
 from typing import Literal
@@ -16,8 +16,8 @@ from jaxformer.layers.masks import Mask
 
 def flash_attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BMHK: Float[Array, "B M H K"],
-    v_BMHK: Float[Array, "B M H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    v_BMGK: Float[Array, "B M G K"],
     mask: Mask,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B L H K"]:
@@ -38,9 +38,10 @@ def flash_attention(
     attended = None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32)
     out_BLHK = jax.nn.dot_product_attention(
         q_BLHK,
-        k_BMHK,
-        v_BMHK,
+        k_BMGK,
+        v_BMGK,
         is_causal=mask.causal,
+        local_window_size=None if mask.window is None else (mask.window - 1, 0),
         key_value_seq_lengths=attended,
         implementation=kernel,
     )
