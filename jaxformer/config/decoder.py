@@ -56,7 +56,7 @@ class DecoderConfig(ModelConfig):
 
     num_kv_heads: PositiveInt
     """G, the number of key-value heads; each serves H / G query heads."""
-    head_width: PositiveInt
+    head_width: Annotated[int, Bounds(4)]
     """K, the width of a head: even; H K need not be the width of the model."""
     activation: Activation = "silu"
     """The nonlinearity of the MLP's gate: `silu` makes it SwiGLU, `gelu_tanh` or `gelu` GeGLU."""
@@ -66,7 +66,7 @@ class DecoderConfig(ModelConfig):
     """Whether the output of each sub-layer is normalised too, before it is added (Gemma 2)."""
     qk_norm: bool = False
     """Whether each head's queries and keys are normalised before they are rotated (Qwen 3)."""
-    rope_base: PositiveFloat = 10_000.0
+    rope_base: Annotated[float, Bounds(1, low_open=True)] = 10_000.0
     """theta, whose powers are the wavelengths of the rotary positions over 2 pi."""
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     sliding_window: PositiveInt | None = None

@@ -16,6 +16,7 @@ from jaxformer.config.checks import (
     check_fields,
 )
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.decoder import DecoderConfig
 from jaxformer.config.models import GPTConfig, ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
 
@@ -135,11 +136,9 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageConfig(RunConfig):
-    """A run of a GPT on text."""
+class TextRunConfig(RunConfig):
+    """A run of a language model on text; the kinds differ in their model."""
 
-    kind = "gpt"
-    model: GPTConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     batch_size: PositiveInt = 12
@@ -154,6 +153,22 @@ class LanguageConfig(RunConfig):
                 f"batch-size {self.batch_size} is not divisible by accumulation "
                 f"{self.accumulation}: choose a batch size that is a multiple of it"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TextRunConfig):
+    """A run of a GPT on text."""
+
+    kind = "gpt"
+    model: GPTConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderLanguageConfig(TextRunConfig):
+    """A run of a decoder of today's parts on text."""
+
+    kind = "decoder"
+    model: DecoderConfig
 
 
 LossKind = Literal["cross_entropy", "kl"]
@@ -206,6 +221,7 @@ RUN_CONFIGS: Mapping[str, type[RunConfig]] = {
     config.kind: config
     for config in (
         LanguageConfig,
+        DecoderLanguageConfig,
         TextTranslationConfig,
         NumbersTranslationConfig,
         CopyTranslationConfig,

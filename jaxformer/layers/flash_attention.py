@@ -34,7 +34,7 @@ def flash_attention(
             "--model.attention auto"
         )
     lengths = mask.lengths_B
-    # A row without keys would get the mean of V: it is computed as a row of length 1.
+    # A query without keys would get the mean of V. A row without any is computed as of length 1.
     attended = None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32)
     out_BLHK = jax.nn.dot_product_attention(
         q_BLHK,
@@ -47,7 +47,11 @@ def flash_attention(
     )
     if lengths is None:
         return out_BLHK
-    return jnp.where((lengths > 0)[:, None, None, None], out_BLHK, 0.0)
+    first_key_L = 0 * jnp.arange(1)
+    if mask.window is not None:
+        first_key_L = jnp.maximum(jnp.arange(q_BLHK.shape[1]) + 1 - mask.window, 0)
+    has_key_BL = lengths[:, None] > first_key_L
+    return jnp.where(has_key_BL[:, :, None, None], out_BLHK, 0.0)
 
 
 def widest_flash_head(device: jax.Device) -> int:

@@ -48,6 +48,7 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
             attention that its devices do not have.
     """
     check_heads(spec.config.model.num_heads, mesh)
+    check_heads(spec.config.model.num_kv_heads, mesh, "model.num-kv-heads")
     require_attention(spec.config.model, mesh.devices.flat[0])
     config, optimizer = spec.config, spec.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))

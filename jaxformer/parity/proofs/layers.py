@@ -6,8 +6,8 @@ to every parameter. Options (activation, placement of the norms, bias) are field
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -351,32 +351,3 @@ def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
             for masks, rate in rates
         ),
     ]
-
-
-class Layer(NamedTuple):
-    """One layer: its proofs, and the names under which a bug in it is located."""
-
-    proofs: tuple[Proof, ...]
-    named: str
-    """A regular expression, of the layer alone and as a part of any model."""
-
-
-LAYERS: Mapping[str, Layer] = {
-    "masks": Layer((prove_masks,), "masks"),
-    "positions": Layer((prove_positions,), "positions"),
-    "sinusoidal_positions": Layer((prove_sinusoid,), "sinusoidal_positions"),
-    "layer_norm": Layer((prove_layer_norm, prove_layer_norm_far), r"(.*[._])?norm"),
-    "dropout": Layer((prove_dropout,), "dropout"),
-    "attention": Layer(
-        (prove_attention_function, prove_attention),
-        r"attention_function|(.*\.)?(self_)?attention(\..*)?",
-    ),
-    "query_blocks_attention": Layer((prove_query_blocks_attention,), "query_blocks_attention"),
-    "blockwise_attention": Layer((prove_blockwise_attention,), "blockwise_attention"),
-    "flash_attention": Layer((prove_flash_attention,), "flash_attention"),
-    "cross_attention": Layer((prove_cross_attention,), r"(.*\.)?cross_attention(\..*)?"),
-    "mlp": Layer((prove_mlp,), r"(.*\.)?mlp(\..*)?"),
-    "block": Layer((prove_block,), r"(encoder\.)?blocks\.\d+"),
-    "decoder_block": Layer((prove_decoder_block,), r"decoder\.blocks\.\d+"),
-}
-"""The layers that can be proven alone, by the name of `jaxformer parity --layer`."""
