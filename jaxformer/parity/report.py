@@ -13,6 +13,7 @@ from jaxformer.parity.bugs import decoder as bugs_decoder
 from jaxformer.parity.bugs import decoding as bugs_decoding
 from jaxformer.parity.bugs import gpt as bugs_gpt
 from jaxformer.parity.bugs import layers as bugs_layers
+from jaxformer.parity.bugs import muon as bugs_muon
 from jaxformer.parity.bugs import training as bugs_training
 from jaxformer.parity.bugs import transformer as bugs_transformer
 from jaxformer.parity.bugs import translation as bugs_translation
@@ -76,6 +77,7 @@ MODELS: Mapping[str, tuple[Subject, ...]] = {
         decoder.proofs,
         losses.proofs,
         optimizers.proofs,
+        optimizers.muon_proofs,
         training.decoder_proofs,
         decoder.decoding_proofs,
     ),
@@ -109,7 +111,12 @@ BUGS: Mapping[str, tuple[Bug, ...]] = {
         *bugs_beam.BUGS,
     ),
     "bert": (*SHARED_BUGS, *bugs_bert.BUGS, *bugs_training.ADAMW_BUGS),
-    "decoder": (*SHARED_BUGS, *bugs_decoder.BUGS, *bugs_training.ADAMW_BUGS),
+    "decoder": (
+        *SHARED_BUGS,
+        *bugs_decoder.BUGS,
+        *bugs_training.ADAMW_BUGS,
+        *bugs_muon.BUGS,
+    ),
 }
 """The bugs planted in what is proven of each model."""
 

@@ -61,9 +61,9 @@ def relative_error(ours: Any, theirs: Any, true_zero: bool = False) -> float:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
     difference, size = np.linalg.norm(np.ravel(a - b)), np.linalg.norm(np.ravel(b))
-    if true_zero:
-        size = max(size, 1.0)
-    return float(difference if size == 0.0 else difference / size)
+    if true_zero or size == 0.0:
+        size = np.maximum(size, 1.0)
+    return float(difference / size)
 
 
 def as_numpy(value: Any) -> np.ndarray:

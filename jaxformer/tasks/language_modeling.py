@@ -21,7 +21,7 @@ from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import next_token, next_token_accuracy
-from jaxformer.training.optimizer import adamw
+from jaxformer.training.optimizer import text_optimizer
 from jaxformer.weights.families import gpt2
 from jaxformer.weights.twin import TWIN
 
@@ -57,14 +57,14 @@ def language_task(config: TextRunConfig, mesh: Mesh) -> Task:
 
 
 def language_spec(config: TextRunConfig) -> TrainSpec:
-    """The config's model, cross-entropy of the next token, AdamW with a cosine schedule."""
+    """The config's model, cross-entropy of the next token, the config's optimizer and schedule."""
     return TrainSpec(
         config=config,
         model=MODELS[type(config.model)],
         objective=next_token,
         eval_objective=next_token,
         accuracy=next_token_accuracy,
-        optimizer=adamw(config.optimizer, config.steps),
+        optimizer=text_optimizer(config.optimizer, config.steps),
     )
 
 
@@ -86,6 +86,9 @@ def language_batch_shapes(config: TextRunConfig, mesh: Mesh) -> Sequence[Batch]:
     return [Batch(tokens, tokens, jax.ShapeDtypeStruct(shape, jnp.bool_))]
 
 
+DECAYS = {"cosine": "the cosine now ends", "stable": "the rate now decays to its floor"}
+"""What schedules do in a run of more steps."""
+
 LANGUAGE = Kind(
     command="sample",
     task=language_task,
@@ -94,6 +97,6 @@ LANGUAGE = Kind(
     flops=language_flops,
     batch_shapes=language_batch_shapes,
     tables=(TWIN, gpt2.HUGGING_FACE),
-    extended=lambda config: f"the cosine now ends at step {config.steps:,}",
+    extended=lambda config: f"{DECAYS[config.optimizer.schedule]} at step {config.steps:,}",
 )
 DECODER = dataclasses.replace(LANGUAGE, tables=(TWIN,))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer.config import BlockConfig, NormPlacement
 from jaxformer.layers import (
     attention,
     blocks,
@@ -235,7 +236,7 @@ def prove_block(case: Case) -> Comparison:
         key, keep = _dropout(case)
         return [case.to_jax(x), ours, key], [case.to_torch(x), theirs, keep]
 
-    return compare_pair(case, pair, inputs, "layer", f"{case.config.norm_placement}_block")
+    return compare_pair(case, pair, inputs, "layer", f"{placement_of(case)}_block")
 
 
 def prove_decoder_block(case: Case) -> Comparison:
@@ -254,8 +255,14 @@ def prove_decoder_block(case: Case) -> Comparison:
             [case.to_torch(x), case.to_torch(memory), theirs, their_memory, keep],
         )
 
-    layer = f"{case.config.norm_placement}_decoder_block"
+    layer = f"{placement_of(case)}_decoder_block"
     return compare_pair(case, pair, inputs, "layer", layer)
+
+
+def placement_of(case: Case) -> NormPlacement:
+    """Where the norms of a block of 2017 are."""
+    assert isinstance(case.config, BlockConfig)
+    return case.config.norm_placement
 
 
 def _hidden(case: Case) -> np.ndarray:

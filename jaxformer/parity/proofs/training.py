@@ -23,7 +23,7 @@ from jaxformer.parity.proofs.decoder import DECODER_PAIR, GEMMA2, MISTRAL
 from jaxformer.parity.proofs.decoder_layers import decoder_case
 from jaxformer.parity.proofs.gpt import GPT_PAIR
 from jaxformer.parity.proofs.losses import SMOOTHING
-from jaxformer.parity.proofs.optimizers import NOAM, OPTIMIZER, adam, adamw
+from jaxformer.parity.proofs.optimizers import MUON, NOAM, OPTIMIZER, adam, adamw, muon
 from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR, transformer_case
 from jaxformer.training import objectives
 from torchref.training import objectives as torch_objectives
@@ -92,7 +92,7 @@ GPT_TRAINING = TrainingPair(
     adamw(OPTIMIZER),
     "next_token",
 )
-DECODER_TRAINING = GPT_TRAINING._replace(models=DECODER_PAIR)
+DECODER_TRAINING = GPT_TRAINING._replace(models=DECODER_PAIR, optimizers=muon(MUON))
 TRANSFORMER_TRAINING = _translation("cross_entropy")
 TRANSFORMER_TRAINING_KL = _translation("kl")
 TRANSFORMER_VALIDATION = TRANSFORMER_TRAINING._replace(
