@@ -19,20 +19,22 @@ WINDOW = dataclasses.replace(TOY, sliding_window=3, num_layers=1)
 
 
 def made(config: DecoderConfig):
-    params = init_params(Decoder, dataclasses.replace(config, init_std=0.3), jax.random.key(0))
-    return merge(abstract_model(Decoder, config)[0], params)
+    return merge(abstract_model(Decoder, config)[0], drawn(config))
+
+
+def drawn(config: DecoderConfig):
+    return init_params(Decoder, dataclasses.replace(config, init_std=0.3), jax.random.key(0))
 
 
 def input_gradients(config: DecoderConfig, position: int) -> np.ndarray:
     """Gradient of one position's hidden state with respect to each token's embedding, (L, D)."""
-    model, tokens = made(config), jnp.arange(10)[None]
+    graphdef, params = abstract_model(Decoder, config)[0], drawn(config)
 
     def state(shift):
-        embed = model.embed_tokens
-        model.embed_tokens = lambda *arguments: embed(*arguments) + shift
-        hidden, _ = model.hidden(tokens)
-        del model.embed_tokens
-        return (hidden[0, position] ** 2).sum()
+        model = merge(graphdef, params)
+        table = model.embed
+        model.embed = lambda tokens: table(tokens) + shift
+        return (model.hidden(jnp.arange(10)[None])[0][0, position] ** 2).sum()
 
     return np.asarray(jax.grad(state)(jnp.zeros((1, 10, config.width))))[0]
 
