@@ -37,7 +37,7 @@ class Rotation(NamedTuple):
 
 def rotation(positions: Int[Array, "B L"], config: DecoderConfig) -> Rotation:
     """The cosines and sines of p f_i at these positions, times the scaling's attention factor."""
-    wide = jnp.promote_types(config.dtype, jnp.float32)
+    wide = config.precision.reductions
     frequencies_k = jnp.asarray(rotary_frequencies(config), wide)
     angles_BLk = positions[..., None].astype(wide) * frequencies_k
     factor = attention_factor(config)

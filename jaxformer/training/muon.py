@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxformer.layers.precision import upcast
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of one iteration: the steepest at 0 that leaves singular values between 0.7 and 1.2."""
 ITERATIONS = 5
@@ -58,9 +60,8 @@ def orthogonalize(m: Float[Array, "*N I O"]) -> Float[Array, "*N I O"]:
     It starts from m divided by its Frobenius norm, at least 1e-7; the iteration is of the smaller
     of m's two sides.
     """
-    wide = m.astype(jnp.promote_types(m.dtype, jnp.float32))
     is_tall = m.shape[-2] > m.shape[-1]
-    x = wide.mT if is_tall else wide
+    x = upcast(m.mT if is_tall else m)
     norm = jnp.sqrt(jnp.square(x).sum(axis=(-2, -1), keepdims=True))
     x = x / jnp.maximum(norm, 1e-7)
     a, b, c = COEFFICIENTS
