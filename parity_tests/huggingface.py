@@ -1,5 +1,9 @@
 """Shared by the tests against transformers' models: random sizes, random weights, their arrays."""
 
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
 import jax
 import numpy as np
 import torch
@@ -63,3 +67,20 @@ def assert_reads_in_both_directions(
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)
+
+
+@contextlib.contextmanager
+def wide() -> Iterator[None]:
+    """What transformers computes in float32 in a model of any type (norms, softmax, rotary
+    positions), it computes in float64; and the frequencies of models that are built here."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            mock.patch.object(torch, "float32", torch.float64),
+            mock.patch.object(torch, "float", torch.float64),
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(default)

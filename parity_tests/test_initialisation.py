@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
+from jaxformer.config import BertConfig, DecoderConfig, GPTConfig, TransformerConfig
 from jaxformer.models.functional import flat_params, init_params
 from jaxformer.parity.engine.model_pair import in_jax_names, twin_config
 from jaxformer.parity.proofs.bert import BERT_PAIR
+from jaxformer.parity.proofs.decoder import DECODER_PAIR
 from jaxformer.parity.proofs.gpt import GPT_PAIR
 from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR
 
@@ -32,6 +33,20 @@ MODELS = [
         id="transformer-separate",
     ),
     pytest.param(BERT_PAIR, BertConfig(**SIZES), id="bert"),
+    pytest.param(
+        DECODER_PAIR,
+        DecoderConfig(
+            **SIZES,
+            num_kv_heads=2,
+            head_width=48,
+            norm_unit_offset=True,
+            post_norms=True,
+            qk_norm=True,
+            attention_bias=True,
+            tie_embeddings=False,
+        ),
+        id="decoder",
+    ),
 ]
 
 

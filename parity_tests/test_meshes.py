@@ -8,7 +8,12 @@ from jaxformer.parity.bounds import SMALL_MODEL_STATE
 from jaxformer.parity.engine.cases import TINY, Case
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.engine.training_pair import begin, compare_steps
-from jaxformer.parity.proofs.training import GPT_TRAINING, TRANSFORMER_TRAINING_KL
+from jaxformer.parity.proofs.decoder_layers import decoder_case
+from jaxformer.parity.proofs.training import (
+    DECODER_TRAINING,
+    GPT_TRAINING,
+    TRANSFORMER_TRAINING_KL,
+)
 from jaxformer.parity.proofs.transformer import transformer_case
 from tests.meshes import EACH_MESH
 
@@ -32,6 +37,13 @@ def test_twenty_steps_of_a_transformer_on_a_mesh_are_the_twins(mesh):
     found = compare_steps(case, pair, "mesh", STEPS, "state", mesh=mesh)
     assert found.ok, [row for row in found.rows if not row.ok]
     assert max(row.error for row in found.rows) <= SMALL_MODEL_STATE
+
+
+@EACH_MESH
+def test_twenty_steps_of_a_decoder_by_muon_on_a_mesh_are_the_twins(mesh):
+    case = decoder_case(CASE, tie_embeddings=False)
+    found = compare_steps(case, DECODER_TRAINING, "mesh", STEPS, "state", mesh=mesh)
+    assert found.ok, [row for row in found.rows if not row.ok]
 
 
 def test_the_state_is_divided_over_the_mesh():

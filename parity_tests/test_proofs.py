@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
+from jaxformer.config import BertConfig, DecoderConfig, GPTConfig, TransformerConfig
 from jaxformer.models.functional import merge
 from jaxformer.parity.engine.cases import TINY, Case
-from jaxformer.parity.proofs import bert, gpt, layers, transformer
+from jaxformer.parity.proofs import bert, decoder, decoder_layers, gpt, layers, transformer
+from jaxformer.parity.proofs.named_layers import LAYERS
 from jaxformer.parity.report import MODELS, proofs_of
 
 LONG = ("prove_training", "prove_resume")
@@ -30,7 +31,7 @@ PROOFS = [
 ]
 WHOLE_MODELS = [
     pytest.param(proof, case, id=f"{proof.__name__.removeprefix('prove_')}-{place}")
-    for module in (gpt, transformer, bert)
+    for module in (gpt, transformer, bert, decoder)
     for place, (proof, case) in enumerate(module.proofs(Case(TINY, jit=False)))
 ]
 """Operation by operation: most shapes repeat."""
@@ -58,12 +59,13 @@ PROVEN_ELSEWHERE = {
     "scan_layers": "the twin has none: prove_scan, and tests/layers/test_stacks.py",
     "dropout_rate": "every proof of a whole model sets its own",
     "norm_epsilon": "each model has its own, and a planted bug takes another's",
+    "num_kv_heads": "sizes: a case of the decoder has one, and the layers' proofs have others",
     **dict.fromkeys(
         (
             "vocab_size", "context_length", "width", "num_heads", "mlp_width", "num_layers",
             "num_segments",
         ),
-        "sizes: test_gpt.py, test_transformer.py and test_bert.py draw them",
+        "sizes: test_gpt.py, test_transformer.py, test_bert.py and test_decoder.py draw them",
     ),
 }  # fmt: skip
 REFUSED = {("bert", "norm_placement"): {"pre"}}
@@ -77,7 +79,9 @@ def values_of(kind: object) -> set[object] | None:
     return set(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else None
 
 
-@pytest.mark.parametrize("module", [gpt, transformer, bert], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [gpt, transformer, bert, decoder], ids=lambda module: module.__name__
+)
 def test_every_option_of_a_model_is_proven_in_a_whole_model(module):
     """A new field of a config fails here until a case of these proofs has it: each of its choices,
     or two of its numbers."""
@@ -100,8 +104,9 @@ def test_every_option_of_a_model_is_proven_in_a_whole_model(module):
         (gpt, gpt.GPT_PAIR),
         (transformer, transformer.TRANSFORMER_PAIR),
         (bert, bert.BERT_PAIR),
+        (decoder, decoder.DECODER_PAIR),
     ],
-    ids=["gpt", "transformer", "bert"],
+    ids=["gpt", "transformer", "bert", "decoder"],
 )
 def test_every_choice_changes_the_model(module, pair):
     """Proofs cannot see an option that both sides ignore."""
@@ -122,15 +127,21 @@ def test_every_choice_changes_the_model(module, pair):
 
 
 def test_every_proof_of_a_layer_is_in_the_report_and_has_a_layer():
-    defined = {f for name, f in vars(layers).items() if name.startswith("prove_")}
-    subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
+    modules = {**vars(layers), **vars(decoder_layers)}
+    defined = {f for name, f in modules.items() if name.startswith("prove_")}
+    subjects = (
+        layers.proofs,
+        layers.position_proofs,
+        layers.transformer_proofs,
+        decoder_layers.proofs,
+    )
     cases = [Case(TINY, dtype, jit=False) for dtype in ("float64", "float32")]
     proven = [entry for subject in subjects for case in cases for entry in subject(case)]
     assert {proof for proof, _ in proven} == defined
-    assert {proof for layer in layers.LAYERS.values() for proof in layer.proofs} == defined
+    assert {proof for layer in LAYERS.values() for proof in layer.proofs} == defined
 
 
 def test_what_is_proven_elsewhere_is_still_there():
-    configs = (GPTConfig, TransformerConfig, BertConfig)
+    configs = (GPTConfig, TransformerConfig, BertConfig, DecoderConfig)
     fields = {field.name for config in configs for field in dataclasses.fields(config)}
     assert PROVEN_ELSEWHERE.keys() <= fields

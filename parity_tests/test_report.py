@@ -15,7 +15,8 @@ from jaxformer.errors import UserError
 from jaxformer.parity import report, show
 from jaxformer.parity.engine.comparison import Comparison
 from jaxformer.parity.progress import Progress
-from jaxformer.parity.proofs import layers
+from jaxformer.parity.proofs import decoder_layers, layers
+from jaxformer.parity.proofs.named_layers import LAYERS, Layer
 from jaxformer.porting.compare import Row
 
 CONTRACT = {"model", "layer", "quantity", "path", "dtype", "error", "bound", "ok"}
@@ -126,7 +127,7 @@ def test_only_the_bugs_of_the_model_are_planted(short, monkeypatch):
 
 
 def test_what_models_share_belongs_to_each_and_is_proven_and_planted_once():
-    for names in (["gpt"], ["transformer"], ["bert"], list(report.MODELS)):
+    for names in (["gpt"], ["transformer"], ["bert"], ["decoder"], list(report.MODELS)):
         planted, proven = report.bugs_of(names), list(report.proofs_of(names, "float64"))
         assert len({bug.name for bug in planted}) == len(planted)
         assert set(planted) == {bug for name in names for bug in report.BUGS[name]}
@@ -147,15 +148,20 @@ def test_what_models_share_belongs_to_each_and_is_proven_and_planted_once():
 def test_every_layer_has_proofs_and_bugs_of_its_own(model):
     for layer in report.layers_of([model]):
         proofs = {proof for _, (proof, _) in report.proofs_of([model], "float32", layer)}
-        assert proofs == set(layers.LAYERS[layer].proofs)
+        assert proofs == set(LAYERS[layer].proofs)
         assert report.bugs_of(report.MODELS, layer)
 
 
 def test_every_proof_of_a_single_layer_has_a_name():
-    subjects = (layers.proofs, layers.position_proofs, layers.transformer_proofs)
+    subjects = (
+        layers.proofs,
+        layers.position_proofs,
+        layers.transformer_proofs,
+        decoder_layers.proofs,
+    )
     case = report.Case(report.TINY, "float32", jit=False)
     proven = {proof for subject in subjects for proof, _ in subject(case)}
-    assert proven == {proof for layer in layers.LAYERS.values() for proof in layer.proofs}
+    assert proven == {proof for layer in LAYERS.values() for proof in layer.proofs}
 
 
 def test_one_layer_is_proven_with_its_bugs_alone(tmp_path, capsys):
@@ -169,8 +175,8 @@ def test_one_layer_is_proven_with_its_bugs_alone(tmp_path, capsys):
 
 
 def test_one_layer_out_of_bounds_is_status_1(monkeypatch, capsys):
-    broken = layers.Layer((failing,), "sinusoidal_positions")
-    monkeypatch.setitem(layers.LAYERS, "broken", broken)
+    broken = Layer((failing,), "sinusoidal_positions")
+    monkeypatch.setitem(LAYERS, "broken", broken)
     monkeypatch.setitem(report.MODELS, "gpt", (subject(failing),))
     status, out, _ = run_command(["--layer", "broken", "--dtype", "float64"], capsys)
     assert status == 1

@@ -1,6 +1,12 @@
 """Parameters and operations by closed formula, to compare with what is counted from shapes."""
 
-from jaxformer.config import BertConfig, BlockConfig, GPTConfig, TransformerConfig
+from jaxformer.config import (
+    BertConfig,
+    BlockConfig,
+    DecoderConfig,
+    GPTConfig,
+    TransformerConfig,
+)
 
 
 def layer_parameters(config: BlockConfig) -> tuple[int, int, int]:
@@ -32,6 +38,26 @@ def bert_parameters(config: BertConfig) -> int:
     embeddings = (config.vocab_size + config.context_length + config.num_segments) * D + norm
     head = D * D + int(config.use_bias) * D + norm + config.vocab_size
     return embeddings + config.num_layers * (attention + mlp + 2 * norm) + head
+
+
+def decoder_parameters(config: DecoderConfig) -> int:
+    """VD once or twice, N(2D HK + 2D GK + 3DF + biases and norms) and a final norm of D."""
+    D, F, H, G = config.width, config.mlp_width, config.num_heads, config.num_kv_heads
+    K = config.head_width
+    attention = 2 * D * H * K + 2 * D * G * K + 2 * K * config.qk_norm
+    attention += (H + 2 * G) * K * config.attention_bias + D * config.attention_out_bias
+    mlp = 3 * D * F + (2 * F + D) * config.mlp_bias
+    norms = (4 if config.post_norms else 2) * D
+    embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    return embeddings + config.num_layers * (attention + mlp + norms) + D
+
+
+def decoder_flops(config: DecoderConfig, rows: int, length: int) -> float:
+    """Of a batch (B, L): B L (6 (N (2D HK + 2D GK + 3DF) + DV) + 12 N HK L)."""
+    D, F, N, V = config.width, config.mlp_width, config.num_layers, config.vocab_size
+    queries, keys = (n * config.head_width for n in (config.num_heads, config.num_kv_heads))
+    products = N * (2 * D * (queries + keys) + 3 * D * F) + D * V
+    return rows * length * (6.0 * products + 12.0 * N * queries * length)
 
 
 def gpt_flops(config: GPTConfig, rows: int, length: int) -> float:

@@ -41,16 +41,11 @@ PRESETS = {
 def main(argv: list[str]) -> int:
     """Train by the flags and compare what came out with a bigram model and with xz."""
     config, options = parse_recipe(PRESETS, argv, __file__, __doc__)
-    from jaxformer.data.corpus import read_corpus
-    from jaxformer.evaluation.baselines import compare
     from jaxformer.run.loop import train
-    from jaxformer.run.summary import bits_per_byte, summarise
+    from jaxformer.run.summary import beside_baselines, summarise
 
     outcome = train(config, options)
-    if outcome.evaluation is not None and outcome.finished and not outcome.data.lost:
-        corpus = read_corpus(config.data)
-        print(compare(bits_per_byte(outcome), corpus.text("train"), corpus.text("val")))
-    print(summarise(outcome, options.run_dir))
+    print(beside_baselines(outcome) + summarise(outcome, options.run_dir))
     return outcome.exit_status
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # jax starts slowly: `--help` does without
     from jaxformer.run.load import Run
 
 DESCRIPTION = (
-    "Draw every layer's and head's attention weights. In a GPT the text attends to itself; in a "
-    "translation model the source to itself, the target to itself, and the target to the source. "
+    "Draw every layer's and head's attention weights. In a language model the text attends to "
+    "itself; in a translation model the source to itself, the target to itself, and the target to "
+    "the source. "
     "Prints the picture's path."
 )
 MAX_TOKENS = 64
@@ -54,19 +55,20 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parse(AttentionArguments, argv, "jaxformer attention", DESCRIPTION)
     require_extra("plot", "drawing")
-    from jaxformer.config import GPTConfig
+    from jaxformer.config import TextRunConfig
     from jaxformer.evaluation.attention_maps import draw_attention
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, **vars(arguments.checkpoint))
     path = arguments.output or arguments.run / "attention.png"
     check_output("--output", path)
-    if isinstance(run.config.model, GPTConfig):
+    if isinstance(run.config, TextRunConfig):
         if arguments.target is not None:
             raise UserError(
-                f"{arguments.run} is a GPT run, which has no target: leave out --target"
+                f"{arguments.run} is a {run.config.kind} run, which has no target: leave out "
+                "--target"
             )
-        stacks = gpt_stacks(run, arguments.text)
+        stacks = text_stacks(run, arguments.text)
     else:
         stacks = translation_stacks(run, arguments.text, arguments.target)
     draw_attention(stacks, path, f"{arguments.run.resolve().name}, step {run.step}")
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def gpt_stacks(run: "Run", text: str) -> "list[Stack]":
+def text_stacks(run: "Run", text: str) -> "list[Stack]":
     """The attention of a text to itself."""
     from jaxformer.evaluation.attention_maps import Stack, attention_weights, labels, layers_of
     from jaxformer.models.functional import merge

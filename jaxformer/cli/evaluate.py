@@ -9,7 +9,7 @@ import tyro
 
 from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.cli.outputs import json_output
-from jaxformer.config import BeamConfig, LanguageConfig, require_positive
+from jaxformer.config import BeamConfig, TextRunConfig, require_positive
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
@@ -27,7 +27,7 @@ class Places:
     """Where the run's data are now, or other data to score; by default where they were."""
 
     path: Path | None = None
-    """Text of a GPT's run: a file or a directory."""
+    """Text of a language model's run: a file or a directory."""
     source: Path | None = None
     """Sources of a run on text files."""
     target: Path | None = None
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, average=arguments.average, **vars(arguments.checkpoint))
-    require_used(arguments, isinstance(run.config, LanguageConfig))
+    require_used(arguments, isinstance(run.config, TextRunConfig))
     with json_output(arguments.json) as write_json:
         figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
         say("\n".join(lines(figures)))
@@ -108,7 +108,9 @@ def require_used(arguments: EvaluateArguments, is_language: bool) -> None:
     """Refuse flags about translating where nothing is translated."""
     flags = " and ".join(arguments.decoding)
     if flags and is_language:
-        raise UserError(f"{arguments.run} is a GPT's, which translates nothing: leave out {flags}")
+        raise UserError(
+            f"{arguments.run} is a language model's, which translates nothing: leave out {flags}"
+        )
     if flags and arguments.split == "train":
         raise UserError(
             f"of the training pairs only the loss is measured: leave out {flags} or --split train"

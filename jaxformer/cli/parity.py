@@ -26,7 +26,7 @@ TABLE_WIDTH = 110
 class ParityArguments:
     """The flags of `jaxformer parity`."""
 
-    model: Literal["gpt", "transformer", "bert", "all"] = "all"
+    model: Literal["gpt", "transformer", "bert", "decoder", "all"] = "all"
     """The model to prove; `all` is every model."""
     layer: str | None = None
     """One layer to prove, such as attention, layer_norm or block, with its bugs alone."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
-from jaxformer.config import LanguageConfig, SamplingConfig, require_positive
+from jaxformer.config import SamplingConfig, TextRunConfig, require_positive
 from jaxformer.decoding.stop_strings import StopFilter
 
 DESCRIPTION = (
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(SampleArguments, argv, "jaxformer sample", DESCRIPTION)
     from jaxformer.run.load import load_run
 
-    run = load_run(arguments.run, LanguageConfig, **vars(arguments.checkpoint))
+    run = load_run(arguments.run, TextRunConfig, **vars(arguments.checkpoint))
     if run.remark:
         print(run.remark, file=sys.stderr)
     rows = [text for text in arguments.prompt or ("",) for _ in range(arguments.num_samples)]

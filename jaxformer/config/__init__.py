@@ -9,6 +9,7 @@ The dimension key, used for the same thing in code, docstrings, shape annotation
 
 from jaxformer.config.checks import require_positive
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.decoder import DECODER_PRESETS, DecoderConfig, RopeScaling
 from jaxformer.config.decoding import BeamConfig, SamplingConfig
 from jaxformer.config.models import (
     BERT_PRESETS,
@@ -20,6 +21,7 @@ from jaxformer.config.models import (
     BlockConfig,
     GPTConfig,
     Initializer,
+    LayerConfig,
     ModelConfig,
     NormPlacement,
     Remat,
@@ -30,6 +32,7 @@ from jaxformer.config.training import (
     RUN_CONFIGS,
     CheckpointConfig,
     CopyTranslationConfig,
+    DecoderLanguageConfig,
     DistributedConfig,
     LanguageConfig,
     LossKind,
@@ -40,12 +43,14 @@ from jaxformer.config.training import (
     RunConfig,
     RunOptions,
     SpikeConfig,
+    TextRunConfig,
     TextTranslationConfig,
     TranslationConfig,
 )
 
 __all__ = [
     "BERT_PRESETS",
+    "DECODER_PRESETS",
     "GPT_PRESETS",
     "PRECISIONS",
     "RUN_CONFIGS",
@@ -60,10 +65,13 @@ __all__ = [
     "CopyTranslationConfig",
     "DType",
     "DataConfig",
+    "DecoderConfig",
+    "DecoderLanguageConfig",
     "DistributedConfig",
     "GPTConfig",
     "Initializer",
     "LanguageConfig",
+    "LayerConfig",
     "LossKind",
     "MeshConfig",
     "ModelConfig",
@@ -74,11 +82,13 @@ __all__ = [
     "OptimizerConfig",
     "Precision",
     "Remat",
+    "RopeScaling",
     "RunConfig",
     "RunOptions",
     "SamplingConfig",
     "SpikeConfig",
     "TextPairsConfig",
+    "TextRunConfig",
     "TextTranslationConfig",
     "TransformerConfig",
     "TranslationConfig",

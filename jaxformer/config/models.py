@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxformer.config.checks import (
     NaturalInt,
@@ -16,7 +16,7 @@ from jaxformer.config.checks import (
 from jaxformer.config.precision import PRECISIONS, DType, Precision
 from jaxformer.errors import UserError
 
-Activation = Literal["relu", "gelu", "gelu_tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 Remat = Literal["none", "dots", "full"]
@@ -24,25 +24,21 @@ AttentionImplementation = Literal["auto", "plain", "query_blocks", "flash", "blo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """What a Transformer block needs to know; every model's config is one of these with more."""
+class LayerConfig:
+    """What every layer needs to know; every model's config is one of these with more."""
 
     width: PositiveInt
     """D, the width of the residual stream."""
     num_heads: PositiveInt
-    """H, the number of query heads; the head width is K = D / H."""
+    """H, the number of query heads."""
     mlp_width: PositiveInt
     """F, the inner width of the feed-forward network."""
     num_layers: PositiveInt
     """N, the number of blocks."""
     activation: Activation = "gelu_tanh"
     """The feed-forward nonlinearity; `gelu` is the exact form, `gelu_tanh` GPT-2's."""
-    norm_placement: NormPlacement = "pre"
-    """LayerNorm before each sub-layer (GPT-2) or after each residual sum (2017)."""
     norm_epsilon: PositiveFloat = 1e-5
-    """Added to the variance inside LayerNorm's square root."""
-    use_bias: bool = True
-    """Whether projections and LayerNorms have biases."""
+    """Added inside the square root of a norm."""
     dropout_rate: Probability = 0.0
     """Probability that a unit is dropped, at every dropout of the model."""
     attention_dropout: bool = True
@@ -66,10 +62,19 @@ class BlockConfig:
     """Whether training runs the blocks as one loop over stacked parameters: the same function, in a
     time of compilation that does not grow with their number, but slower on CPUs."""
 
-    @property
-    def head_width(self) -> int:
-        """K = D / H."""
-        return self.width // self.num_heads
+    if TYPE_CHECKING:  # fields of one model are properties of another
+
+        @property
+        def num_kv_heads(self) -> int:
+            """G, the number of key-value heads."""
+
+        @property
+        def head_width(self) -> int:
+            """K, the width of a head."""
+
+        @property
+        def use_bias(self) -> bool:
+            """Whether a projection has a bias if its layer does not say so."""
 
     @property
     def precision(self) -> Precision:
@@ -88,11 +93,6 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        if self.width % self.num_heads:
-            raise UserError(
-                f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
-                "choose a width that is a multiple of the number of heads"
-            )
         if self.attention not in ("auto", "plain"):
             self._check_attention()
 
@@ -114,8 +114,38 @@ class BlockConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(BlockConfig):
-    """A whole model: its blocks, its vocabulary and its longest sequence."""
+class BlockConfig(LayerConfig):
+    """What a block of 2017 needs to know, which is also GPT's and BERT's."""
+
+    num_heads: PositiveInt
+    """H, the number of query heads; the head width is K = D / H."""
+    norm_placement: NormPlacement = "pre"
+    """LayerNorm before each sub-layer (GPT-2) or after each residual sum (2017)."""
+    use_bias: bool = True
+    """Whether projections and LayerNorms have biases."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """G = H."""
+        return self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """K = D / H."""
+        return self.width // self.num_heads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.num_heads:
+            raise UserError(
+                f"model.width {self.width} is not divisible by model.num-heads {self.num_heads}: "
+                "choose a width that is a multiple of the number of heads"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(LayerConfig):
+    """A whole model: its layers, its vocabulary and its longest sequence."""
 
     vocab_size: NaturalInt
     """V, the number of tokens; 0 in a training config stands for the tokenizer's number."""
@@ -124,7 +154,7 @@ class ModelConfig(BlockConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTConfig(ModelConfig):
+class GPTConfig(BlockConfig, ModelConfig):
     """GPT: a causal decoder-only Transformer (Radford et al. 2019, section 2.3)."""
 
     context_length: PositiveInt
@@ -156,7 +186,7 @@ GPT_PRESETS: Mapping[str, GPTConfig] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ModelConfig):
+class TransformerConfig(BlockConfig, ModelConfig):
     """The encoder-decoder Transformer (Vaswani et al. 2017); N blocks on either side."""
 
     vocab_size: NaturalInt
@@ -222,7 +252,7 @@ published (table 3, rows `base` and `big`, with the 37,000 tokens of English-Ger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig(ModelConfig):
+class BertConfig(BlockConfig, ModelConfig):
     """BERT with its masked-language-model head (Devlin et al. 2019)."""
 
     vocab_size: PositiveInt

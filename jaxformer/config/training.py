@@ -13,21 +13,30 @@ from jaxformer.config.checks import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    Split,
     check_fields,
 )
 from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.decoder import DecoderConfig
 from jaxformer.config.models import GPTConfig, ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
+
+KernelOptimizer = Literal["adamw", "muon"]
+ScheduleKind = Literal["cosine", "stable"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up, cosine decay and clipping (Loshchilov & Hutter 2019, algorithm 2)."""
+    """AdamW with warm-up, decay and clipping (Loshchilov & Hutter 2019, algorithm 2), or Muon."""
 
     peak_learning_rate: PositiveFloat = 1e-3
     """Learning rate at the end of the warm-up."""
     floor_learning_rate: NonNegativeFloat = 1e-4
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
+    schedule: ScheduleKind = "cosine"
+    """After the warm-up half a cosine, or the peak until a linear decay at the end (`stable`)."""
+    decay_fraction: Split = 0.2
+    """Share of the steps, the last ones, over which `stable` decays."""
     warmup_steps: NaturalInt = 100
     """Steps of linear warm-up."""
     beta1: Probability = 0.9
@@ -40,6 +49,10 @@ class OptimizerConfig:
     """Decoupled decay, applied to matrices only."""
     clip_norm: PositiveFloat = 1.0
     """Largest global norm of the gradient."""
+    kernels: KernelOptimizer = "adamw"
+    """What updates the kernels between hidden states; all other parameters are AdamW's."""
+    momentum: Probability = 0.95
+    """`muon`: decay of the momentum."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optimizer.")
@@ -135,11 +148,9 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageConfig(RunConfig):
-    """A run of a GPT on text."""
+class TextRunConfig(RunConfig):
+    """A run of a language model on text; the kinds differ in their model."""
 
-    kind = "gpt"
-    model: GPTConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     batch_size: PositiveInt = 12
@@ -154,6 +165,22 @@ class LanguageConfig(RunConfig):
                 f"batch-size {self.batch_size} is not divisible by accumulation "
                 f"{self.accumulation}: choose a batch size that is a multiple of it"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TextRunConfig):
+    """A run of a GPT on text."""
+
+    kind = "gpt"
+    model: GPTConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderLanguageConfig(TextRunConfig):
+    """A run of a decoder of today's parts on text."""
+
+    kind = "decoder"
+    model: DecoderConfig
 
 
 LossKind = Literal["cross_entropy", "kl"]
@@ -206,6 +233,7 @@ RUN_CONFIGS: Mapping[str, type[RunConfig]] = {
     config.kind: config
     for config in (
         LanguageConfig,
+        DecoderLanguageConfig,
         TextTranslationConfig,
         NumbersTranslationConfig,
         CopyTranslationConfig,

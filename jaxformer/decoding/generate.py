@@ -1,4 +1,4 @@
-"""Text from a GPT, token by token, with a key-value cache.
+"""Text from a language model, token by token, with a key-value cache.
 
 A row's text grows; its *window* is the part of it that the model reads. While the text fits into
 context_length tokens, the window is all of it. If a token is added to a full window, the window
@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Key, PyTree
 
-from jaxformer.config import GPTConfig, SamplingConfig
+from jaxformer.config import ModelConfig, SamplingConfig
 from jaxformer.decoding.prompts import cache_length, pad_prompts, validate_prompts
 from jaxformer.decoding.state import decode, grow, init_state, prefill, row_keys
 from jaxformer.errors import UserError
@@ -51,7 +51,7 @@ def truncate_context(window: list[int], context_length: int) -> list[int]:
 def generate(
     graphdef: nnx.GraphDef,
     params: PyTree[Array],
-    config: GPTConfig,
+    config: ModelConfig,
     prompts: Sequence[Int[np.ndarray, "_"]],
     *,
     max_new_tokens: int,
@@ -86,7 +86,7 @@ def generate(
 def _generate(
     graphdef: nnx.GraphDef,
     params: PyTree[Array],
-    config: GPTConfig,
+    config: ModelConfig,
     windows: list[list[int]],
     max_new_tokens: int,
     sampling: SamplingConfig,
@@ -120,7 +120,7 @@ def _generate(
 
 
 def validate_request(
-    prompts: Sequence[Int[np.ndarray, "_"]], config: GPTConfig, max_new_tokens: int, seed: int
+    prompts: Sequence[Int[np.ndarray, "_"]], config: ModelConfig, max_new_tokens: int, seed: int
 ) -> list[list[int]]:
     """The prompts as lists; UserError for what cannot be generated."""
     if max_new_tokens < 1:

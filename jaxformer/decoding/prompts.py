@@ -1,4 +1,4 @@
-"""Prompts of a GPT and sources of a Transformer: validated, and padded into batches.
+"""Prompts of a language model and sources of a Transformer: validated, and padded into batches.
 
 Padded lengths are powers of two, sources of at least 8 tokens, and so are the lengths of caches and
 the number of sources, so that few shapes are compiled.
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxformer.batch import SpecialTokens
-from jaxformer.config import GPTConfig, TransformerConfig
+from jaxformer.config import ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
 
 MIN_SOURCE_LENGTH = 8  # a shape of its own for shorter sources saves no time
@@ -66,7 +66,7 @@ def pad_sources(
 
 
 def validate_prompts(
-    prompts: Sequence[Int[np.ndarray, "_"]], config: GPTConfig
+    prompts: Sequence[Int[np.ndarray, "_"]], config: ModelConfig
 ) -> list[Int[np.ndarray, " L"]]:
     """The prompts as arrays; UserError for what the model cannot read."""
     if not len(prompts):
@@ -92,7 +92,7 @@ def validate_sources(
 def validate_row(
     row: Int[np.ndarray, "_"],
     name: Literal["prompt", "source"],
-    config: GPTConfig | TransformerConfig,
+    config: ModelConfig,
 ) -> Int[np.ndarray, " L"]:
     """The row as a flat array of 1 to context_length token ids; UserError for anything else."""
     row = np.asarray(row)

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxformer.batch import SpecialTokens
-from jaxformer.config import BeamConfig, GPTConfig, SamplingConfig, TransformerConfig
+from jaxformer.config import BeamConfig, ModelConfig, SamplingConfig, TransformerConfig
 from jaxformer.decoding.beam import (
     Hypothesis,
     advance,
@@ -31,7 +31,7 @@ from jaxformer.models.functional import merge
 def generate_uncached(
     graphdef: nnx.GraphDef,
     params: PyTree[Array],
-    config: GPTConfig,
+    config: ModelConfig,
     prompts: Sequence[Int[np.ndarray, "_"]],
     *,
     max_new_tokens: int,

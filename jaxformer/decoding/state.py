@@ -1,4 +1,4 @@
-"""The decoding of a GPT as a state: a batch of rows, each at its own place in its own text.
+"""The decoding of a language model as a state: rows, each at its own place in its own text.
 
     state = init_state(config, prompts, row_keys(seed, len(prompts)), length)
     state = prefill(graphdef, params, state, *pad_prompts(prompts, length), sampling)
@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxformer.config import GPTConfig, SamplingConfig
+from jaxformer.config import ModelConfig, SamplingConfig
 from jaxformer.decoding.sampling import gumbel_noise, select_token
 from jaxformer.layers.cache import KVCache, init_cache
 from jaxformer.layers.precision import upcast
@@ -40,7 +40,7 @@ class DecodeState(NamedTuple):
     """All that the next tokens of B rows depend on, besides the parameters."""
 
     caches: list[KVCache]
-    """Keys and values of the tokens read so far, (B, H, M, K) per block."""
+    """Keys and values of the tokens read so far, (B, G, M, K) per block."""
     last_tokens: Int[Array, " B"]
     """The token sampled last in each row, which is not in the caches yet."""
     positions: Int[Array, " B"]
@@ -54,7 +54,7 @@ class DecodeState(NamedTuple):
 
 
 def init_state(
-    config: GPTConfig, texts: Sequence[Sequence[int]], keys_B: Key[Array, " B"], length: int
+    config: ModelConfig, texts: Sequence[Sequence[int]], keys_B: Key[Array, " B"], length: int
 ) -> DecodeState:
     """Rows of these texts with nothing read yet, and caches of `length` slots.
 

@@ -24,6 +24,7 @@ from jaxformer.evaluation.pictures import (
     wrapped,
 )
 from jaxformer.layers.attention import MultiHeadAttention
+from jaxformer.layers.grouped_attention import GroupedQueryAttention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def attention_weights(model: nnx.Module, *args: Any) -> Weights:
     """
     model = nnx.clone(model)
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, MultiHeadAttention | GroupedQueryAttention):
             module.implementation = "plain"  # the others have no weights
     captured = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     _, outputs = captured(*jax.tree.map(jnp.asarray, args))

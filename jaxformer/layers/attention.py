@@ -1,13 +1,15 @@
 """Scaled dot-product and multi-head attention (Vaswani et al. 2017, sections 3.2.1 and 3.2.2).
 
-Four implementations compute the same function of queries, keys and values:
+Four implementations compute the same function of H heads of queries and G of keys and values, of
+which each serves H / G heads of queries (Ainslie et al. 2023, section 2); here G = H but for
+`grouped_attention.py`:
 
 plain         `attention`: one array of L x M scores per head; with dropout of the weights
 query_blocks  `query_blocks_attention`: under a causal mask, half of the scores
 flash         `flash_attention`: cuDNN's kernels, on NVIDIA GPUs in bfloat16
 blockwise     `blockwise_attention`: memory O(L + M), on any device, in any type, under any mask
 
-`choose_implementation` makes one of them of `auto`.
+`choose_implementation` makes one of them of `auto`, and `attend` calls it.
 """
 
 import math
@@ -25,81 +27,92 @@ from jaxformer.layers.flash_attention import flash_attention, widest_flash_head
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import Mask, as_mask, dense_mask
 from jaxformer.layers.precision import reduction_dtype
+from jaxformer.layers.soft_cap import soft_cap
 
 
 def attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BMHK: Float[Array, "B M H K"],
-    v_BMHK: Float[Array, "B M H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    v_BMGK: Float[Array, "B M G K"],
     mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
+    cap: float | None = None,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L M"]]:
     """softmax(q k^T / sqrt(K)) v, and the weights before dropout.
 
-    The softmax is taken in float32 or wider. A query without any key to attend to has weights,
-    output and gradients 0.
+    With a cap the scores are under `soft_cap`. The softmax is taken in float32 or wider. A query
+    without any key to attend to has weights, output and gradients 0.
 
     Raises:
         UserError: for a mask that is not boolean.
     """
-    dense_BHLM = dense_mask(mask, q_BLHK.shape[1], k_BMHK.shape[1])
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMHK, v_BMHK))
-    out_BHLK, weights_BHLM = _attend(q, k, v, dense_BHLM, dropout_rate, dropout_key)
+    dense_BHLM = dense_mask(mask, q_BLHK.shape[1], k_BMGK.shape[1])
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMGK, v_BMGK))
+    out_BHLK, weights_BHLM = _attend(q, k, v, dense_BHLM, cap, dropout_rate, dropout_key)
     return out_BHLK.swapaxes(1, 2), weights_BHLM
 
 
 def query_blocks_attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BMHK: Float[Array, "B M H K"],
-    v_BMHK: Float[Array, "B M H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    v_BMGK: Float[Array, "B M G K"],
     mask: Mask,
+    cap: float | None = None,
     block: int | None = None,
 ) -> Float[Array, "B L H K"]:
     """softmax(q k^T / sqrt(K)) v, a block of queries after the other.
 
-    Under a causal mask a block reads the keys up to its own end only. The blocks are unrolled: the
-    program grows with their number.
+    Under a causal mask a block reads the keys up to its own end only, and of a window from its
+    start. The blocks are unrolled: the program grows with their number.
 
     Raises:
         UserError: for a mask that is not boolean.
     """
-    (L, M), block = (q_BLHK.shape[1], k_BMHK.shape[1]), block or QUERY_BLOCK
+    (L, M), block = (q_BLHK.shape[1], k_BMGK.shape[1]), block or QUERY_BLOCK
     dense_BHLM = dense_mask(mask, L, M)
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMHK, v_BMHK))
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BLHK, k_BMGK, v_BMGK))
     outputs = []
     for start in range(0, L, block):
         end = min(start + block, L)
-        seen = min(end, M) if mask.causal else M
+        first = 0 if mask.window is None else min(max(start + 1 - mask.window, 0), M - 1)
+        seen = slice(first, min(end, M) if mask.causal else M)
         allowed = dense_BHLM
         if allowed is not None:
             allowed = allowed if allowed.shape[2] == 1 else allowed[:, :, start:end]
-            allowed = allowed if allowed.shape[3] == 1 else allowed[..., :seen]
-        outputs.append(_attend(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], allowed)[0])
+            allowed = allowed if allowed.shape[3] == 1 else allowed[..., seen]
+        outputs.append(_attend(q[:, :, start:end], k[:, :, seen], v[:, :, seen], allowed, cap)[0])
     return jnp.concatenate(outputs, axis=2).swapaxes(1, 2)
 
 
 def _attend(
     q_BHLK: Float[Array, "B H L K"],
-    k_BHMK: Float[Array, "B H M K"],
-    v_BHMK: Float[Array, "B H M K"],
+    k_BGMK: Float[Array, "B G M K"],
+    v_BGMK: Float[Array, "B G M K"],
     mask: Bool[Array, "#B #H #L #M"] | None,
+    cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B H L K"], Float[Array, "B H L M"]]:
-    """Heads first, which is how matrix products of a batch are computed."""
+    """Heads first, which is how matrix products of a batch are computed.
+
+    The queries of all heads of a group are rows of one product, of H / G L rows.
+    """
+    (B, H, L, K), (G, M) = q_BHLK.shape, k_BGMK.shape[1:3]
+    rows = H // G * L
     wide = reduction_dtype(q_BHLK.dtype)
-    scores = jnp.einsum("BHLK,BHMK->BHLM", q_BHLK, k_BHMK, preferred_element_type=wide)
-    scores = scores / math.sqrt(q_BHLK.shape[-1])
+    q_BGRK = q_BHLK.reshape(B, G, rows, K)
+    scores = jnp.einsum("BGRK,BGMK->BGRM", q_BGRK, k_BGMK, preferred_element_type=wide)
+    scores = soft_cap(scores.reshape(B, H, L, M) / math.sqrt(K), cap)
     if mask is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
         # The lowest finite number, not -inf, keeps the softmax of a row without keys free of NaN.
         scores = jnp.where(mask, scores, jnp.finfo(wide).min)
         weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
-    weights = weights.astype(v_BHMK.dtype)
-    dropped = dropout(weights, dropout_rate, dropout_key)
-    return jnp.einsum("BHLM,BHMK->BHLK", dropped, v_BHMK), weights
+    weights = weights.astype(v_BGMK.dtype)
+    dropped = dropout(weights, dropout_rate, dropout_key).reshape(B, G, rows, M)
+    return jnp.einsum("BGRM,BGMK->BGRK", dropped, v_BGMK).reshape(B, H, L, K), weights
 
 
 QUERY_BLOCK = 64
@@ -110,7 +123,11 @@ of queries with a causal mask, as measured in float32 on two cores."""
 
 
 def choose_implementation(
-    q_BLHK: Float[Array, "B L H K"], k_BMHK: Float[Array, "B M H K"], mask: Mask, is_dropping: bool
+    q_BLHK: Float[Array, "B L H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    mask: Mask,
+    is_dropping: bool,
+    cap: float | None = None,
 ) -> AttentionImplementation:
     """The implementation of one call by `auto`.
 
@@ -123,12 +140,41 @@ def choose_implementation(
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     device = device if isinstance(device, jax.Device) else jax.devices(device)[0]
     K, half = q_BLHK.shape[-1], q_BLHK.dtype.name in ("bfloat16", "float16")
-    if half and mask.dense_BHLM is None and K % 8 == 0 and widest_flash_head(device) >= K:
+    has_kernel = half and mask.dense_BHLM is None and cap is None
+    if has_kernel and K % 8 == 0 and widest_flash_head(device) >= K:
         return "flash"
-    length = min(q_BLHK.shape[1], k_BMHK.shape[1])
+    length = min(q_BLHK.shape[1], k_BMGK.shape[1])
     if length < LONG or device.platform != "cpu":
         return "plain"
     return "query_blocks" if mask.causal and length < VERY_LONG else "blockwise"
+
+
+def attend(
+    q_BLHK: Float[Array, "B L H K"],
+    kv: KVCache,
+    mask: Mask | Bool[Array, "#B #H #L #M"] | None,
+    implementation: AttentionImplementation,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
+    cap: float | None = None,
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L M"] | None]:
+    """The output of all heads, and from plain each head's weights before dropout.
+
+    Raises:
+        UserError: for flash with a dense mask, and for a mask that is not boolean.
+    """
+    qkv = (q_BLHK, kv.k_BHMK.swapaxes(1, 2), kv.v_BHMK.swapaxes(1, 2))
+    mask = as_mask(mask)
+    if implementation == "auto":
+        is_dropping = dropout_key is not None and dropout_rate > 0.0
+        implementation = choose_implementation(qkv[0], qkv[1], mask, is_dropping, cap)
+    if implementation == "flash":
+        return flash_attention(*qkv, mask), None
+    if implementation == "blockwise":
+        return blockwise_attention(*qkv, mask, cap), None
+    if implementation == "query_blocks":
+        return query_blocks_attention(*qkv, mask, cap), None
+    return attention(*qkv, mask, dropout_rate, dropout_key, cap)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -192,20 +238,10 @@ class MultiHeadAttention(nnx.Module):
         Raises:
             UserError: for flash with a dense mask, and for a mask that is not boolean.
         """
-        qkv = (q_BLHK, kv.k_BHMK.swapaxes(1, 2), kv.v_BHMK.swapaxes(1, 2))
-        mask, weights_BHLM = as_mask(mask), None
         weights_key = fold_path(dropout_key, "weights")
-        if implementation == "auto":
-            is_dropping = weights_key is not None and self.dropout_rate > 0.0
-            implementation = choose_implementation(qkv[0], qkv[1], mask, is_dropping)
-        if implementation == "flash":
-            out_BLHK = flash_attention(*qkv, mask)
-        elif implementation == "blockwise":
-            out_BLHK = blockwise_attention(*qkv, mask)
-        elif implementation == "query_blocks":
-            out_BLHK = query_blocks_attention(*qkv, mask)
-        else:
-            out_BLHK, weights_BHLM = attention(*qkv, mask, self.dropout_rate, weights_key)
+        out_BLHK, weights_BHLM = attend(
+            q_BLHK, kv, mask, implementation, self.dropout_rate, weights_key
+        )
         return self.out(out_BLHK.reshape(*out_BLHK.shape[:2], -1)), weights_BHLM
 
     def split_heads(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:

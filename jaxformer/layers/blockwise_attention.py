@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxformer.layers.masks import Mask, as_mask
 from jaxformer.layers.precision import reduction_dtype
+from jaxformer.layers.soft_cap import soft_cap, soft_cap_slope
 
 BLOCK = 128
 """Queries and keys of a block."""
@@ -36,42 +37,49 @@ class Softmax(NamedTuple):
 
 def blockwise_attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BMHK: Float[Array, "B M H K"],
-    v_BMHK: Float[Array, "B M H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    v_BMGK: Float[Array, "B M G K"],
     mask: Mask | Bool[Array, "#B #H #L #M"] | None = None,
+    cap: float | None = None,
     block: int | None = None,
 ) -> Float[Array, "B L H K"]:
     """softmax(q k^T / sqrt(K)) v, as `attention` without dropout, and without its weights.
 
     Args:
         q_BLHK: the queries.
-        k_BMHK: the keys.
-        v_BMHK: the values.
+        k_BMGK: the keys; of fewer heads, each is copied for its group of queries.
+        v_BMGK: the values.
         mask: a dense array is read block by block.
+        cap: of the scores, see `soft_cap`.
         block: queries and keys of a block, by default `BLOCK`.
 
     Raises:
         UserError: for a mask that is not boolean.
     """
-    L, M = q_BLHK.shape[1], k_BMHK.shape[1]
+    L, M = q_BLHK.shape[1], k_BMGK.shape[1]
     block = min(block or BLOCK, max(L, M))
+    group = q_BLHK.shape[2] // k_BMGK.shape[2]
+    k_BMHK, v_BMHK = (jnp.repeat(x, group, axis=2) for x in (k_BMGK, v_BMGK))
     heads_first = [_padded(x.swapaxes(1, 2), 2, block) for x in (q_BLHK, k_BMHK, v_BMHK)]
-    out_BHLK = _attend(block, *heads_first, _padded_mask(mask, M, block))
+    out_BHLK = _attend(block, cap, *heads_first, _padded_mask(mask, M, block))
     return out_BHLK[:, :, :L].swapaxes(1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
     block: int,
+    cap: float | None,
     q_BHLK: Float[Array, "B H L K"],
     k_BHMK: Float[Array, "B H M K"],
     v_BHMK: Float[Array, "B H M K"],
     mask: Mask,
 ) -> Float[Array, "B H L K"]:
-    return _forward(block, q_BHLK, k_BHMK, v_BHMK, mask)[0]
+    return _forward(block, cap, q_BHLK, k_BHMK, v_BHMK, mask)[0]
 
 
-def _forward(block: int, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Any]:
+def _forward(
+    block: int, cap: float | None, q: Array, k: Array, v: Array, mask: Mask
+) -> tuple[Array, Any]:
     """The output, and what the backward pass needs."""
     num_queries, num_keys = q.shape[2] // block, k.shape[2] // block
 
@@ -79,14 +87,15 @@ def _forward(block: int, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Arra
         q_i = take_block(q, i, block)
 
         def of_keys(j: Array, so_far: Softmax) -> Softmax:
-            scores = block_scores(q_i, take_block(k, j, block))
+            scores = soft_cap(block_scores(q_i, take_block(k, j, block)), cap)
             return online_softmax(
                 so_far, scores, may_attend(mask, i, j, block), take_block(v, j, block)
             )
 
         zero = jnp.zeros((*q_i.shape[:3], 1), reduction_dtype(q.dtype))
         start = Softmax(zero + jnp.finfo(zero.dtype).min, zero, zero * q_i)
-        seen = lax.fori_loop(0, end_of_keys(mask, i, num_keys), of_keys, start)
+        keys = start_of_keys(mask, i, block), end_of_keys(mask, i, num_keys)
+        seen = lax.fori_loop(*keys, of_keys, start)
         # A query without any key has normaliser 0: its output is 0.
         normaliser = jnp.where(seen.normaliser > 0, seen.normaliser, 1.0)
         return (seen.output / normaliser).astype(q.dtype), seen.maximum + jnp.log(normaliser)
@@ -95,7 +104,9 @@ def _forward(block: int, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Arra
     return out, (q, k, v, mask, out, log_sum_exp)
 
 
-def _backward(block: int, saved: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
+def _backward(
+    block: int, cap: float | None, saved: Any, d_out: Array
+) -> tuple[Array, Array, Array, None]:
     q, k, v, mask, out, log_sum_exp = saved
     num_queries, num_keys = q.shape[2] // block, k.shape[2] // block
     wide = reduction_dtype(q.dtype)
@@ -111,18 +122,19 @@ def _backward(block: int, saved: Any, d_out: Array) -> tuple[Array, Array, Array
                 take_block(x, i, block) for x in (q, d_out, delta, log_sum_exp, d_q)
             )
             allowed = may_attend(mask, i, j, block)
-            weights = jnp.where(allowed, jnp.exp(block_scores(q_i, k_j) - log_sum_exp_i), 0.0)
+            scores = soft_cap(block_scores(q_i, k_j), cap)
+            weights = jnp.where(allowed, jnp.exp(scores - log_sum_exp_i), 0.0)
             d_weights = product("BHLK,BHMK->BHLM", d_out_i, v_j)
-            d_scores = scores_gradient(weights, d_weights, delta_i).astype(q.dtype)
+            d_scores = scores_gradient(weights, d_weights, delta_i) * soft_cap_slope(scores, cap)
+            d_scores = d_scores.astype(q.dtype)
             d_v += product("BHLM,BHLK->BHMK", weights.astype(v.dtype), d_out_i)
             d_k += product("BHLM,BHLK->BHMK", d_scores, q_i)
             d_q_i += product("BHLM,BHMK->BHLK", d_scores, k_j)
             return lax.dynamic_update_slice_in_dim(d_q, d_q_i, i * block, 2), d_k, d_v
 
         zero = jnp.zeros(k_j.shape, wide)
-        d_q, *d_kv = lax.fori_loop(
-            start_of_queries(mask, j), num_queries, of_queries, (d_q, zero, zero)
-        )
+        queries = start_of_queries(mask, j), end_of_queries(mask, j, num_queries, block)
+        d_q, *d_kv = lax.fori_loop(*queries, of_queries, (d_q, zero, zero))
         return d_q, tuple(d_kv)
 
     d_q, d_kv = lax.scan(of_keys, jnp.zeros(q.shape, wide), jnp.arange(num_keys))
@@ -174,6 +186,8 @@ def may_attend(
     allowed = keys < mask.lengths_B[:, None, None, None]
     if mask.causal:
         allowed &= keys <= queries[:, None]
+    if mask.window is not None:
+        allowed &= keys > queries[:, None] - mask.window
     if mask.dense_BHLM is not None:
         allowed &= take_block(take_block(mask.dense_BHLM, i, block), j, block, axis=3)
     return jnp.broadcast_to(allowed, (*allowed.shape[:2], block, block))
@@ -184,9 +198,24 @@ def end_of_keys(mask: Mask, i: Int[Array, ""], num_keys: int) -> Int[Array, ""] 
     return jnp.minimum(i + 1, num_keys) if mask.causal else num_keys
 
 
+def start_of_keys(mask: Mask, i: Int[Array, ""], block: int) -> Int[Array, ""] | int:
+    """The first key block that a query of block i sees."""
+    return 0 if mask.window is None else jnp.maximum(i * block + 1 - mask.window, 0) // block
+
+
 def start_of_queries(mask: Mask, j: Int[Array, ""]) -> Int[Array, ""] | int:
     """The first query block that sees a key of block j."""
     return j if mask.causal else 0
+
+
+def end_of_queries(
+    mask: Mask, j: Int[Array, ""], num_queries: int, block: int
+) -> Int[Array, ""] | int:
+    """The first query block that sees no key of block j, nor does any that follows it."""
+    if mask.window is None:
+        return num_queries
+    last = (j + 1) * block - 1 + mask.window - 1  # the last query that sees the block's last key
+    return jnp.minimum(last // block + 1, num_queries)
 
 
 def take_block(x: Array, index: Int[Array, ""], block: int, axis: int = 2) -> Array:
@@ -211,7 +240,7 @@ def _padded_mask(mask: Mask | Array | None, keys: int, block: int) -> Mask:
     if dense is not None:
         for axis in (2, 3):
             dense = dense if dense.shape[axis] == 1 else _padded(dense, axis, block)
-    return Mask(mask.causal, lengths, dense)
+    return Mask(mask.causal, lengths, dense, mask.window)
 
 
 def _joined(blocks: Float[Array, "n B H l K"]) -> Float[Array, "B H L K"]:

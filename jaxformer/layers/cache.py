@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import LayerConfig
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one attention layer."""
+    """Keys and values of one attention layer; of grouped queries the H is G."""
 
     k_BHMK: Float[Array, "B H M K"]
     v_BHMK: Float[Array, "B H M K"]
@@ -29,9 +29,9 @@ class DecoderCache(NamedTuple):
     """Of the encoder's output; constant during decoding."""
 
 
-def init_cache(config: BlockConfig, batch_size: int, length: int) -> list[KVCache]:
+def init_cache(config: LayerConfig, batch_size: int, length: int) -> list[KVCache]:
     """N caches of `length` slots for each of `batch_size` rows, all zero."""
-    shape = (batch_size, config.num_heads, length, config.head_width)
+    shape = (batch_size, config.num_kv_heads, length, config.head_width)
     blocks = range(config.num_layers)  # arrays of their own, since all may be donated
     return [
         KVCache(

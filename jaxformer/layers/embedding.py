@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import LayerConfig
 
 
 class Embedding(nnx.Module):
@@ -14,7 +14,7 @@ class Embedding(nnx.Module):
     All products with matrices of a model are in `Linear` and in `attend`.
     """
 
-    def __init__(self, num_embeddings: int, config: BlockConfig, rngs: nnx.Rngs):
+    def __init__(self, num_embeddings: int, config: LayerConfig, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(config.init_std)
         shape = (num_embeddings, config.width)
         self.embedding = nnx.Param(init(rngs.params(), shape, config.param_dtype))

@@ -1,7 +1,7 @@
 """Attention by cuDNN's fused kernels on NVIDIA GPUs (Dao et al. 2022), in bfloat16 or float16.
 
-Forward and backward never have an array of L x M. The kernels take a causal flag and the lengths of
-the rows; a dense mask they would read as such an array.
+Forward and backward never have an array of L x M. The kernels take a causal flag, a window and the
+lengths of the rows; a dense mask they would read as such an array.
 """
 
 from typing import Literal
@@ -16,8 +16,8 @@ from jaxformer.layers.masks import Mask
 
 def flash_attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BMHK: Float[Array, "B M H K"],
-    v_BMHK: Float[Array, "B M H K"],
+    k_BMGK: Float[Array, "B M G K"],
+    v_BMGK: Float[Array, "B M G K"],
     mask: Mask,
     kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B L H K"]:
@@ -34,19 +34,24 @@ def flash_attention(
             "--model.attention auto"
         )
     lengths = mask.lengths_B
-    # A row without keys would get the mean of V: it is computed as a row of length 1.
+    # A query without keys would get the mean of V. A row without any is computed as of length 1.
     attended = None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32)
     out_BLHK = jax.nn.dot_product_attention(
         q_BLHK,
-        k_BMHK,
-        v_BMHK,
+        k_BMGK,
+        v_BMGK,
         is_causal=mask.causal,
+        local_window_size=None if mask.window is None else (mask.window - 1, 0),
         key_value_seq_lengths=attended,
         implementation=kernel,
     )
     if lengths is None:
         return out_BLHK
-    return jnp.where((lengths > 0)[:, None, None, None], out_BLHK, 0.0)
+    first_key_L = 0 * jnp.arange(1)
+    if mask.window is not None:
+        first_key_L = jnp.maximum(jnp.arange(q_BLHK.shape[1]) + 1 - mask.window, 0)
+    has_key_BL = lengths[:, None] > first_key_L
+    return jnp.where(has_key_BL[:, :, None, None], out_BLHK, 0.0)
 
 
 def widest_flash_head(device: jax.Device) -> int:

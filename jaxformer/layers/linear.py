@@ -6,7 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import LayerConfig
 
 PRODUCT = "product"
 """The name of every result of a `Linear`, by which `stacks.py` keeps it."""
@@ -49,7 +49,7 @@ def _narrow_backward(saved: tuple, grad_BO: Array) -> tuple[Array, Array, Array 
 linear_bfloat16.defvjp(_narrow_forward, _narrow_backward)
 
 
-def kernel_init(config: BlockConfig, residual: bool) -> jax.nn.initializers.Initializer:
+def kernel_init(config: LayerConfig, residual: bool) -> jax.nn.initializers.Initializer:
     """N(0, std²), smaller into the residual stream (Radford et al. 2019, section 2.3), or Xavier's
     U(-a, a) with a = sqrt(6 / (fan-in + fan-out)) (Glorot & Bengio 2010, equation 16)."""
     if config.initializer == "xavier":
@@ -63,7 +63,7 @@ class Linear(nnx.Module):
     def __init__(
         self,
         widths: tuple[int, int],
-        config: BlockConfig,
+        config: LayerConfig,
         rngs: nnx.Rngs,
         *,
         residual: bool = False,

@@ -36,6 +36,8 @@ class Mask:
     """Int[Array, " B"]: every query of row b sees keys m < lengths[b]."""
     dense_BHLM: Any = None
     """Bool[Array, "#B #H #L #M"]: any others."""
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Query l sees keys m > l - window."""
 
 
 CAUSAL = Mask(causal=True)
@@ -53,6 +55,14 @@ def position_mask(
 ) -> Bool[Array, "B 1 L M"]:
     """A query at position p sees keys at positions <= p: the causal mask, also over a cache."""
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
+
+
+def window_mask(
+    query_positions: Int[Array, "B L"], key_positions: Int[Array, "#B M"], window: int
+) -> Bool[Array, "B 1 L M"]:
+    """A query at position p sees keys at positions > p - window: with the causal mask, its own and
+    the window - 1 before it (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, section 2)."""
+    return (key_positions[:, None, :] > query_positions[:, :, None] - window)[:, None]
 
 
 def padding_mask(
@@ -88,10 +98,12 @@ def combine_masks(
         return _logical_and(*masks)
     parts = [as_mask(mask) for mask in masks]
     lengths = [mask.lengths_B for mask in parts if mask.lengths_B is not None]
+    windows = [mask.window for mask in parts if mask.window is not None]
     return Mask(
         causal=any(mask.causal for mask in parts),
         lengths_B=functools.reduce(jnp.minimum, lengths) if lengths else None,
         dense_BHLM=_logical_and(*(mask.dense_BHLM for mask in parts)),
+        window=min(windows, default=None),
     )
 
 
@@ -113,9 +125,11 @@ def dense_mask(
         UserError: for an array that is not boolean.
     """
     mask, places = as_mask(mask), jnp.arange(keys)
-    causal = position_mask(jnp.arange(queries)[None], places[None]) if mask.causal else None
+    pairs = jnp.arange(queries)[None], places[None]
+    causal = position_mask(*pairs) if mask.causal else None
+    recent = None if mask.window is None else window_mask(*pairs, mask.window)
     within = None if mask.lengths_B is None else places < mask.lengths_B[:, None, None, None]
-    return _logical_and(causal, within, mask.dense_BHLM)
+    return _logical_and(causal, recent, within, mask.dense_BHLM)
 
 
 def _logical_and(*arrays: Any) -> Bool[Array, "..."] | None:

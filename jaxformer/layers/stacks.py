@@ -15,15 +15,15 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jaxformer.config import BlockConfig, Remat
-from jaxformer.layers.blocks import Block, DecoderBlock, EncoderBlock
+from jaxformer.config import BlockConfig, LayerConfig, Remat
+from jaxformer.layers.blocks import DecoderBlock, EncoderBlock
 from jaxformer.layers.cache import DecoderCache, KVCache
 from jaxformer.layers.dropout import fold_path
 from jaxformer.layers.linear import PRODUCT
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.norms import LayerNorm
 
-BlockClass = Callable[[BlockConfig, nnx.Rngs], Block]
+BlockClass = Callable[[Any, nnx.Rngs], nnx.Module]
 
 
 class StackedBlocks(nnx.Module):
@@ -33,7 +33,7 @@ class StackedBlocks(nnx.Module):
     the same values. `rows` is the sharding of activations inside the loop, if it is to have one.
     """
 
-    def __init__(self, block: BlockClass, config: BlockConfig, rngs: nnx.Rngs):
+    def __init__(self, block: BlockClass, config: LayerConfig, rngs: nnx.Rngs):
         streams, counts = nnx.split(rngs)
 
         def draw(counts: PyTree, _: None) -> tuple[PyTree, PyTree]:
@@ -48,7 +48,7 @@ class StackedBlocks(nnx.Module):
         self.num_layers = config.num_layers
         self.rows: NamedSharding | None = None
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Any]:
         """Each block by itself, of slices of the parameters."""
         graphdef, params = nnx.split(self.stacked)
         for i in range(self.num_layers):
@@ -59,7 +59,7 @@ Blocks = Iterable[Any]
 """The blocks of a stack, in a list or as `StackedBlocks`."""
 
 
-def make_blocks(block: BlockClass, config: BlockConfig, rngs: nnx.Rngs) -> Blocks:
+def make_blocks(block: BlockClass, config: LayerConfig, rngs: nnx.Rngs) -> Blocks:
     """The N blocks of a stack, as a list or, with `scan_layers`, stacked."""
     if config.scan_layers:
         return StackedBlocks(block, config, rngs)
@@ -70,7 +70,7 @@ def apply_blocks(
     blocks: Blocks,
     remat: Remat,
     x_BLD: Float[Array, "B L D"],
-    inputs: tuple[Array | Mask | None, ...],
+    inputs: tuple[Any, ...],
     dropout_key: Key[Array, ""] | None,
     caches: Sequence[Any] | None = None,
     positions: Int[Array, "#B L"] | None = None,
@@ -93,7 +93,7 @@ def scan_blocks(
     blocks: StackedBlocks,
     remat: Remat,
     x_BLD: Float[Array, "B L D"],
-    inputs: tuple[Array | Mask | None, ...],
+    inputs: tuple[Any, ...],
     dropout_key: Key[Array, ""] | None,
     positions: Int[Array, "#B L"] | None = None,
 ) -> Float[Array, "B L D"]:
@@ -113,7 +113,7 @@ def scan_blocks(
     return x_BLD
 
 
-def maybe_remat(block: Block, remat: Remat) -> Callable[..., tuple[Array, Any]]:
+def maybe_remat(block: Any, remat: Remat) -> Callable[..., tuple[Array, Any]]:
     """The block; unless `remat` is none its backward pass recomputes the activations inside it.
 
     Saves the memory of activations by computing them twice (Chen et al. 2016, section 3). With

@@ -17,11 +17,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import LayerConfig
 
 
 def abstract_model(
-    model_class: Callable[..., nnx.Module], config: BlockConfig
+    model_class: Callable[..., nnx.Module], config: LayerConfig
 ) -> tuple[nnx.GraphDef, PyTree]:
     """The graph definition and the shapes and types of the parameters; allocates nothing."""
     model = nnx.eval_shape(lambda: model_class(config, nnx.Rngs(0)))
@@ -29,7 +29,7 @@ def abstract_model(
 
 
 def init_params(
-    model_class: Callable[..., nnx.Module], config: BlockConfig, key: Key[Array, ""]
+    model_class: Callable[..., nnx.Module], config: LayerConfig, key: Key[Array, ""]
 ) -> PyTree[Array]:
     """Initial parameters; drawn in shards on a mesh they are the same, up to the last bits."""
     return _split(model_class(config, nnx.Rngs(params=key)))[1]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxformer.config import BlockConfig, RunConfig
+from jaxformer.config import LayerConfig, RunConfig
 from jaxformer.evaluation.loss import Evaluation
 from jaxformer.monitor.loss_monitor import LossMonitor
 from jaxformer.monitor.metrics import MetricsWriter
@@ -125,7 +125,7 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def product_type(config: BlockConfig) -> Product:
+def product_type(config: LayerConfig) -> Product:
     """The arithmetic of matrix products: JAX's own choice for float32 on GPUs is TF32."""
     if config.dtype == "bfloat16":
         return "bfloat16"

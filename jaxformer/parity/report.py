@@ -9,9 +9,11 @@ from jaxformer.errors import UserError
 from jaxformer.parity.bugs import attention as bugs_attention
 from jaxformer.parity.bugs import beam as bugs_beam
 from jaxformer.parity.bugs import bert as bugs_bert
+from jaxformer.parity.bugs import decoder as bugs_decoder
 from jaxformer.parity.bugs import decoding as bugs_decoding
 from jaxformer.parity.bugs import gpt as bugs_gpt
 from jaxformer.parity.bugs import layers as bugs_layers
+from jaxformer.parity.bugs import muon as bugs_muon
 from jaxformer.parity.bugs import training as bugs_training
 from jaxformer.parity.bugs import transformer as bugs_transformer
 from jaxformer.parity.bugs import translation as bugs_translation
@@ -23,6 +25,8 @@ from jaxformer.parity.engine.settings import described
 from jaxformer.parity.proofs import (
     beam,
     bert,
+    decoder,
+    decoder_layers,
     decoding,
     gpt,
     layers,
@@ -32,6 +36,7 @@ from jaxformer.parity.proofs import (
     training,
     transformer,
 )
+from jaxformer.parity.proofs.named_layers import LAYERS
 from jaxformer.porting.compare import DType, Row, all_ok
 from jaxformer.runtime.jax_setup import start_jax
 
@@ -67,6 +72,15 @@ MODELS: Mapping[str, tuple[Subject, ...]] = {
         optimizers.proofs,
         training.bert_proofs,
     ),
+    "decoder": (
+        decoder_layers.proofs,
+        decoder.proofs,
+        losses.proofs,
+        optimizers.proofs,
+        optimizers.muon_proofs,
+        training.decoder_proofs,
+        decoder.decoding_proofs,
+    ),
 }
 """What is proven of each model: its layers, the whole, and all that is done with it."""
 
@@ -77,6 +91,8 @@ BFLOAT16_SUBJECTS = (
     layers.transformer_proofs,
     transformer.proofs,
     bert.proofs,
+    decoder_layers.proofs,
+    decoder.proofs,
 )
 """Subjects with a float64 truth to measure bfloat16 against; the path of an optimizer has none."""
 
@@ -95,6 +111,12 @@ BUGS: Mapping[str, tuple[Bug, ...]] = {
         *bugs_beam.BUGS,
     ),
     "bert": (*SHARED_BUGS, *bugs_bert.BUGS, *bugs_training.ADAMW_BUGS),
+    "decoder": (
+        *SHARED_BUGS,
+        *bugs_decoder.BUGS,
+        *bugs_training.ADAMW_BUGS,
+        *bugs_muon.BUGS,
+    ),
 }
 """The bugs planted in what is proven of each model."""
 
@@ -130,7 +152,7 @@ def run(
         model: a name in MODELS, or `all`.
         dtypes: the types.
         progress: called before each proof and each bug.
-        layer: a name in `layers.LAYERS`, to prove it and plant its bugs alone.
+        layer: a name in `LAYERS`, to prove it and plant its bugs alone.
 
     Raises:
         UserError: for a model that is not there, a layer that it does not have, and where nothing
@@ -174,21 +196,19 @@ def proofs_of(
             if owner[subject] != name:
                 continue
             for proof, case in _proofs(subject, dtype):
-                if layer is None or proof in layers.LAYERS[layer].proofs:
+                if layer is None or proof in LAYERS[layer].proofs:
                     yield name, (proof, case)
 
 
 def bugs_of(names: Iterable[str], layer: str | None = None) -> list[Bug]:
     """The bugs of the models, or of one of their layers, once."""
     bugs = dict.fromkeys(bug for name in names for bug in BUGS[name])
-    return [
-        bug for bug in bugs if layer is None or re.fullmatch(layers.LAYERS[layer].named, bug.layer)
-    ]
+    return [bug for bug in bugs if layer is None or re.fullmatch(LAYERS[layer].named, bug.layer)]
 
 
 def layers_of(names: Iterable[str]) -> list[str]:
     """The layers of the models that can be proven alone."""
-    return [name for name in layers.LAYERS if any(proofs_of(names, "float32", name))]
+    return [name for name in LAYERS if any(proofs_of(names, "float32", name))]
 
 
 def _proofs(subject: Subject, dtype: DType) -> list[tuple[Proof, Case]]:

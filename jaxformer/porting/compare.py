@@ -19,7 +19,8 @@ Quantity = Literal["output", "input_grad", "param_grad", "update", "dropout", "t
 ZERO_GRADIENT = ("key/bias",)
 """Endings of the parameters whose gradient is truly zero: a key bias shifts all scores of a query
 by the same number, which softmax ignores. Both sides hold rounding noise there, so it is compared
-absolutely. Adam turns the noise into steps, so updates of these parameters are left out."""
+absolutely. Adam turns the noise into steps, so updates of these parameters are left out. A key that
+is rotated by its position has a bias of a true gradient, which is far from zero."""
 
 
 class Key(NamedTuple):
@@ -49,7 +50,8 @@ class Row(NamedTuple):
 def relative_error(ours: Any, theirs: Any, true_zero: bool = False) -> float:
     """The error of `ours` against `theirs`, jax, torch or numpy arrays; 0 means equal.
 
-    `true_zero` says that `theirs` is zero but for rounding: the error is then absolute.
+    `true_zero` says that `theirs` may be zero but for rounding: the error is then absolute, unless
+    `theirs` is of size 1 or more.
     """
     a, b = as_numpy(ours), as_numpy(theirs)
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
@@ -59,7 +61,9 @@ def relative_error(ours: Any, theirs: Any, true_zero: bool = False) -> float:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
     difference, size = np.linalg.norm(np.ravel(a - b)), np.linalg.norm(np.ravel(b))
-    return float(difference if true_zero or size == 0.0 else difference / size)
+    if true_zero or size == 0.0:
+        size = np.maximum(size, 1.0)
+    return float(difference / size)
 
 
 def as_numpy(value: Any) -> np.ndarray:

@@ -65,7 +65,10 @@ def trace_torch(model: torch.nn.Module, args: Sequence[Any], dtype: DType, seed:
 
 
 def _tracked(value: Any, inputs: list[torch.Tensor]) -> Any:
-    """A float tensor as its own node of the graph, added to `inputs`; other values unchanged."""
+    """Each float tensor as its own node of the graph, added to `inputs`; other values unchanged."""
+    if isinstance(value, list | tuple):
+        parts = [_tracked(part, inputs) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
         return value
     value = (value if value.requires_grad else value.detach().requires_grad_()).clone()

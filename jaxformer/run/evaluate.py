@@ -38,7 +38,7 @@ PROGRESS_SECONDS = 5.0
 
 
 def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
-    """Loss, accuracy and bits per byte of a GPT over a split of its text, or another text.
+    """Loss, accuracy and bits per byte of a language model over a split of its text, or another.
 
     Bits per byte are None if the tokenizer loses some of the text, or where tokens alone are there:
     other shards than the run's are refused, since what made them is unknown.

@@ -1,7 +1,7 @@
 """A trained run opened for use: its configuration, its tokenizer and its parameters.
 
     run = load_run("runs/demo")
-    run.sample("def main(")         # of a GPT
+    run.sample("def main(")         # of a language model
     run.translate(["a sentence"])   # of a Transformer
     run.evaluate()["loss"]
 
@@ -25,10 +25,10 @@ from jaxformer.batch import SpecialTokens
 from jaxformer.checkpoint import PARAMS, Checkpoint
 from jaxformer.config import (
     BeamConfig,
-    LanguageConfig,
     ModelConfig,
     RunConfig,
     SamplingConfig,
+    TextRunConfig,
     TranslationConfig,
     require_positive,
 )
@@ -89,9 +89,9 @@ class Run:
         )
 
     def sample(self, *prompts: str, **options: Any) -> list[str]:
-        """The continuation of each prompt by a GPT, without the prompt; options: see `stream`.
+        """The continuation of each prompt by a language model, without the prompt.
 
-        The same seed gives the same texts.
+        Options are those of `stream`. The same seed gives the same texts.
         """
         _, *pieces = self.stream(prompts or ("",), **options)
         return ["".join(texts) for texts in zip(*pieces, strict=True)]
@@ -120,7 +120,7 @@ class Run:
             UserError: before anything is computed, for a run of another kind and for prompts that
                 the model cannot take.
         """
-        config = self._config_of(LanguageConfig)
+        config = self._config_of(TextRunConfig)
         rows = [streaming.encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         steps = generate(
             self.graphdef,
@@ -192,7 +192,7 @@ class Run:
         Raises:
             UserError: the data are missing, or have changed and no place was given.
         """
-        if isinstance(self.config, LanguageConfig):
+        if isinstance(self.config, TextRunConfig):
             return evaluate.language_figures(self, split, places or {})
         return evaluate.translation_figures(self, split, search or BeamConfig(), places or {})
 

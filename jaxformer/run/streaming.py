@@ -68,7 +68,7 @@ def stream_texts(
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> Int[np.ndarray, " L"]:
-    """The tokens of a prompt; an empty one stands for a newline, since a GPT needs a token."""
+    """The tokens of a prompt; an empty one stands for a newline, since a model needs a token."""
     if prompt:
         return tokenizer.encode(prompt)
     try:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from jaxformer import checkpoint
 from jaxformer.config import BeamConfig
+from jaxformer.data.corpus import read_corpus
 from jaxformer.data.pairs import Pair
+from jaxformer.evaluation.baselines import compare
 from jaxformer.evaluation.bleu import Scores, score
 from jaxformer.run.directory import CHECKPOINTS, CURVES, checkpoints_to_average
 from jaxformer.run.evaluate import print_progress
@@ -42,6 +44,15 @@ def bits_per_byte(outcome: Outcome) -> float:
     assert outcome.evaluation is not None
     data = outcome.data
     return outcome.evaluation.bits_per_byte(data.num_val_tokens / data.val_bytes)
+
+
+def beside_baselines(outcome: Outcome) -> str:
+    """The validation loss beside those of a bigram model and of xz on the same text, if it is that
+    of the finished run in bits per byte; else nothing."""
+    if outcome.evaluation is None or not outcome.finished or outcome.data.lost:
+        return ""
+    corpus = read_corpus(outcome.config.data)
+    return compare(bits_per_byte(outcome), corpus.text("train"), corpus.text("val")) + "\n"
 
 
 def score_held_out(outcome: Outcome, run_dir: Path, beam: BeamConfig, average: int = 1) -> Scores:

@@ -85,14 +85,14 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         )
 
 
-def check_heads(num_heads: int, mesh: Mesh) -> None:
-    """Refuse a mesh whose `tensor` axis does not divide the number of heads.
+def check_heads(num_heads: int, mesh: Mesh, flag: str = "model.num-heads") -> None:
+    """Refuse a mesh whose `tensor` axis does not divide the number of heads, by its flag's name.
 
     The columns of the query, key and value kernels would still split, but (B, L, H, K) would not:
     the compiler would then move activations between devices in every layer.
     """
     if num_heads % mesh.shape["tensor"]:
         raise UserError(
-            f"mesh.tensor {mesh.shape['tensor']} does not divide model.num-heads {num_heads}: "
-            "choose --mesh.tensor as a divisor of it, or another --model.num-heads"
+            f"mesh.tensor {mesh.shape['tensor']} does not divide {flag} {num_heads}: "
+            f"choose --mesh.tensor as a divisor of it, or another --{flag}"
         )

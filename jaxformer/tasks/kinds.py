@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, merge
-from jaxformer.tasks.language_modeling import LANGUAGE
+from jaxformer.tasks.language_modeling import DECODER, LANGUAGE
 from jaxformer.tasks.task import Kind, StepCost, Task
 from jaxformer.tasks.translation import TRANSLATION
 from jaxformer.training.objectives import Objective
 
 KINDS: Mapping[str, Kind] = {
     "gpt": LANGUAGE,
+    "decoder": DECODER,
     "transformer_text": TRANSLATION,
     "transformer_numbers": TRANSLATION,
     "transformer_copy": TRANSLATION,

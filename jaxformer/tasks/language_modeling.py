@@ -1,29 +1,35 @@
-"""The kind of a language run: a GPT learns the text of a corpus, window by window."""
+"""The kinds of language runs: a model learns the text of a corpus, window by window."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxformer.batch import Batch
-from jaxformer.config import LanguageConfig
+from jaxformer.config import DecoderConfig, GPTConfig, ModelConfig, TextRunConfig
 from jaxformer.data.batches import TrainingBatches, evaluation_batches
 from jaxformer.data.shards import prepare
+from jaxformer.models.decoder import Decoder
 from jaxformer.models.gpt import GPT
 from jaxformer.sharding.mesh import check_batch_size
 from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import next_token, next_token_accuracy
-from jaxformer.training.optimizer import adamw
+from jaxformer.training.optimizer import text_optimizer
 from jaxformer.weights.families import gpt2
 from jaxformer.weights.twin import TWIN
 
+MODELS: Mapping[type[ModelConfig], type[nnx.Module]] = {GPTConfig: GPT, DecoderConfig: Decoder}
+"""The language model of each config."""
 
-def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
+
+def language_task(config: TextRunConfig, mesh: Mesh) -> Task:
     """Prepare the text and resolve the configuration with it.
 
     Raises:
@@ -50,25 +56,25 @@ def language_task(config: LanguageConfig, mesh: Mesh) -> Task:
     )
 
 
-def language_spec(config: LanguageConfig) -> TrainSpec:
-    """A GPT, cross-entropy of the next token, AdamW with a cosine schedule."""
+def language_spec(config: TextRunConfig) -> TrainSpec:
+    """The config's model, cross-entropy of the next token, the config's optimizer and schedule."""
     return TrainSpec(
         config=config,
-        model=GPT,
+        model=MODELS[type(config.model)],
         objective=next_token,
         eval_objective=next_token,
         accuracy=next_token_accuracy,
-        optimizer=adamw(config.optimizer, config.steps),
+        optimizer=text_optimizer(config.optimizer, config.steps),
     )
 
 
-def language_flops(config: LanguageConfig, batch: Batch) -> float:
-    """B L (6 (N (4D² + 2DF) + DV) + 12 N D L) of a batch (B, L)."""
+def language_flops(config: TextRunConfig, batch: Batch) -> float:
+    """Of a batch (B, L), B L (6 (N (4D² + 2DF) + DV) + 12 N D L) for a GPT."""
     rows, length = batch.targets.shape
-    return training_flops(GPT, config.model, rows, lambda path: length)
+    return training_flops(MODELS[type(config.model)], config.model, rows, lambda path: length)
 
 
-def language_batch_shapes(config: LanguageConfig, mesh: Mesh) -> Sequence[Batch]:
+def language_batch_shapes(config: TextRunConfig, mesh: Mesh) -> Sequence[Batch]:
     """The one shape that all batches have.
 
     Raises:
@@ -80,6 +86,9 @@ def language_batch_shapes(config: LanguageConfig, mesh: Mesh) -> Sequence[Batch]
     return [Batch(tokens, tokens, jax.ShapeDtypeStruct(shape, jnp.bool_))]
 
 
+DECAYS = {"cosine": "the cosine now ends", "stable": "the rate now decays to its floor"}
+"""What schedules do in a run of more steps."""
+
 LANGUAGE = Kind(
     command="sample",
     task=language_task,
@@ -88,5 +97,6 @@ LANGUAGE = Kind(
     flops=language_flops,
     batch_shapes=language_batch_shapes,
     tables=(TWIN, gpt2.HUGGING_FACE),
-    extended=lambda config: f"the cosine now ends at step {config.steps:,}",
+    extended=lambda config: f"{DECAYS[config.optimizer.schedule]} at step {config.steps:,}",
 )
+DECODER = dataclasses.replace(LANGUAGE, tables=(TWIN,))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from jaxformer.config import BlockConfig
+from jaxformer.config import LayerConfig
 from jaxformer.errors import UserError
 from jaxformer.layers.flash_attention import widest_flash_head
 from jaxformer.models.functional import abstract_model, init_params
@@ -48,6 +48,7 @@ def build(spec: TrainSpec, mesh: Mesh) -> Program:
             attention that its devices do not have.
     """
     check_heads(spec.config.model.num_heads, mesh)
+    check_heads(spec.config.model.num_kv_heads, mesh, "model.num-kv-heads")
     require_attention(spec.config.model, mesh.devices.flat[0])
     config, optimizer = spec.config, spec.optimizer
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -102,13 +103,13 @@ def require_x64(dtype: str) -> None:
         raise UserError("model.dtype float64 needs 64-bit jax: set JAX_ENABLE_X64=1")
 
 
-def require_attention(config: BlockConfig, device: jax.Device) -> None:
+def require_attention(config: LayerConfig, device: jax.Device) -> None:
     """Refuse an implementation of attention that the device does not have."""
     if lack := attention_lack(config, device):
         raise UserError(f"{lack}: choose --model.attention auto")
 
 
-def attention_lack(config: BlockConfig, device: jax.Device) -> str:
+def attention_lack(config: LayerConfig, device: jax.Device) -> str:
     """Why the device cannot compute attention as the config says; empty if it can.
 
     Flash needs cuDNN's kernels for heads of such a width.

@@ -1,7 +1,7 @@
 """What the training loop and the planner know of a kind of run: a row, its spec and its task.
 
-`language_modeling.py` holds the kind of a GPT on text, `translation.py` those of a Transformer on
-pairs, `kinds.py` the table of all.
+`language_modeling.py` holds the kinds of language models on text, `translation.py` those of a
+Transformer on pairs, `kinds.py` the table of all.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Objectives: functions (model, batch, dropout key) -> (summed loss, number of tokens).
 
-Next tokens (GPT), translations (the encoder-decoder of Vaswani et al. 2017) and masked tokens
-(BERT, Devlin et al. 2019, section 3.1). A train step knows model and batch by its objective alone.
-Each cuts a large number of logits into chunks (`chunks.py`).
+Next tokens (GPT and today's decoders), translations (the encoder-decoder of Vaswani et al. 2017)
+and masked tokens (BERT, Devlin et al. 2019, section 3.1). A train step knows model and batch by its
+objective alone. Each cuts a large number of logits into chunks (`chunks.py`).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Objective = Callable[[Any, Any, Key[Array, ""] | None], SumAndCount]
 
 
 def next_token(model: Any, batch: Batch, dropout_key: Key[Array, ""] | None) -> SumAndCount:
-    """The cross-entropy of a GPT: each token from those before it."""
+    """The cross-entropy of a language model: each token from those before it."""
     hidden_BLD, _ = model.hidden(batch.inputs, dropout_key=dropout_key)
     return in_chunks(cross_entropy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
@@ -34,7 +34,7 @@ def next_token(model: Any, batch: Batch, dropout_key: Key[Array, ""] | None) -> 
 def next_token_accuracy(
     model: Any, batch: Batch, dropout_key: Key[Array, ""] | None
 ) -> SumAndCount:
-    """The accuracy of a GPT: how many tokens are the likeliest after those before them."""
+    """The accuracy of a language model: how many tokens are the likeliest after those before."""
     hidden_BLD, _ = model.hidden(batch.inputs, dropout_key=dropout_key)
     return in_chunks(accuracy, model.logits, hidden_BLD, batch.targets, batch.mask)
 

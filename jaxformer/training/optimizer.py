@@ -1,9 +1,10 @@
-"""AdamW as GPTs are trained with it, and Adam as the Transformer of 2017 was.
+"""AdamW as GPTs are trained with it, also beside Muon, and Adam as the Transformer of 2017 was.
 
 Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW with two parameter groups, and
 to torch.optim.Adam.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,8 @@ from jaxtyping import PyTree
 from jaxformer.config import NoamConfig, OptimizerConfig
 from jaxformer.models.functional import leaf_path
 from jaxformer.models.stacked import is_stacked
-from jaxformer.training.schedule import noam, warmup_cosine
+from jaxformer.training.muon import scale_by_muon
+from jaxformer.training.schedule import noam, warmup_cosine, warmup_stable_decay
 
 
 class Optimizer(NamedTuple):
@@ -26,6 +28,13 @@ class Optimizer(NamedTuple):
     """From the number of steps before this one to its rate."""
 
 
+def text_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
+    """What the config names: `adamw` or `muon`, under its schedule."""
+    make = muon if config.kernels == "muon" else adamw
+    schedule = warmup_stable_decay if config.schedule == "stable" else warmup_cosine
+    return make(config, steps)._replace(learning_rate=schedule(config, steps))
+
+
 def adamw(config: OptimizerConfig, steps: int) -> Optimizer:
     """theta <- theta - lr (m / (sqrt(v) + epsilon) + decay theta), with bias-corrected moments.
 
@@ -35,6 +44,26 @@ def adamw(config: OptimizerConfig, steps: int) -> Optimizer:
     direction = optax.chain(
         clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, is_matrix),
+    )
+    return Optimizer(direction, warmup_cosine(config, steps))
+
+
+def muon(config: OptimizerConfig, steps: int) -> Optimizer:
+    """`adamw` with Muon's direction in place of Adam's for the kernels between hidden states."""
+    rules = {
+        "muon": scale_by_muon(config.momentum),
+        "adam": optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+    }
+
+    def rule_of(params: PyTree) -> PyTree[str]:
+        return jax.tree.map(
+            lambda is_kernel: "muon" if is_kernel else "adam", is_hidden_kernel(params)
+        )
+
+    direction = optax.chain(
+        clip_by_global_norm(config.clip_norm),
+        optax.partition(rules, rule_of),
         optax.add_decayed_weights(config.weight_decay, is_matrix),
     )
     return Optimizer(direction, warmup_cosine(config, steps))
@@ -58,6 +87,13 @@ def is_matrix(params: PyTree) -> PyTree[bool]:
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim - is_stacked(leaf_path(path)) >= 2, params
+    )
+
+
+def is_hidden_kernel(params: PyTree) -> PyTree[bool]:
+    """True for the matrices between hidden states: not for embeddings and the output head."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(r"(?<!\boutput/)\bkernel$", leaf_path(path)) is not None, params
     )
 
 

@@ -32,6 +32,27 @@ def warmup_cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return learning_rate
 
 
+def warmup_stable_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, which stays, and a linear decay over the last steps.
+
+    With w warm-up steps and d = decay_fraction steps of decay, at least one, update s (from 0) uses
+        peak (s + 1) / (w + 1)                               s < w
+        peak                                                 w <= s < steps - d
+        floor + (peak - floor) (steps - s) / d               steps - d <= s
+    (Hu et al. 2024, section 4.2; Hägele et al. 2024, section 3). From s = steps on, one past the
+    last update, it is at the floor.
+    """
+    peak, floor, w = config.peak_learning_rate, config.floor_learning_rate, config.warmup_steps
+    d = max(round(config.decay_fraction * steps), 1)
+
+    def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        s = jnp.asarray(step, jnp.result_type(float))
+        warm, left = (s + 1) / (w + 1), jnp.clip((steps - s) / d, 0.0, 1.0)
+        return jnp.minimum(peak * warm, floor + (peak - floor) * left)
+
+    return learning_rate
+
+
 def noam(config: NoamConfig, width: int) -> optax.Schedule:
     """Linear warm-up, then the inverse root of the step: factor D^-0.5 min(s^-0.5, s w^-1.5).
 

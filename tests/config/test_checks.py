@@ -16,7 +16,8 @@ from jaxformer.errors import UserError
 GPT = configs.GPT_PRESETS["toy"]
 TRANSFORMER = configs.TRANSFORMER_PRESETS["toy"]
 VALID = {
-    "model.": [GPT, TRANSFORMER, configs.BERT_PRESETS["toy"]],
+    "model.": [GPT, TRANSFORMER, configs.BERT_PRESETS["toy"], configs.DECODER_PRESETS["toy"]],
+    "model.rope-scaling.": [configs.RopeScaling()],
     "data.": [
         configs.DataConfig(),
         configs.TextPairsConfig(),

@@ -9,8 +9,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxformer.config import BERT_PRESETS, GPT_PRESETS, TRANSFORMER_PRESETS, MeshConfig
+from jaxformer.config import (
+    BERT_PRESETS,
+    DECODER_PRESETS,
+    GPT_PRESETS,
+    TRANSFORMER_PRESETS,
+    MeshConfig,
+)
 from jaxformer.models.bert import Bert
+from jaxformer.models.decoder import Decoder
 from jaxformer.models.functional import abstract_model, flat_params, init_params, merge
 from jaxformer.models.gpt import GPT
 from jaxformer.models.stacked import is_stacked
@@ -29,6 +36,17 @@ MODELS = (
     (Transformer, dataclasses.replace(TRANSFORMER_PRESETS["toy"], share_embeddings=False)),
     (Bert, BERT_PRESETS["toy"]),
     (GPT, dataclasses.replace(GPT_PRESETS["toy"], scan_layers=True)),
+    (Decoder, DECODER_PRESETS["toy"]),
+    (
+        Decoder,
+        dataclasses.replace(
+            DECODER_PRESETS["toy"],
+            tie_embeddings=False,
+            attention_bias=True,
+            mlp_bias=True,
+            qk_norm=True,
+        ),
+    ),
 )
 """Every kind of matrix is in one of them: an option that adds one gets a row."""
 

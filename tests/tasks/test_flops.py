@@ -9,8 +9,10 @@ import pytest
 from jaxformer.batch import Batch, PairBatch
 from jaxformer.config import (
     BERT_PRESETS,
+    DECODER_PRESETS,
     GPT_PRESETS,
     TRANSFORMER_PRESETS,
+    DecoderLanguageConfig,
     LanguageConfig,
     TextTranslationConfig,
 )
@@ -19,7 +21,7 @@ from jaxformer.tasks.flops import training_flops
 from jaxformer.tasks.kinds import step_cost
 from jaxformer.tasks.language_modeling import language_flops
 from jaxformer.tasks.translation import translation_flops
-from tests.formulas import gpt_flops, transformer_flops
+from tests.formulas import decoder_flops, gpt_flops, transformer_flops
 
 
 def text(rows: int, length: int) -> Batch:
@@ -47,6 +49,13 @@ def test_of_gpt2_by_hand():
     expected = 6 * weights + 12 * 12 * 768 * 1024
     found = language_flops(LanguageConfig(model=GPT_PRESETS["gpt2"]), text(2, 1024))
     assert found == pytest.approx(2 * 1024 * expected)
+
+
+@pytest.mark.parametrize("name", ["toy", "llama3-8b", "gemma-2b"])
+def test_of_a_decoder(name):
+    config = DECODER_PRESETS[name]
+    found = language_flops(DecoderLanguageConfig(model=config), text(3, 16))
+    assert found == decoder_flops(config, 3, 16)
 
 
 @pytest.mark.parametrize("name", TRANSFORMER_PRESETS)

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxformer.config import (
+    DECODER_PRESETS,
     GPT_PRESETS,
     RUN_CONFIGS,
     TRANSFORMER_PRESETS,
@@ -21,11 +22,11 @@ from jaxformer.tasks.config_io import config_from_json, config_to_json
 from jaxformer.tasks.kinds import KINDS, kind_of
 from jaxformer.training.step import make_eval_step
 
-NAMES = ["gpt", "transformer_text", "transformer_numbers", "transformer_copy"]
+NAMES = ["gpt", "decoder", "transformer_text", "transformer_numbers", "transformer_copy"]
 
 
 def config_of(name: str) -> RunConfig:
-    presets = GPT_PRESETS if name == "gpt" else TRANSFORMER_PRESETS
+    presets = {"gpt": GPT_PRESETS, "decoder": DECODER_PRESETS}.get(name, TRANSFORMER_PRESETS)
     return RUN_CONFIGS[name](model=presets["toy"])
 
 

@@ -13,12 +13,22 @@ import pytest
 from jaxformer.cli.arguments import run_command
 from jaxformer.errors import UserError
 from jaxformer.evaluation.loss import Evaluation
+from jaxformer.models.decoder import Decoder
+from jaxformer.models.functional import abstract_model, num_parameters
+from jaxformer.models.gpt import GPT
 from jaxformer.run import loop
 from jaxformer.run.load import load_run
 from jaxformer.sharding.mesh import make_mesh
 from tests.run import forked
 from tests.run.tiny import one_device
-from train import gpt2_124m, gpt_char, gpt_stdlib, transformer_base, transformer_copy
+from train import (
+    decoder_stdlib,
+    gpt2_124m,
+    gpt_char,
+    gpt_stdlib,
+    transformer_base,
+    transformer_copy,
+)
 
 TINY = [
     *("--model.width", "8", "--model.num-heads", "2", "--model.mlp-width", "8"),
@@ -35,6 +45,7 @@ FLAGS = {
     *("--resume", "--compile-cache", "--help-all"),
 }
 OWN_FLAGS = {
+    "decoder_stdlib": {"--data.path"},
     "gpt_char": {"--data.path"},
     "gpt_stdlib": {"--data.path"},
     "gpt2_124m": {"--data.path"},
@@ -86,6 +97,40 @@ def test_help_shows_the_command_and_loads_nothing_heavy(name):
     assert shown.returncode == 0, shown.stderr
     assert f"    jaxformer train {name}" in shown.stdout
     assert set(re.findall(r"--[a-z.-]+", shown.stdout)) >= FLAGS | OWN_FLAGS[name]
+
+
+def test_the_decoder_learns_the_demos_tokens_with_about_its_parameters():
+    demo, modern = gpt_stdlib.PRESETS["demo"], decoder_stdlib.PRESETS["demo"]
+    for name in ("data", "checkpoint", "steps", "batch_size", "eval_every", "accumulation"):
+        assert getattr(demo, name) == getattr(modern, name), name
+    assert demo.model.context_length == modern.model.context_length
+    sizes = []
+    for model, config in ((GPT, demo.model), (Decoder, modern.model)):
+        config = dataclasses.replace(config, vocab_size=4096)
+        sizes.append(num_parameters(abstract_model(model, config)[1]))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+@pytest.mark.parametrize("kernels", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_the_decoder_starts_resumes_samples_and_is_evaluated(tmp_path, monkeypatch, kernels):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.py").write_text("def f(x):\n    return x + 1\n" * 90)
+    run_dir = tmp_path / "run"
+    words = ["--data.path", str(tmp_path / "text.py"), "--run-dir", str(run_dir), *TINY]
+    words += ["--model.num-kv-heads", "1", "--model.head-width", "4"]
+    words += ["--optimizer.kernels", kernels, "--steps", "2"]
+    done = run("decoder_stdlib", *words)
+    assert done.returncode == 0, done.stderr
+    assert "bigram model" in done.stdout
+    assert f"jaxformer sample {run_dir}" in done.stdout
+    again = run("decoder_stdlib", "--run-dir", str(run_dir), "--resume", "--steps", "3")
+    assert again.returncode == 0, again.stderr
+    assert "resumed from step 2" in again.stdout
+    assert "the rate now decays to its floor at step 3" in again.stdout
+    trained = load_run(run_dir)
+    assert trained.evaluate()["bits_per_byte"] > 0
+    [text] = trained.sample("def ", max_new_tokens=12)
+    assert text
 
 
 def test_base_presets_are_the_published_settings():
@@ -197,9 +242,11 @@ def test_a_transformer_is_trained_and_scored(tmp_path, monkeypatch, name, words,
 def test_the_default_recipe_compares_nothing_where_the_tokenizer_loses_text(
     tmp_path, monkeypatch, capsys
 ):
-    config = gpt_stdlib.PRESETS["demo"]
-    (tmp_path / "text").write_text("a short text", encoding="utf-8")
-    words = ["--run-dir", str(tmp_path / "run"), "--data.path", str(tmp_path / "text")]
+    text = tmp_path / "text"
+    text.write_text("a short text", encoding="utf-8")
+    demo = gpt_stdlib.PRESETS["demo"]
+    config = dataclasses.replace(demo, data=dataclasses.replace(demo.data, path=text))
+    words = ["--run-dir", str(tmp_path / "run"), "--data.path", str(text)]
     for lost, compared in ((0.0, True), (0.5, False)):
         data = SimpleNamespace(lost=lost, num_val_tokens=3, val_bytes=9)
         outcome = loop.Outcome(config, 0, config.steps, Evaluation(2.0, 3), data)

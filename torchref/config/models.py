@@ -5,17 +5,15 @@ import math
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The settings of a Transformer block."""
+class LayerConfig:
+    """The settings of every layer."""
 
     width: int
     num_heads: int
     mlp_width: int
     num_layers: int
     activation: str = "gelu_tanh"
-    norm_placement: str = "pre"
     norm_epsilon: float = 1e-5
-    use_bias: bool = True
     dropout_rate: float = 0.0
     attention_dropout: bool = True
     initializer: str = "normal"
@@ -29,19 +27,30 @@ class BlockConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTConfig(BlockConfig):
-    """GPT: a causal decoder-only Transformer."""
+class BlockConfig(LayerConfig):
+    """The settings of a block of 2017."""
+
+    norm_placement: str = "pre"
+    use_bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(LayerConfig):
+    """The settings of a whole model."""
 
     vocab_size: int
     context_length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(BlockConfig):
+class GPTConfig(BlockConfig, ModelConfig):
+    """GPT: a causal decoder-only Transformer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(BlockConfig, ModelConfig):
     """The encoder-decoder Transformer."""
 
-    vocab_size: int
-    context_length: int
     share_embeddings: bool = True
     activation: str = "relu"
     norm_placement: str = "post"
@@ -50,11 +59,9 @@ class TransformerConfig(BlockConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig(BlockConfig):
+class BertConfig(BlockConfig, ModelConfig):
     """BERT with its masked-language-model head."""
 
-    vocab_size: int
-    context_length: int
     num_segments: int = 2
     activation: str = "gelu"
     norm_placement: str = "post"

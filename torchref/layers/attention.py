@@ -7,23 +7,28 @@ from torch import Tensor, nn
 
 from torchref.config import BlockConfig
 from torchref.layers.dropout import Keep, dropout, fold_path
+from torchref.layers.soft_cap import soft_cap
 
 
 def attention(
     q_BLHK: Tensor,
-    k_BMHK: Tensor,
-    v_BMHK: Tensor,
+    k_BMGK: Tensor,
+    v_BMGK: Tensor,
     mask: Tensor | None = None,
     dropout_rate: float = 0.0,
     keep: Keep | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(K)) v, and the weights before dropout.
+    """softmax(q k^T / sqrt(K)) v, and the weights before dropout; heads 0 to H / G - 1 read key
+    head 0, and so on.
 
     A query that may attend to nothing has weights and output 0.
     """
+    group = q_BLHK.shape[2] // k_BMGK.shape[2]
+    k_BMHK, v_BMHK = (x.repeat_interleave(group, dim=2) for x in (k_BMGK, v_BMGK))
     wide = torch.promote_types(q_BLHK.dtype, torch.float32)
     scores = torch.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK).to(wide)
-    scores = scores / math.sqrt(q_BLHK.shape[-1])
+    scores = soft_cap(scores / math.sqrt(q_BLHK.shape[-1]), cap)
     if mask is None:
         weights = torch.softmax(scores, dim=-1)
     else:

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from torchref.config import BlockConfig
+from torchref.config import LayerConfig
 
 
-def init_linears(model: nn.Module, config: BlockConfig) -> None:
+def init_linears(model: nn.Module, config: LayerConfig) -> None:
     """Draw the weights of every torch.nn.Linear in a model by its config; biases become zeros.
 
     N(0, init_std²), smaller into the residual stream (Radford et al. 2019, section 2.3), or

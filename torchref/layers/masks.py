@@ -15,6 +15,11 @@ def position_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
 
 
+def window_mask(query_positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
+    """Query at position p sees keys at positions > p - window: (B, 1, L, M)."""
+    return (key_positions[:, None, :] > query_positions[:, :, None] - window)[:, None]
+
+
 def padding_mask(valid_BM: Tensor | None) -> Tensor | None:
     """No query sees a key that is padding: (B, 1, 1, M); None without padding."""
     return None if valid_BM is None else valid_BM[:, None, None, :]

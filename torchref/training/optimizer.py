@@ -1,9 +1,10 @@
-"""AdamW as GPTs are trained with it, and Adam as the Transformer of 2017 was."""
+"""AdamW as GPTs are trained with it, also beside Muon, and Adam as the Transformer of 2017 was."""
 
 import torch
 from torch import nn
 
 from torchref.config import NoamConfig, OptimizerConfig
+from torchref.training.muon import Muon
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -20,6 +21,11 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
     )
+
+
+def muon(model: nn.Module, config: OptimizerConfig) -> Muon:
+    """AdamW with Muon in its place for the kernels; `train_step` sets the rate."""
+    return Muon(model, config)
 
 
 def adam(model: nn.Module, config: NoamConfig) -> torch.optim.Adam:

@@ -19,6 +19,19 @@ def warmup_cosine(config: OptimizerConfig, steps: int) -> Callable[[int], float]
     return learning_rate
 
 
+def warmup_stable_decay(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """Linear warm-up to the peak, which stays, and a linear decay over the last steps."""
+    peak, floor, w = config.peak_learning_rate, config.floor_learning_rate, config.warmup_steps
+    d = max(round(config.decay_fraction * steps), 1)
+
+    def learning_rate(step: int) -> float:
+        warm = peak * (step + 1) / (w + 1)
+        left = min(max((steps - step) / d, 0.0), 1.0)
+        return min(warm, floor + (peak - floor) * left)
+
+    return learning_rate
+
+
 def noam(config: NoamConfig, width: int) -> Callable[[int], float]:
     """Linear warm-up, then the inverse root of the step: factor D^-0.5 min(s^-0.5, s w^-1.5)."""
 

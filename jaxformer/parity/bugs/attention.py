@@ -85,8 +85,8 @@ def _blockwise(name: str, plant: Plant, case: Case = CASE) -> Bug:
 def last_key_unseen(function: Any) -> Any:
     """Each block of queries reads the keys before its end but the last."""
 
-    def attend(q: Any, k: Any, v: Any, allowed: Any) -> Any:
-        return function(q, k[:, :, :-1], v[:, :, :-1], allowed[..., :-1])
+    def attend(q: Any, k: Any, v: Any, allowed: Any, cap: Any) -> Any:
+        return function(q, k[:, :, :-1], v[:, :, :-1], allowed[..., :-1], cap)
 
     return attend
 
@@ -94,9 +94,9 @@ def last_key_unseen(function: Any) -> Any:
 def up_to_the_start(function: Any) -> Any:
     """Each query sees the keys up to the start of its block."""
 
-    def attend(q: Any, k: Any, v: Any, allowed: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, allowed: Any, cap: Any) -> Any:
         L, M = allowed.shape[2:]
-        return function(q, k, v, allowed & (jnp.arange(M) <= M - L))
+        return function(q, k, v, allowed & (jnp.arange(M) <= M - L), cap)
 
     return attend
 

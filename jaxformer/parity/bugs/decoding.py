@@ -42,6 +42,10 @@ def late(write: Callable[..., Any]) -> Callable[..., Any]:
     return lambda cache, new, positions: write(cache, new, positions + 1)
 
 
+def one_token_short(truncate: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda window, T: truncate(window, T) if len(window) <= T else truncate(window, T)[1:]
+
+
 def same_noise(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda graphdef, params, state, sampling: step(
         graphdef, params, state, sampling
@@ -128,11 +132,7 @@ BUGS = [
     Bug(
         "truncated window one token short",
         "generate",
-        patched(
-            generate,
-            "truncate_context",
-            lambda f: lambda window, T: f(window, T) if len(window) <= T else f(window, T)[1:],
-        ),
+        patched(generate, "truncate_context", one_token_short),
         prove_generate,
     ),
     Bug(

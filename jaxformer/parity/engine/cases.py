@@ -16,7 +16,7 @@ import torch
 from jaxtyping import PyTree
 
 from jaxformer.batch import SpecialTokens
-from jaxformer.config import BertConfig, GPTConfig, TransformerConfig
+from jaxformer.config import BertConfig, DecoderConfig, GPTConfig, TransformerConfig
 from jaxformer.layers import masks
 from jaxformer.layers.dropout import fold_path, keep_mask
 from jaxformer.models.functional import leaf_path
@@ -28,7 +28,7 @@ from torchref.layers.dropout import Keep
 TINY = GPTConfig(vocab_size=13, context_length=7, width=16, num_heads=4, mlp_width=31, num_layers=2)
 """What proofs are run on unless they draw their own."""
 
-ModelConfig = GPTConfig | TransformerConfig | BertConfig
+ModelConfig = GPTConfig | TransformerConfig | BertConfig | DecoderConfig
 Mask = Literal[
     "causal", "padding", "source padding", "target padding", "holes", "segments", "nothing"
 ]

@@ -60,10 +60,11 @@ def in_jax_names(params: PyTree[Any], tensors: Mapping[str, torch.Tensor]) -> di
 
 def twin_config(config: Any) -> Any:
     """The twin's config of the same name, field for field, without what changes no value."""
-    fields = dataclasses.asdict(config)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in ("remat", "attention", "scan_layers"):
         fields.pop(name, None)
-    return getattr(torch_config, type(config).__name__)(**fields)
+    parts = {name: twin_config(v) for name, v in fields.items() if dataclasses.is_dataclass(v)}
+    return getattr(torch_config, type(config).__name__)(**fields | parts)
 
 
 Inputs = Callable[[Case], tuple[Sequence[Any], Sequence[Any]]]

@@ -242,28 +242,41 @@ def _grads(twin: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+MOMENTS = {"first_moment": ("mu", "exp_avg"), "second_moment": ("nu", "exp_avg_sq")}
+MOMENTS |= {"momentum": ("momentum", "momentum")}
+"""What optimizers keep of each parameter, by its names here and there."""
+
+
 def _state_values(layer: str, params: Any, opt_state: Any) -> dict[Key, Any]:
-    trees = {
-        "parameters": params,
-        "first_moment": optax.tree.get(opt_state, "mu"),
-        "second_moment": optax.tree.get(opt_state, "nu"),
+    trees = {"parameters": params} | {
+        label: optax.tree.get(opt_state, ours) for label, (ours, _) in MOMENTS.items()
     }
     return {
         Key(layer, "update", f"{label}/{path}"): leaf
         for label, tree in trees.items()
-        for path, leaf in flat_params(unstack_layers(tree)).items()
+        if tree is not None
+        for path, leaf in flat_params(unstack_layers(_filled(tree, params))).items()
         if not path.endswith(ZERO_GRADIENT)
     }
+
+
+def _filled(tree: Any, params: Any) -> Any:
+    """Zeros for parameters of which another rule keeps something else."""
+
+    def fill(kept: Any, parameter: Any) -> Any:
+        return jnp.zeros_like(parameter) if isinstance(kept, optax.MaskedNode) else kept
+
+    return jax.tree.map(fill, tree, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
 
 
 def _torch_state(
     twin: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, dict[str, torch.Tensor]]:
-    named = dict(twin.named_parameters())
-    return {
-        "parameters": dict(named),
-        "first_moment": {name: optimizer.state[p]["exp_avg"] for name, p in named.items()},
-        "second_moment": {name: optimizer.state[p]["exp_avg_sq"] for name, p in named.items()},
+    named, state = dict(twin.named_parameters()), optimizer.state
+    return {"parameters": dict(named)} | {
+        label: {name: state[p].get(theirs, torch.zeros_like(p)) for name, p in named.items()}
+        for label, (_, theirs) in MOMENTS.items()
+        if any(theirs in state[p] for p in named.values())
     }
 
 

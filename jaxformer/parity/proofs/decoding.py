@@ -20,7 +20,7 @@ from jaxformer.layers.cache import init_cache
 from jaxformer.models.functional import merge
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Comparison, Proof, compare_values
-from jaxformer.parity.engine.model_pair import twin_config
+from jaxformer.parity.engine.model_pair import ModelPair, twin_config
 from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.parity.proofs.gpt import GPT_PAIR
 from jaxformer.porting.compare import Key
@@ -78,11 +78,21 @@ def _add_filtered(values: dict[Key, Any], name: str, logits: Any, library: Any) 
 
 def prove_cache(case: Case) -> Comparison:
     """Logits of a text read token by token and in a longer piece, against PyTorch's."""
+    return compare_cache(case, GPT_PAIR)
+
+
+def prove_generate(case: Case) -> Comparison:
+    """Texts longer than the context, greedy and sampled: cached and uncached against PyTorch's."""
+    return compare_texts(case, GPT_PAIR)
+
+
+def compare_cache(case: Case, pair: ModelPair) -> Comparison:
+    """`prove_cache` of any language model."""
     case = _without_dropout(case)
     B, T = case.batch, case.config.context_length
     tokens = case.tokens("tokens", B, T)
     with arithmetic(case.dtype):
-        graphdef, params = GPT_PAIR.draw(case)
+        graphdef, params = pair.draw(case)
         model = merge(graphdef, params)
         caches = init_cache(case.model_config, B, T)
         logits = []
@@ -93,23 +103,23 @@ def prove_cache(case: Case) -> Comparison:
             hidden, caches = model.hidden(piece, caches=caches, positions=positions)
             logits.append(model.logits(hidden))
         with torch.no_grad():
-            expected = GPT_PAIR.twin(case, params)(torch.tensor(tokens))
+            expected = pair.twin(case, params)(torch.tensor(tokens))
     key = Key("cache", "output", "logits")
     return compare_values(
-        {key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model", "gpt"
+        {key: jnp.concatenate(logits, axis=1)}, {key: expected}, case, "model", pair.name
     )
 
 
-def prove_generate(case: Case) -> Comparison:
-    """Texts longer than the context, greedy and sampled: cached and uncached against PyTorch's."""
+def compare_texts(case: Case, pair: ModelPair) -> Comparison:
+    """`prove_generate` of any language model."""
     case = _without_dropout(case)
     T = case.config.context_length
     prompts = [case.tokens(f"prompt {n}", n) for n in (1, T // 2 + 1, T)]
     ours: dict[Key, Any] = {}
     theirs: dict[Key, Any] = {}
     with arithmetic(case.dtype):
-        graphdef, params = GPT_PAIR.draw(case)
-        twin = GPT_PAIR.twin(case, params)
+        graphdef, params = pair.draw(case)
+        twin = pair.twin(case, params)
         for name in ("greedy", "all"):
             expected = _twin_texts(twin, case, prompts, SAMPLINGS[name])
             for kind, function in (
@@ -119,7 +129,7 @@ def prove_generate(case: Case) -> Comparison:
                 key = Key("generate", "tokens", f"{name}, {kind}")
                 ours[key] = _texts(function, graphdef, params, case, prompts, SAMPLINGS[name])
                 theirs[key] = expected
-    return compare_values(ours, theirs, case, "tokens", "gpt")
+    return compare_values(ours, theirs, case, "tokens", pair.name)
 
 
 def prove_dispatch(case: Case) -> Comparison:

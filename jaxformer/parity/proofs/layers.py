@@ -6,12 +6,13 @@ to every parameter. Options (activation, placement of the norms, bias) are field
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxformer.config import BlockConfig, NormPlacement
 from jaxformer.layers import (
     attention,
     blocks,
@@ -235,7 +236,7 @@ def prove_block(case: Case) -> Comparison:
         key, keep = _dropout(case)
         return [case.to_jax(x), ours, key], [case.to_torch(x), theirs, keep]
 
-    return compare_pair(case, pair, inputs, "layer", f"{case.config.norm_placement}_block")
+    return compare_pair(case, pair, inputs, "layer", f"{placement_of(case)}_block")
 
 
 def prove_decoder_block(case: Case) -> Comparison:
@@ -254,8 +255,14 @@ def prove_decoder_block(case: Case) -> Comparison:
             [case.to_torch(x), case.to_torch(memory), theirs, their_memory, keep],
         )
 
-    layer = f"{case.config.norm_placement}_decoder_block"
+    layer = f"{placement_of(case)}_decoder_block"
     return compare_pair(case, pair, inputs, "layer", layer)
+
+
+def placement_of(case: Case) -> NormPlacement:
+    """Where the norms of a block of 2017 are."""
+    assert isinstance(case.config, BlockConfig)
+    return case.config.norm_placement
 
 
 def _hidden(case: Case) -> np.ndarray:
@@ -351,32 +358,3 @@ def transformer_proofs(case: Case) -> list[tuple[Proof, Case]]:
             for masks, rate in rates
         ),
     ]
-
-
-class Layer(NamedTuple):
-    """One layer: its proofs, and the names under which a bug in it is located."""
-
-    proofs: tuple[Proof, ...]
-    named: str
-    """A regular expression, of the layer alone and as a part of any model."""
-
-
-LAYERS: Mapping[str, Layer] = {
-    "masks": Layer((prove_masks,), "masks"),
-    "positions": Layer((prove_positions,), "positions"),
-    "sinusoidal_positions": Layer((prove_sinusoid,), "sinusoidal_positions"),
-    "layer_norm": Layer((prove_layer_norm, prove_layer_norm_far), r"(.*[._])?norm"),
-    "dropout": Layer((prove_dropout,), "dropout"),
-    "attention": Layer(
-        (prove_attention_function, prove_attention),
-        r"attention_function|(.*\.)?(self_)?attention(\..*)?",
-    ),
-    "query_blocks_attention": Layer((prove_query_blocks_attention,), "query_blocks_attention"),
-    "blockwise_attention": Layer((prove_blockwise_attention,), "blockwise_attention"),
-    "flash_attention": Layer((prove_flash_attention,), "flash_attention"),
-    "cross_attention": Layer((prove_cross_attention,), r"(.*\.)?cross_attention(\..*)?"),
-    "mlp": Layer((prove_mlp,), r"(.*\.)?mlp(\..*)?"),
-    "block": Layer((prove_block,), r"(encoder\.)?blocks\.\d+"),
-    "decoder_block": Layer((prove_decoder_block,), r"decoder\.blocks\.\d+"),
-}
-"""The layers that can be proven alone, by the name of `jaxformer parity --layer`."""

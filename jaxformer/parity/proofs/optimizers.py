@@ -26,6 +26,9 @@ from torchref.training import schedule as torch_schedule
 OPTIMIZER = OptimizerConfig(warmup_steps=10, clip_norm=0.5)
 """Clips most steps of a small model and warms up within the proof."""
 
+MUON = dataclasses.replace(OPTIMIZER, kernels="muon", schedule="stable")
+"""The same with Muon."""
+
 NOAM = NoamConfig(factor=0.2, warmup_steps=20)
 """Warms up within the proof; the factor keeps the path of a small model smooth."""
 
@@ -37,6 +40,17 @@ def adamw(config: OptimizerConfig) -> OptimizerPair:
         lambda case, steps: optimizer.adamw(config, steps),
         lambda twin: torch_optimizer.adamw(twin, theirs),
         lambda case, steps: torch_schedule.warmup_cosine(theirs, steps),
+        config.clip_norm,
+    )
+
+
+def muon(config: OptimizerConfig) -> OptimizerPair:
+    """Muon beside AdamW under a schedule that is stable and then decays."""
+    theirs = twin_config(config)
+    return OptimizerPair(
+        lambda case, steps: optimizer.text_optimizer(config, steps),
+        lambda twin: torch_optimizer.muon(twin, theirs),
+        lambda case, steps: torch_schedule.warmup_stable_decay(theirs, steps),
         config.clip_norm,
     )
 
@@ -63,6 +77,20 @@ def prove_schedule(case: Case) -> Comparison:
             rate = torch_schedule.warmup_cosine(twin_config(config), steps)
             theirs[key] = np.array([rate(step) for step in range(count)])
     return compare_values(ours, theirs, case, "layer", "gpt")
+
+
+def prove_stable_schedule(case: Case) -> Comparison:
+    """The same of the schedule that is stable and then decays."""
+    ours, theirs = {}, {}
+    with arithmetic(case.dtype):
+        for warmup, steps, share in ((10, 100, 0.2), (0, 10, 0.33), (8, 10, 0.5), (20, 10, 0.9)):
+            config = dataclasses.replace(MUON, warmup_steps=warmup, decay_fraction=share)
+            key = Key("stable_schedule", "update", f"{warmup} of {steps} steps, {share} of decay")
+            rates = jax.vmap(schedule.warmup_stable_decay(config, steps))
+            ours[key] = rates(jnp.arange(steps + 5))
+            rate = torch_schedule.warmup_stable_decay(twin_config(config), steps)
+            theirs[key] = np.array([rate(step) for step in range(steps + 5)])
+    return compare_values(ours, theirs, case, "layer", "decoder")
 
 
 def prove_noam(case: Case) -> Comparison:
@@ -103,6 +131,11 @@ def prove_optimizer(case: Case) -> Comparison:
     return compare_updates(case, "optimizer", adamw(OPTIMIZER))
 
 
+def prove_muon(case: Case) -> Comparison:
+    """Muon beside AdamW: parameters, momentum and moments after some updates."""
+    return compare_updates(case, "muon", muon(MUON))
+
+
 def prove_adam(case: Case) -> Comparison:
     """Adam (2017): the same, without clipping."""
     return compare_updates(case, "adam", adam(NOAM))
@@ -116,6 +149,11 @@ def prove_adam_clipped(case: Case) -> Comparison:
 def proofs(case: Case) -> list[tuple[Proof, Case]]:
     """Every proof of GPT's schedule and optimizer, each with the case it is run on."""
     return [(proof, case) for proof in (prove_schedule, prove_clipping, prove_optimizer)]
+
+
+def muon_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """Every proof of Muon and its schedule, each with the case it is run on."""
+    return [(proof, case) for proof in (prove_stable_schedule, prove_muon)]
 
 
 def adam_proofs(case: Case) -> list[tuple[Proof, Case]]:

@@ -8,21 +8,29 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxformer.batch import Batch, MaskedBatch, PairBatch
-from jaxformer.config import BertConfig, GPTConfig, LossKind, TransformerConfig
+from jaxformer.config import (
+    BertConfig,
+    DecoderConfig,
+    GPTConfig,
+    LossKind,
+    TransformerConfig,
+)
 from jaxformer.parity.engine.cases import Case
 from jaxformer.parity.engine.comparison import Comparison, Proof, late
 from jaxformer.parity.engine.training_pair import TrainingPair, compare_objective, compare_steps
 from jaxformer.parity.proofs.bert import BERT_PAIR, bert_case
+from jaxformer.parity.proofs.decoder import DECODER_PAIR, GEMMA2, MISTRAL
+from jaxformer.parity.proofs.decoder_layers import decoder_case
 from jaxformer.parity.proofs.gpt import GPT_PAIR
 from jaxformer.parity.proofs.losses import SMOOTHING
-from jaxformer.parity.proofs.optimizers import NOAM, OPTIMIZER, adam, adamw
+from jaxformer.parity.proofs.optimizers import MUON, NOAM, OPTIMIZER, adam, adamw, muon
 from jaxformer.parity.proofs.transformer import TRANSFORMER_PAIR, transformer_case
 from jaxformer.training import objectives
 from torchref.training import objectives as torch_objectives
 
 
 def text_batch(case: Case, index: int) -> Batch:
-    """Inputs, targets and mask of a step of GPT."""
+    """Inputs, targets and mask of a step of a language model."""
     rng = np.random.default_rng([case.seed, index])
     text = rng.integers(0, case.config.vocab_size, (2 * case.batch, case.length + 1))
     keep = np.where(np.arange(2 * case.batch) % 2 == 0, 0.95, 0.4)[:, None]
@@ -84,6 +92,7 @@ GPT_TRAINING = TrainingPair(
     adamw(OPTIMIZER),
     "next_token",
 )
+DECODER_TRAINING = GPT_TRAINING._replace(models=DECODER_PAIR, optimizers=muon(MUON))
 TRANSFORMER_TRAINING = _translation("cross_entropy")
 TRANSFORMER_TRAINING_KL = _translation("kl")
 TRANSFORMER_VALIDATION = TRANSFORMER_TRAINING._replace(
@@ -103,6 +112,7 @@ BERT_TRAINING = TrainingPair(
 
 TRAINING: Mapping[type, TrainingPair] = {
     GPTConfig: GPT_TRAINING,
+    DecoderConfig: DECODER_TRAINING,
     TransformerConfig: TRANSFORMER_TRAINING,
     BertConfig: BERT_TRAINING,
 }
@@ -172,6 +182,17 @@ def gpt_proofs(case: Case) -> list[tuple[Proof, Case]]:
         (prove_remat, one_layer(case).with_options(remat="full")),
         (prove_scan, case.with_options(remat="dots")),
         (prove_training, case),
+    ]
+
+
+def decoder_proofs(case: Case) -> list[tuple[Proof, Case]]:
+    """The same of a decoder."""
+    whole = decoder_case(case, **MISTRAL)
+    return [
+        (prove_objective, decoder_case(case, **GEMMA2)),
+        (prove_remat, one_layer(whole).with_options(remat="full")),
+        (prove_scan, whole.with_options(remat="dots")),
+        (prove_training, whole),
     ]
 
 
