@@ -9,6 +9,7 @@ import pytest
 
 from jaxformer.config import DECODER_PRESETS, DecoderConfig, RopeScaling
 from jaxformer.errors import UserError
+from jaxformer.evaluation.attention_maps import attention_weights
 from jaxformer.layers.cache import init_cache
 from jaxformer.layers.rotary import rotation
 from jaxformer.models.decoder import Decoder
@@ -78,6 +79,14 @@ def test_caches_hold_the_key_value_heads_alone():
     cache = init_cache(TOY, 3, 11)[0]
     assert cache.k_BHMK.shape == (3, TOY.num_kv_heads, 11, TOY.head_width)
     assert TOY.num_kv_heads < TOY.num_heads
+
+
+def test_attention_maps_have_every_query_head_and_nothing_beyond_the_window():
+    weights = attention_weights(made(WINDOW), np.arange(10)[None])["blocks/0/attention"]
+    assert weights.shape == (1, WINDOW.num_heads, 10, 10)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-6)
+    distance = np.arange(10)[:, None] - np.arange(10)
+    assert ((weights > 0) == ((distance >= 0) & (distance < 3))).all()
 
 
 def test_logits_stay_below_the_final_cap():
