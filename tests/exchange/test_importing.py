@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "impossible": (change(n_head=3), ["num-heads 3"]),
     "truncated": (truncated, ["model.safetensors", "damaged"]),
     "pickled": (pickled, ["no model.safetensors", "pytorch_model.bin is a pickle"]),
-    "other shape": (change(n_embd=20), ["transformer.h.0.ln_1.bias is (10,), not (20,)"]),
+    "other shape": (change(n_embd=20), ["transformer.wte.weight is (257, 10), not (257, 20)"]),
     "transposed": (
         tensors(lambda t: t.update({WPE: t[WPE].T.copy()})),
         [f"{WPE} is (10, 11), not (11, 10)", "look transposed"],
