@@ -1,8 +1,9 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files and directories that are written as a whole or not at all."""
 
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,3 +37,26 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill under a temporary name, which becomes `path` when the block ends.
+
+    Nothing of it stays if the block ends with an error. `path` is new, or an empty directory.
+
+    Raises:
+        OSError: naming `path`, when there is something already, or it cannot be created.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise  # about another file, which the block works on
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

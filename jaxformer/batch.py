@@ -53,7 +53,8 @@ class MaskedBatch(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
     """Padding, start and end of a translation model: V, V + 1 and V + 2 for a tokenizer with V
-    tokens, so the vocabulary of the model has V + 3."""
+    tokens, so the vocabulary of the model has V + 3. Models from elsewhere have others, and some
+    begin with padding."""
 
     padding: int
     """Fills rows that are shorter than the batch."""

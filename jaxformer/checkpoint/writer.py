@@ -78,6 +78,8 @@ class CheckpointWriter:
         step: int,
         items: Mapping[str, PyTree[jax.Array]],
         metadata: Mapping[str, Any],
+        *,
+        lean: bool = False,
     ) -> None:
         """Copy the items to the host, then write them in the background.
 
@@ -89,6 +91,8 @@ class CheckpointWriter:
             items: trees that can be read one without the other, such as those of `split`; their
                 leaves are non-empty arrays of any dtype and sharding, random keys as raw key data.
             metadata: what JSON can hold.
+            lean: write one file per array, which needs little memory beside the items; several
+                arrays per file, the default, need as much again.
         """
         self.wait()
         content = {
@@ -100,7 +104,7 @@ class CheckpointWriter:
         if self._is_first_process:
             self._require_directory()
             self._make_way(step)
-        with self._explained(step), _context():
+        with self._explained(step), _context(lean):
             response = ocp.save_checkpointables_async(
                 self._directory / f"{SAVING}{step}", dict(items)
             )
@@ -246,9 +250,10 @@ class CheckpointWriter:
             ) from error
 
 
-def _context() -> ocp.Context:
+def _context(lean: bool = False) -> ocp.Context:
     """Orbax's options for a save."""
     context = ocp.Context()
+    context.array.saving.use_ocdbt = not lean
     # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
     context.async_options.create_directories_asynchronously = False
     return context

@@ -98,7 +98,7 @@ def translation_stacks(run: "Run", text: str, target: str | None) -> "list[Stack
 
     model, specials = run.config.model, run.specials
     assert isinstance(model, TransformerConfig)
-    source = require_tokens(run.tokenizer.encode(text.strip()), model.context_length, "--text")
+    source = require_tokens(run.encode_source(text.strip()), model.context_length, "--text")
     name = "--target"
     if target is None:
         name = "the model's own translation, without --target,"

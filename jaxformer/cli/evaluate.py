@@ -9,7 +9,7 @@ import tyro
 
 from jaxformer.cli.arguments import CheckpointArguments, RunPath, parse
 from jaxformer.cli.outputs import json_output
-from jaxformer.config import BeamConfig, TextRunConfig, require_positive
+from jaxformer.config import BeamConfig, TextConfig, require_positive
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxformer.run.load import load_run
 
     run = load_run(arguments.run, average=arguments.average, **vars(arguments.checkpoint))
-    require_used(arguments, isinstance(run.config, TextRunConfig))
+    require_used(arguments, isinstance(run.config, TextConfig))
     with json_output(arguments.json) as write_json:
         figures = run.evaluate(arguments.split, arguments.beam_config(), arguments.places)
         say("\n".join(lines(figures)))
@@ -104,13 +104,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def require_used(arguments: EvaluateArguments, is_language: bool) -> None:
+def require_used(arguments: EvaluateArguments, reads_text: bool) -> None:
     """Refuse flags about translating where nothing is translated."""
     flags = " and ".join(arguments.decoding)
-    if flags and is_language:
-        raise UserError(
-            f"{arguments.run} is a language model's, which translates nothing: leave out {flags}"
-        )
+    if flags and reads_text:
+        raise UserError(f"{arguments.run} reads text and translates nothing: leave out {flags}")
     if flags and arguments.split == "train":
         raise UserError(
             f"of the training pairs only the loss is measured: leave out {flags} or --split train"

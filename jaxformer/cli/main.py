@@ -22,9 +22,14 @@ COMMANDS: Mapping[str, str] = {
     "plot": "draw the curves of a run, or the losses of several side by side",
     "metrics": "print what runs have measured and how they differ",
     "attention": "draw who attends to whom in every layer and head",
+    "import": "make a run of another tool's model: Hugging Face, GGUF, nanoGPT",
+    "export": "write the model of a run for other tools",
+    "compare": "run two models on the same tokens, each by its own tool",
     "plan": "say what a recipe will take of each device, before there is one",
 }
 """Name and summary of each command; `jaxformer/cli/NAME.py` is its module."""
+MODULES: Mapping[str, str] = {"import": "importing"}
+"""The module of a command whose name is a word of Python's."""
 STATUSES: Mapping[str, str] = {
     "0": "done",
     "1": "an error of the program itself; of parity and divergence, sides that part",
@@ -61,7 +66,7 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         meant = perhaps(name, COMMANDS)
         raise UserError(f"unknown command {name!r}{meant}; choose one of {', '.join(COMMANDS)}")
-    return importlib.import_module(f"jaxformer.cli.{name}").main(rest)
+    return importlib.import_module(f"jaxformer.cli.{MODULES.get(name, name)}").main(rest)
 
 
 def _help() -> str:

@@ -135,7 +135,7 @@ def encode(run: "Run", text: str) -> "np.ndarray":
     from jaxformer.decoding.prompts import validate_sources
 
     assert isinstance(run.config, TranslationConfig)
-    return validate_sources([run.tokenizer.encode(text)], run.config.model, run.specials)[0]
+    return validate_sources([run.encode_source(text)], run.config.model, run.specials)[0]
 
 
 def translations(

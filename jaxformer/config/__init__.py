@@ -8,7 +8,13 @@ The dimension key, used for the same thing in code, docstrings, shape annotation
 """
 
 from jaxformer.config.checks import require_positive
-from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.data import (
+    CopyConfig,
+    DataConfig,
+    MaskedDataConfig,
+    NumbersConfig,
+    TextPairsConfig,
+)
 from jaxformer.config.decoder import DECODER_PRESETS, DecoderConfig, RopeScaling
 from jaxformer.config.decoding import BeamConfig, SamplingConfig
 from jaxformer.config.models import (
@@ -36,6 +42,7 @@ from jaxformer.config.training import (
     DistributedConfig,
     LanguageConfig,
     LossKind,
+    MaskedLanguageConfig,
     MeshConfig,
     NoamConfig,
     NumbersTranslationConfig,
@@ -43,6 +50,7 @@ from jaxformer.config.training import (
     RunConfig,
     RunOptions,
     SpikeConfig,
+    TextConfig,
     TextRunConfig,
     TextTranslationConfig,
     TranslationConfig,
@@ -73,6 +81,8 @@ __all__ = [
     "LanguageConfig",
     "LayerConfig",
     "LossKind",
+    "MaskedDataConfig",
+    "MaskedLanguageConfig",
     "MeshConfig",
     "ModelConfig",
     "NoamConfig",
@@ -87,6 +97,7 @@ __all__ = [
     "RunOptions",
     "SamplingConfig",
     "SpikeConfig",
+    "TextConfig",
     "TextPairsConfig",
     "TextRunConfig",
     "TextTranslationConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from jaxformer.config.checks import (
     Bounds,
+    NaturalInt,
     PositiveFloat,
     PositiveInt,
     Split,
@@ -50,6 +51,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedDataConfig(DataConfig):
+    """The text of which some tokens are masked (Devlin et al. 2019, section 3.1)."""
+
+    mask_share: Split = 0.15
+    """Share of the tokens that are to be predicted: of these 80% become the mask token, 10% a
+    random one, and 10% stay."""
+    mask_token: NaturalInt | None = None
+    """The mask token of a model from elsewhere; by default the one that follows the tokenizer's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextPairsConfig:
     """Two plain text files, line i of one the translation of line i of the other."""
 
@@ -71,6 +83,9 @@ class TextPairsConfig:
     """Pairs with a longer side are dropped from training."""
     max_ratio: PositiveFloat = 3.0
     """Pairs are dropped if one side has more than this many times the tokens of the other."""
+    special_tokens: tuple[int, int, int] | None = None
+    """Padding, start and end of a model from elsewhere, which are tokens of its tokenizer and whose
+    sources end as targets do; by default three further tokens, and sources without an end."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

@@ -255,8 +255,9 @@ published (table 3, rows `base` and `big`, with the 37,000 tokens of English-Ger
 class BertConfig(BlockConfig, ModelConfig):
     """BERT with its masked-language-model head (Devlin et al. 2019)."""
 
-    vocab_size: PositiveInt
-    """V, the number of tokens."""
+    vocab_size: NaturalInt
+    """V, the number of tokens; 0 in a training config stands for the tokenizer's number with the
+    mask token."""
     context_length: PositiveInt
     """T, the longest sequence; one learned position each."""
     num_segments: PositiveInt = 2

@@ -16,9 +16,15 @@ from jaxformer.config.checks import (
     Split,
     check_fields,
 )
-from jaxformer.config.data import CopyConfig, DataConfig, NumbersConfig, TextPairsConfig
+from jaxformer.config.data import (
+    CopyConfig,
+    DataConfig,
+    MaskedDataConfig,
+    NumbersConfig,
+    TextPairsConfig,
+)
 from jaxformer.config.decoder import DecoderConfig
-from jaxformer.config.models import GPTConfig, ModelConfig, TransformerConfig
+from jaxformer.config.models import BertConfig, GPTConfig, ModelConfig, TransformerConfig
 from jaxformer.errors import UserError
 
 KernelOptimizer = Literal["adamw", "muon"]
@@ -148,8 +154,8 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextRunConfig(RunConfig):
-    """A run of a language model on text; the kinds differ in their model."""
+class TextConfig(RunConfig):
+    """A run on windows of a text."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -168,6 +174,11 @@ class TextRunConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRunConfig(TextConfig):
+    """A run of a language model on text; the kinds differ in their model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageConfig(TextRunConfig):
     """A run of a GPT on text."""
 
@@ -181,6 +192,15 @@ class DecoderLanguageConfig(TextRunConfig):
 
     kind = "decoder"
     model: DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLanguageConfig(TextConfig):
+    """A run of BERT on text of which some tokens are masked."""
+
+    kind = "bert"
+    model: BertConfig
+    data: MaskedDataConfig = dataclasses.field(default_factory=MaskedDataConfig)
 
 
 LossKind = Literal["cross_entropy", "kl"]
@@ -234,6 +254,7 @@ RUN_CONFIGS: Mapping[str, type[RunConfig]] = {
     for config in (
         LanguageConfig,
         DecoderLanguageConfig,
+        MaskedLanguageConfig,
         TextTranslationConfig,
         NumbersTranslationConfig,
         CopyTranslationConfig,

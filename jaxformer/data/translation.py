@@ -3,7 +3,8 @@
 Both languages share one tokenizer of V tokens. Three special tokens follow: padding V, start V + 1
 and end V + 2, so the vocabulary of the model has V + 3 tokens. The prepared tokens do not contain
 them; a batch adds them (`jaxformer/data/pair_batches.py`). The source has neither start nor end:
-the encoder reads all of it at once, and a mask gives its length.
+the encoder reads all of it at once, and a mask gives its length. `special_tokens` of the settings
+names other ones, of models from elsewhere: then prepared sources end with the end token.
 
 Three kinds of data: two text files (`parallel_text.py`), numbers and dates in words (`numbers.py`),
 random strings to copy or reverse (`strings.py`).
@@ -74,6 +75,8 @@ class PreparedPairs:
     text have no meaning."""
     description: str
     """One line for the log."""
+    specials: SpecialTokens
+    """The tokens that are no text."""
 
     @property
     def num_train_tokens(self) -> int:
@@ -85,15 +88,22 @@ class PreparedPairs:
         """Tokens of the validation targets, an end token with each."""
         return len(self.val.targets.tokens) + len(self.val)
 
-    @property
-    def specials(self) -> SpecialTokens:
-        """The tokens that are no text."""
-        return special_tokens_of(self.tokenizer)
+
+def special_tokens_of(data: PairsConfig, tokenizer_size: int) -> SpecialTokens:
+    """Those of the settings, or the first three ids that a tokenizer leaves free."""
+    own = data.special_tokens if isinstance(data, TextPairsConfig) else None
+    return SpecialTokens.after(tokenizer_size) if own is None else SpecialTokens(*own)
 
 
-def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
-    """The first three ids that a tokenizer leaves free."""
-    return SpecialTokens.after(tokenizer.vocab_size)
+def encode_source(data: PairsConfig, tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The tokens of a text to translate, with an end if the model is one from elsewhere."""
+    tokens = tokenizer.encode(text)
+    return np.append(tokens, _source_end(data)).astype(np.int32) if len(tokens) else tokens
+
+
+def _source_end(data: PairsConfig) -> tuple[int, ...]:
+    own = data.special_tokens if isinstance(data, TextPairsConfig) else None
+    return () if own is None else own[-1:]
 
 
 def read_pairs(data: PairsConfig) -> PairTexts:
@@ -119,17 +129,17 @@ def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs
     `read_pairs`, the tokenizers and `cache.load_or_build`, and if cleaning leaves a split empty.
     """
     cache = cache or default_cache()
-    files = _source_files(data)
+    files, read = _source_files(data), functools.partial(_open, data=data)
     found = sources.look_at(data, FORMAT, files) if files else None
     if found and (known := sources.find(cache, found)):
         directory, description = known
-        if prepared := _open(directory):
+        if prepared := read(directory):
             return dataclasses.replace(prepared, description=description)
     texts = read_pairs(data)
-    settings = f"{FORMAT} {texts.sha256()} {_tokenizer_settings(data)} {_limits(data)}"
+    settings = f"{FORMAT} {texts.sha256()} {_tokenizer_settings(data)} {_rules(data)}"
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
     prepared = load_or_build(
-        key, read=_open, write=functools.partial(_write, texts=texts, data=data), cache=cache
+        key, read=read, write=functools.partial(_write, texts=texts, data=data), cache=cache
     )
     description = f"{texts.name}: {prepared.description}"
     if found:
@@ -139,7 +149,7 @@ def prepare_pairs(data: PairsConfig, cache: Path | None = None) -> PreparedPairs
 
 def fingerprint_with(data: PairsConfig, tokenizer: Tokenizer) -> str:
     """The fingerprint that the data of a configuration have with this tokenizer."""
-    return _fingerprint(read_pairs(data).sha256(), tokenizer, str(_limits(data)))
+    return _fingerprint(read_pairs(data).sha256(), tokenizer, _rules(data))
 
 
 def _fingerprint(texts: str, tokenizer: Tokenizer, limits: str) -> str:
@@ -176,6 +186,11 @@ def _limits(data: PairsConfig) -> tuple[float, float]:
     return math.inf, math.inf
 
 
+def _rules(data: PairsConfig) -> str:
+    """What else the prepared tokens depend on."""
+    return " ".join(map(str, [_limits(data), *_source_end(data)]))
+
+
 def _make_tokenizer(data: PairsConfig, texts: PairTexts) -> Tokenizer:
     if isinstance(data, CopyConfig) or data.tokenizer == "characters":
         return CharTokenizer.from_texts(text for pair in texts.train + texts.val for text in pair)
@@ -189,7 +204,7 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     directory.mkdir()
     save_tokenizer(_make_tokenizer(data, texts), directory / "tokenizer.json")
     tokenizer = load_tokenizer(directory / "tokenizer.json")  # as every later run finds it
-    train, val = (encode_pairs(pairs, tokenizer) for pairs in (texts.train, texts.val))
+    train, val = (encode_pairs(pairs, tokenizer, data) for pairs in (texts.train, texts.val))
     train, cleaning, _ = _cleaned(train, texts.cleaning, _limits(data))
     val_dropped: list[int] = []
     if not _has_val_files(data):
@@ -207,7 +222,7 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     (directory / VAL_TEXTS).write_text(json.dumps(val_texts))
     content = {
         "texts": texts.sha256(),
-        "limits": str(_limits(data)),
+        "limits": _rules(data),
         "cleaning": dataclasses.asdict(cleaning),
         "lost": 0.0,
     }
@@ -217,11 +232,12 @@ def _write(directory: Path, texts: PairTexts, data: PairsConfig) -> None:
     manifest.write(directory, content)
 
 
-def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> TokenPairs:
-    """The tokens of pairs, without special ones."""
-    dtype = "<u2" if tokenizer.vocab_size < 2**16 else "<u4"
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, data: PairsConfig) -> TokenPairs:
+    """The tokens of pairs, without special ones but those that sources end with."""
+    dtype, end = "<u2" if tokenizer.vocab_size < 2**16 else "<u4", _source_end(data)
+    sources = tokenizer.encode_each(pair.source for pair in pairs)
     return TokenPairs(
-        Sequences.of(tokenizer.encode_each(pair.source for pair in pairs), dtype),
+        Sequences.of((np.append(source, end) for source in sources) if end else sources, dtype),
         Sequences.of(tokenizer.encode_each(pair.target for pair in pairs), dtype),
     )
 
@@ -244,7 +260,7 @@ def _has_val_files(data: PairsConfig) -> bool:
     return isinstance(data, TextPairsConfig) and data.val_source is not None
 
 
-def _open(directory: Path) -> PreparedPairs | None:
+def _open(directory: Path, data: PairsConfig) -> PreparedPairs | None:
     """The preparation in `directory`, if it is there, complete and undamaged."""
     try:
         content = manifest.verify(directory, parts=())
@@ -268,6 +284,7 @@ def _open(directory: Path) -> PreparedPairs | None:
         val_bytes=sum(len(pair.target.encode()) for pair in val_texts),
         fingerprint=_fingerprint(content["texts"], tokenizer, content["limits"]),
         lost=content["lost"],
+        specials=special_tokens_of(data, tokenizer.vocab_size),
         description=(
             f"{len(train):,} pairs to learn from, {len(val):,} held out; "
             f"{cleaning}; {len(train.sources.tokens):,} source and "

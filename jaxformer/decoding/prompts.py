@@ -79,10 +79,11 @@ def validate_sources(
 ) -> list[Int[np.ndarray, " M"]]:
     """The sources as arrays; UserError for what the model cannot read."""
     ids = dataclasses.astuple(specials)
-    if len(set(ids)) < len(ids) or not all(0 <= i < config.vocab_size for i in ids):
+    ends_apart = specials.end not in (specials.padding, specials.start)
+    if not (ends_apart and all(0 <= i < config.vocab_size for i in ids)):
         raise UserError(
-            f"padding, start and end tokens {ids} are not three of the model's vocabulary of "
-            f"{config.vocab_size}: give those it was trained with"
+            f"padding, start and end tokens {ids} are not of the model's vocabulary of "
+            f"{config.vocab_size}, or the end is one of the others: give those it was trained with"
         )
     if not len(sources):
         raise UserError("there is no source: give at least one sentence")

@@ -35,7 +35,7 @@ def abstract_spec(config: RunConfig) -> TrainSpec:
         UserError: when only the text knows the number of tokens.
     """
     kind, size = kind_of(config), tokenizer_size(config)
-    return kind.spec(resolve_config(config, size + kind.num_specials), size)
+    return kind.spec(resolve_config(config, size + kind.num_specials(config)), size)
 
 
 def tokenizer_size(config: RunConfig) -> int:
@@ -44,7 +44,7 @@ def tokenizer_size(config: RunConfig) -> int:
     A number of the model's own (`--model.vocab-size`) is taken for the tokenizer's too.
     """
     if config.model.vocab_size:
-        return max(config.model.vocab_size - kind_of(config).num_specials, 1)
+        return max(config.model.vocab_size - kind_of(config).num_specials(config), 1)
     size = config.data.tokenizer_size
     if size is None:
         raise UserError(

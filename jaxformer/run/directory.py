@@ -153,6 +153,7 @@ def save_params(
     *,
     step: int = 0,
     data: str | None = None,
+    lean: bool = False,
 ) -> None:
     """Write a run that holds parameters and no optimizer state, such as an imported model's.
 
@@ -165,6 +166,7 @@ def save_params(
         params: of the model.
         step: optimizer steps that made them.
         data: the fingerprint of the data that they were learned from, if it is known.
+        lean: write in little memory beside the parameters, to one file per array.
 
     Raises:
         UserError: the directory holds a run, or cannot be written.
@@ -177,7 +179,7 @@ def save_params(
             "data": data,
             "tokenizer": tokenizer.fingerprint,
         }
-        writer.save(step, {PARAMS: params}, metadata)
+        writer.save(step, {PARAMS: params}, metadata, lean=lean)
 
 
 def wait_until_visible(directory: Path) -> bool:

@@ -3,17 +3,18 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from jaxformer.config import BeamConfig, MeshConfig
+from jaxformer.config import BeamConfig, MaskedLanguageConfig, MeshConfig
 from jaxformer.data.batches import Tokens, evaluation_batches
 from jaxformer.data.corpus import fingerprint_with as text_fingerprint
 from jaxformer.data.corpus import read_text
 from jaxformer.data.lost_text import lost_share
+from jaxformer.data.masked_batches import masked_evaluation_batches
 from jaxformer.data.pair_batches import evaluation_pair_batches
 from jaxformer.data.pairs import Pair
 from jaxformer.data.parallel_text import read_aligned
@@ -26,6 +27,7 @@ from jaxformer.evaluation.loss import Evaluation, means
 from jaxformer.extras import require_extra
 from jaxformer.run.directory import changed_data
 from jaxformer.sharding.mesh import batch_sharding, make_mesh
+from jaxformer.tasks.masked_language import VALIDATION, masking
 from jaxformer.tasks.translation import check_lengths
 from jaxformer.training.step import make_eval_step
 
@@ -40,8 +42,9 @@ PROGRESS_SECONDS = 5.0
 def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> dict[str, Any]:
     """Loss, accuracy and bits per byte of a language model over a split of its text, or another.
 
-    Bits per byte are None if the tokenizer loses some of the text, or where tokens alone are there:
-    other shards than the run's are refused, since what made them is unknown.
+    Of BERT they are those of the masked tokens, without bits per byte. These are None if the
+    tokenizer loses some of the text, or where tokens alone are there: other shards than the run's
+    are refused, since what made them is unknown.
     """
     config: Any = run.config
     settings = moved(run, places)
@@ -63,20 +66,33 @@ def language_figures(run: "Run", split: Split, places: Mapping[str, Path]) -> di
         }[split]
         lost = data.lost
     rows = config.batch_size // config.accumulation
-    batches = evaluation_batches(tokens, rows, config.model.context_length)
+    batches = text_batches(config, tokens, rows, run.tokenizer.vocab_size)
     result, accuracy = evaluate_params(run, batches)
-    return {
+    figures: dict[str, Any] = {
         "step": run.step,
         "split": label,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "accuracy": accuracy,
+        "tokens": result.num_tokens,
+    }
+    if isinstance(config, MaskedLanguageConfig):
+        return figures
+    return figures | {
         "bits_per_byte": (
             None if lost or num_bytes is None else result.bits_per_byte(len(tokens) / num_bytes)
         ),
-        "tokens": result.num_tokens,
         "bytes": num_bytes,
     }
+
+
+def text_batches(config: Any, tokens: Tokens, rows: int, tokenizer_size: int) -> Iterator[Any]:
+    """The batches that score every token, or of BERT the masked ones."""
+    length = config.model.context_length
+    if isinstance(config, MaskedLanguageConfig):
+        masks = masking(config, tokenizer_size, VALIDATION)
+        return masked_evaluation_batches(tokens, rows, length, masks)
+    return evaluation_batches(tokens, rows, length)
 
 
 def translation_figures(
@@ -92,7 +108,7 @@ def translation_figures(
     if is_other(run, places, lambda: pairs_fingerprint(settings, run.tokenizer)):
         label = other(split)
         texts = read_aligned("source", settings.source, "target", settings.target)
-        pairs = encode_pairs(texts, run.tokenizer)
+        pairs = encode_pairs(texts, run.tokenizer, settings)
         check_lengths(config.model.context_length, pairs)
     else:
         data = prepare_pairs(settings)

@@ -27,7 +27,7 @@ from jaxformer.tasks.task import Task, TrainSpec
 from jaxformer.terminal import say
 from jaxformer.training.step import TrainState
 from jaxformer.weights.convert import from_torch, matching
-from jaxformer.weights.files import load_tensors
+from jaxformer.weights.files import open_tensors
 
 SHOWN = 5
 """Problems of a file that are told; the rest are counted."""
@@ -95,7 +95,7 @@ def params_of_run(path: Path, task: Task, program: Program) -> tuple[PyTree, int
 
 def params_of_file(path: Path, config: RunConfig, program: Program) -> PyTree:
     """The parameters in a file of tensors, named as the twin's or a family's."""
-    tensors, like = load_tensors(path), program.state.params
+    tensors, like = open_tensors(path), program.state.params
     try:
         params = from_torch(tensors, matching(tensors, kind_of(config).tables, like), like)
     except UserError as error:

@@ -28,13 +28,14 @@ from jaxformer.config import (
     ModelConfig,
     RunConfig,
     SamplingConfig,
+    TextConfig,
     TextRunConfig,
     TranslationConfig,
     require_positive,
 )
 from jaxformer.data.lost_text import percentage
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
-from jaxformer.data.translation import special_tokens_of
+from jaxformer.data.translation import encode_source, special_tokens_of
 from jaxformer.decoding.beam import Hypothesis, translate_all
 from jaxformer.decoding.generate import generate
 from jaxformer.errors import UserError
@@ -76,7 +77,12 @@ class Run:
     @property
     def specials(self) -> SpecialTokens:
         """The tokens of a translation run that are not text."""
-        return special_tokens_of(self.tokenizer)
+        return special_tokens_of(self._config_of(TranslationConfig).data, self.tokenizer.vocab_size)
+
+    def encode_source(self, text: str) -> np.ndarray:
+        """The tokens of a text to translate; none of a text without tokens."""
+        config = self._config_of(TranslationConfig)
+        return encode_source(config.data, self.tokenizer, text)
 
     @property
     def remark(self) -> str:
@@ -147,7 +153,7 @@ class Run:
         Raises:
             UserError: for a run of another kind and for texts that the model cannot take.
         """
-        encoded = enumerate(map(self.tokenizer.encode, texts))
+        encoded = enumerate(map(self.encode_source, texts))
         sources = {i: tokens for i, tokens in encoded if len(tokens)}
         places, best = list(sources), [""] * len(texts)
         found = self.hypotheses(list(sources.values()), search) if sources else ()
@@ -192,7 +198,7 @@ class Run:
         Raises:
             UserError: the data are missing, or have changed and no place was given.
         """
-        if isinstance(self.config, TextRunConfig):
+        if isinstance(self.config, TextConfig):
             return evaluate.language_figures(self, split, places or {})
         return evaluate.translation_figures(self, split, search or BeamConfig(), places or {})
 
@@ -292,7 +298,7 @@ def open_run(
     if config_type is not None:
         require_kind(config, config_type, run_dir)
     tokenizer = load_tokenizer(run_dir / directory.TOKENIZER)
-    needed = tokenizer.vocab_size + kind_of(config).num_specials
+    needed = tokenizer.vocab_size + kind_of(config).num_specials(config)
     if needed > config.model.vocab_size:
         raise UserError(
             f"{run_dir / directory.TOKENIZER} knows {needed} tokens but the model "

@@ -126,6 +126,8 @@ def _described(hint: Any) -> str:
         return _described(typing.get_args(hint)[0])
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(typing.get_args(hint))}"
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {len(typing.get_args(hint))} whole numbers"
     if typing.get_args(hint):  # X | None
         return " or ".join(map(_described, typing.get_args(hint)))
     return {

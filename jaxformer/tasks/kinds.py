@@ -13,6 +13,7 @@ from jaxformer.config import RunConfig
 from jaxformer.errors import UserError
 from jaxformer.models.functional import abstract_model, merge
 from jaxformer.tasks.language_modeling import DECODER, LANGUAGE
+from jaxformer.tasks.masked_language import MASKED_LANGUAGE
 from jaxformer.tasks.task import Kind, StepCost, Task
 from jaxformer.tasks.translation import TRANSLATION
 from jaxformer.training.objectives import Objective
@@ -20,6 +21,7 @@ from jaxformer.training.objectives import Objective
 KINDS: Mapping[str, Kind] = {
     "gpt": LANGUAGE,
     "decoder": DECODER,
+    "bert": MASKED_LANGUAGE,
     "transformer_text": TRANSLATION,
     "transformer_numbers": TRANSLATION,
     "transformer_copy": TRANSLATION,

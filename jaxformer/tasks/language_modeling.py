@@ -22,7 +22,7 @@ from jaxformer.tasks.resolve import resolve_config
 from jaxformer.tasks.task import Kind, Task, TrainSpec
 from jaxformer.training.objectives import next_token, next_token_accuracy
 from jaxformer.training.optimizer import text_optimizer
-from jaxformer.weights.families import gpt2
+from jaxformer.weights.families import gpt2, llama
 from jaxformer.weights.twin import TWIN
 
 MODELS: Mapping[type[ModelConfig], type[nnx.Module]] = {GPTConfig: GPT, DecoderConfig: Decoder}
@@ -93,10 +93,10 @@ LANGUAGE = Kind(
     command="sample",
     task=language_task,
     spec=lambda config, tokenizer_size: language_spec(config),
-    num_specials=0,
+    num_specials=lambda config: 0,
     flops=language_flops,
     batch_shapes=language_batch_shapes,
     tables=(TWIN, gpt2.HUGGING_FACE),
     extended=lambda config: f"{DECAYS[config.optimizer.schedule]} at step {config.steps:,}",
 )
-DECODER = dataclasses.replace(LANGUAGE, tables=(TWIN,))
+DECODER = dataclasses.replace(LANGUAGE, tables=(TWIN, llama.TIED, llama.UNTIED))

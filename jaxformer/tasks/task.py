@@ -74,8 +74,8 @@ class Kind:
     """From a config as it was asked for; prepares the data."""
     spec: Callable[[Any, int], TrainSpec]
     """From a resolved config and the number of tokens of its tokenizer."""
-    num_specials: int
-    """Tokens of the model that the tokenizer does not know."""
+    num_specials: Callable[[Any], int]
+    """From a config: tokens of the model that the tokenizer does not know."""
     flops: Callable[[Any, Any], float]
     """From a resolved config and a batch: floating-point operations of a step."""
     batch_shapes: Callable[[Any, Mesh], Sequence[Any]]

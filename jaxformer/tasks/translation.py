@@ -12,7 +12,7 @@ from jaxformer.batch import PairBatch, SpecialTokens
 from jaxformer.config import TranslationConfig
 from jaxformer.data.pair_batches import PairBatches, batch_shapes, evaluation_pair_batches
 from jaxformer.data.pairs import TokenPairs
-from jaxformer.data.translation import prepare_pairs
+from jaxformer.data.translation import prepare_pairs, special_tokens_of
 from jaxformer.errors import UserError
 from jaxformer.models.transformer import Transformer
 from jaxformer.sharding.mesh import check_batch_size, num_batch_shards
@@ -34,6 +34,11 @@ NUM_SPECIALS = 3
 """Padding, start and end."""
 
 
+def num_specials(config: TranslationConfig) -> int:
+    """Special tokens that follow those of the tokenizer; a model from elsewhere has none."""
+    return NUM_SPECIALS if getattr(config.data, "special_tokens", None) is None else 0
+
+
 def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     """Prepare the pairs and resolve the configuration with them.
 
@@ -42,7 +47,7 @@ def translation_task(config: TranslationConfig, mesh: Mesh) -> Task:
     """
     data = prepare_pairs(config.data)
     specials = data.specials
-    config = resolve_config(config, data.tokenizer.vocab_size + NUM_SPECIALS)
+    config = resolve_config(config, data.tokenizer.vocab_size + num_specials(config))
     check_lengths(config.model.context_length, data.train, data.val)
     rows = row_multiple(config, mesh)
     size = f"at most {config.batch_tokens:,} tokens a side, but no fewer than {rows} pairs"
@@ -155,8 +160,8 @@ def longest_pair(config: TranslationConfig) -> int:
 TRANSLATION = Kind(
     command="translate",
     task=translation_task,
-    spec=lambda config, size: translation_spec(config, SpecialTokens.after(size)),
-    num_specials=NUM_SPECIALS,
+    spec=lambda config, size: translation_spec(config, special_tokens_of(config.data, size)),
+    num_specials=num_specials,
     flops=translation_flops,
     batch_shapes=translation_batch_shapes,
     tables=(TWIN, marian.HUGGING_FACE),

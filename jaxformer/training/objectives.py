@@ -80,6 +80,15 @@ def masked_token(model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | N
     return in_chunks(cross_entropy, model.logits, hidden_BLD, batch.targets, batch.mask)
 
 
+def masked_token_accuracy(
+    model: Any, batch: MaskedBatch, dropout_key: Key[Array, ""] | None
+) -> SumAndCount:
+    """The accuracy of BERT: how many masked tokens are the likeliest at their places."""
+    lengths_B = batch.valid.sum(-1)
+    hidden_BLD = model.hidden(batch.tokens, batch.segments, lengths_B, dropout_key)
+    return in_chunks(accuracy, model.logits, hidden_BLD, batch.targets, batch.mask)
+
+
 def of_translation(
     loss: Callable[..., SumAndCount],
     model: Any,

@@ -11,7 +11,7 @@ in one error, one per line.
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -100,8 +100,16 @@ def to_torch(params: PyTree, table: Table) -> dict[str, np.ndarray]:
     }
 
 
-def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree:
+def from_torch(
+    tensors: Mapping[str, Any],
+    table: Table,
+    like: PyTree,
+    place: Callable[[np.ndarray, Any], Any] = lambda array, leaf: array,
+) -> PyTree:
     """Parameters of the structure, shapes and types of `like`, filled from PyTorch's tensors.
+
+    One tensor after the other is read and placed by `place(array, leaf of like)`, so that tensors
+    that are read when they are asked for (`LazyTensors`) are never in memory all together.
 
     Tensors are arrays of numpy, JAX or PyTorch, of any floating-point type. Their names may have
     one prefix more than the table's (`module.`, of a wrapped model) or one less (`transformer.`, of
@@ -120,9 +128,11 @@ def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree
         problems.append(f"no tensor has a name of this model: {min(tensors)}, not {min(rows)}")
         _refuse(problems)
     common: Counter[str] = Counter()
-    filled: dict[str, np.ndarray] = {}
+    filled: dict[str, Any] = {}
     unfit: set[str] = set()
-    for name, (row, paths) in rows.items():
+    sizes = {name: sum(leaves[path].size for path in paths) for name, (_, paths) in rows.items()}
+    for name in sorted(rows, key=lambda name: -sizes[name]):  # most of a model is still to come
+        row, paths = rows[name]
         if name not in known:
             continue
         given, tensor = known[name], _array(known[name], tensors[known[name]])
@@ -136,10 +146,11 @@ def from_torch(tensors: Mapping[str, Any], table: Table, like: PyTree) -> PyTree
         else:
             parts = row.leaves(tensor, [leaves[path].shape for path in paths])
             for path, part in zip(paths, parts, strict=True):
-                array = part.astype(leaves[path].dtype)
-                if path in filled and not np.array_equal(filled[path], array, equal_nan=True):
+                array = np.array(part, leaves[path].dtype, order="C")
+                if path not in filled:
+                    filled[path] = place(array, leaves[path])
+                elif not np.array_equal(filled[path], array, equal_nan=True):
                     problems.append(f"{path}: {given} differs from {' and '.join(names[path])}")
-                filled[path] = array
             continue
         unfit.update(paths)
     problems += [

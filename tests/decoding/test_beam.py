@@ -292,10 +292,10 @@ def test_bad_sources_are_refused_in_one_line(model, function, sources, line):
 
 
 @pytest.mark.parametrize(
-    "specials", [SpecialTokens(11, 12, 14), SpecialTokens(11, 11, 13), SpecialTokens(-1, 1, 2)]
+    "specials", [SpecialTokens(11, 12, 14), SpecialTokens(11, 13, 13), SpecialTokens(-1, 1, 2)]
 )
 def test_impossible_special_tokens_are_refused(model, specials):
-    with pytest.raises(UserError, match="are not three of the model's vocabulary of 14"):
+    with pytest.raises(UserError, match="are not of the model's vocabulary of 14"):
         translate(*model, sentences(3), specials, BEAM)
 
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import (
+    BERT_PRESETS,
+    DECODER_PRESETS,
     GPT_PRESETS,
     RUN_CONFIGS,
     TRANSFORMER_PRESETS,
@@ -32,7 +34,11 @@ from jaxformer.tasks.config_io import (
 
 CONFIG = LanguageConfig(model=GPT_PRESETS["toy"], data=DataConfig(path=Path("/text")))
 CONFIGS = [
-    kind(model=(GPT_PRESETS if name == "gpt" else TRANSFORMER_PRESETS)["toy"])
+    kind(
+        model={"gpt": GPT_PRESETS, "decoder": DECODER_PRESETS, "bert": BERT_PRESETS}.get(
+            name, TRANSFORMER_PRESETS
+        )["toy"]
+    )
     for name, kind in RUN_CONFIGS.items()
 ]
 JSON_VALUES = st.recursive(
@@ -64,7 +70,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path):
         (("model", "activation"), "swish", "config.model.activation"),
         (("model", "remat"), "all", "config.model.remat"),
         (("model", "remat"), 1, "config.model.remat"),
-        (("kind",), "bert", "'bert'"),
+        (("kind",), "mamba", "'mamba'"),
     ],
 )
 def test_what_is_wrong_is_named(where, value, named):

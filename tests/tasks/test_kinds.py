@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxformer.config import (
+    BERT_PRESETS,
     DECODER_PRESETS,
     GPT_PRESETS,
     RUN_CONFIGS,
@@ -22,11 +23,13 @@ from jaxformer.tasks.config_io import config_from_json, config_to_json
 from jaxformer.tasks.kinds import KINDS, kind_of
 from jaxformer.training.step import make_eval_step
 
-NAMES = ["gpt", "decoder", "transformer_text", "transformer_numbers", "transformer_copy"]
+NAMES = ["gpt", "decoder", "bert", "transformer_text", "transformer_numbers", "transformer_copy"]
 
 
 def config_of(name: str) -> RunConfig:
-    presets = {"gpt": GPT_PRESETS, "decoder": DECODER_PRESETS}.get(name, TRANSFORMER_PRESETS)
+    presets = {"gpt": GPT_PRESETS, "decoder": DECODER_PRESETS, "bert": BERT_PRESETS}.get(
+        name, TRANSFORMER_PRESETS
+    )
     return RUN_CONFIGS[name](model=presets["toy"])
 
 
@@ -40,7 +43,7 @@ def test_a_row_describes_its_kind_of_run(name):
     config, kind = config_of(name), KINDS[name]
     assert kind_of(config) is kind
     assert config_to_json(config)["kind"] == name
-    spec = kind.spec(config, config.model.vocab_size - kind.num_specials)
+    spec = kind.spec(config, config.model.vocab_size - kind.num_specials(config))
     graphdef, shapes = abstract_model(spec.model, config.model)
     eval_step = make_eval_step(graphdef, spec.objective)
     for batch in kind.batch_shapes(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]))[:2]:

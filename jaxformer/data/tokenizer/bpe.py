@@ -106,6 +106,10 @@ class BPETokenizer(Tokenizer):
         with _refusing(lambda why: UserError(f"the tokenizer cannot decode these tokens: {why}")):
             return self._library.decode(ids.tolist(), skip_special_tokens=False)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary; None if there is none."""
+        return self._library.token_to_id(token)
+
     def to_json(self) -> str:
         return self._library.to_str()
 

@@ -5,7 +5,10 @@ head, which files of BertForPreTraining have, do not take part in masked-languag
 the first release call a norm's scale gamma and its bias beta.
 """
 
+from jaxformer.config import BertConfig
 from jaxformer.weights.convert import Row, Unused
+from jaxformer.weights.families.gpt2 import ACTIVATIONS
+from jaxformer.weights.settings import Family, Fixed, Setting, Values
 from jaxformer.weights.twin import beneath
 
 _LAYER, _HEAD = "bert.encoder.layer.*", "cls.predictions.transform"
@@ -40,3 +43,46 @@ HUGGING_FACE: tuple[Row | Unused, ...] = (
     *(Unused(f"bert.pooler.dense.{name}") for name in ("weight", "bias")),
     *(Unused(f"cls.seq_relationship.{name}") for name in ("weight", "bias")),
 )
+
+
+def _complete(values: Values) -> Values:
+    values["attention_probs_dropout_prob"] = values.get("attention_probs_dropout_prob", 0.1) != 0.0
+    return values
+
+
+def _written(config: BertConfig) -> Values:
+    attention = config.dropout_rate if config.attention_dropout else 0.0
+    return {"attention_probs_dropout_prob": attention}
+
+
+FAMILY = Family(
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    kind="bert",
+    config=BertConfig,
+    table=HUGGING_FACE,
+    settings=(
+        Setting("vocab_size", "vocab_size", 30_522),
+        Setting("max_position_embeddings", "context_length", 512),
+        Setting("type_vocab_size", "num_segments", 2),
+        Setting("hidden_size", "width", 768),
+        Setting("num_hidden_layers", "num_layers", 12),
+        Setting("num_attention_heads", "num_heads", 12),
+        Setting("intermediate_size", "mlp_width", 3072),
+        Setting("hidden_act", "activation", "gelu", ACTIVATIONS),
+        Setting("layer_norm_eps", "norm_epsilon", 1e-12),
+        Setting("hidden_dropout_prob", "dropout_rate", 0.1),
+        Setting("attention_probs_dropout_prob", "attention_dropout", 0.1),
+        Fixed("position_embedding_type", "absolute"),
+        Fixed("is_decoder", False),
+        Fixed("add_cross_attention", False),
+    ),
+    # tie_word_embeddings: the tensors say it, for an untied decoder differs from the embedding.
+    ignored=frozenset({
+        "classifier_dropout", "directionality", "model_max_length", "pooler_fc_size",
+        "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+        "pooler_type", "tie_word_embeddings", "vocab_size_or_config_json_file",
+    }),
+    complete=_complete,
+    written=_written,
+)  # fmt: skip

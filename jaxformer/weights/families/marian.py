@@ -6,7 +6,15 @@ is: the embedding, inputs of the projections that read it, outputs of those that
 Files may hold the embedding by further names, and the sinusoids. Ours has no bias of the logits.
 """
 
+from typing import Any
+
+import numpy as np
+
+from jaxformer.config import TransformerConfig
+from jaxformer.errors import UserError
 from jaxformer.weights.convert import Row, Unused
+from jaxformer.weights.families.gpt2 import ACTIVATIONS
+from jaxformer.weights.settings import Always, Family, Fixed, Setting, Values
 from jaxformer.weights.transforms import Halves
 from jaxformer.weights.twin import beneath
 
@@ -56,3 +64,80 @@ HUGGING_FACE: tuple[Row | Unused, ...] = (
     Unused("model.decoder.embed_positions.weight"),
     Unused("final_logits_bias", only_zero=True),
 )
+
+
+_SIDES = {"layers": 12, "ffn_dim": 4096, "attention_heads": 16}
+
+
+def _complete(values: Values) -> Values:
+    """Both sides have one size here, and one vocabulary."""
+    pairs = [(f"decoder_{name}", f"encoder_{name}", size) for name, size in _SIDES.items()]
+    for ours, theirs, size in pairs:
+        if values.get(ours, size) != values.get(theirs, size):
+            raise UserError(
+                f"its config.json asks for {ours} {values.get(ours, size)} beside {theirs} "
+                f"{values.get(theirs, size)}: sides of two sizes are not to be had here"
+            )
+    vocabulary = values.get("vocab_size", 58_101)
+    if values.get("decoder_vocab_size") not in (None, vocabulary):
+        raise UserError(
+            f"its config.json asks for decoder_vocab_size {values['decoder_vocab_size']} beside "
+            f"vocab_size {vocabulary}: two vocabularies are not to be had here"
+        )
+    values["attention_dropout"] = values.get("attention_dropout", 0.0) != 0.0
+    return values
+
+
+def _written(config: TransformerConfig) -> Values:
+    sides = {
+        "decoder_layers": config.num_layers,
+        "decoder_ffn_dim": config.mlp_width,
+        "decoder_attention_heads": config.num_heads,
+        "decoder_vocab_size": config.vocab_size,
+    }
+    attention = config.dropout_rate if config.attention_dropout else 0.0
+    return sides | {"attention_dropout": attention, "is_encoder_decoder": True}
+
+
+def _constants(config: TransformerConfig) -> dict[str, Any]:
+    return {"final_logits_bias": np.zeros((1, config.vocab_size), np.float32)}
+
+
+FAMILY = Family(
+    model_type="marian",
+    architecture="MarianMTModel",
+    kind="transformer_text",
+    config=TransformerConfig,
+    table=HUGGING_FACE,
+    settings=(
+        Setting("vocab_size", "vocab_size", 58_101),
+        Setting("max_position_embeddings", "context_length", 1024),
+        Setting("d_model", "width", 1024),
+        Setting("encoder_layers", "num_layers", 12),
+        Setting("encoder_attention_heads", "num_heads", 16),
+        Setting("encoder_ffn_dim", "mlp_width", 4096),
+        Setting("activation_function", "activation", "gelu", ACTIVATIONS),
+        Setting("dropout", "dropout_rate", 0.1),
+        Setting("attention_dropout", "attention_dropout", False),
+        Always("norm_placement", "post"),
+        Always("share_embeddings", True),
+        Fixed("scale_embedding", True, default=False),
+        Fixed("share_encoder_decoder_embeddings", True),
+        Fixed("tie_word_embeddings", True),
+        Fixed("static_position_embeddings", True),
+        Fixed("normalize_before", False),
+        Fixed("normalize_embedding", False),
+        Fixed("add_final_layer_norm", False),
+        Fixed("is_decoder", False),
+    ),
+    # add_bias_logits: the tensor final_logits_bias says it, which is refused unless it is zero.
+    ignored=frozenset({
+        "activation_dropout", "add_bias_logits", "classif_dropout",
+        "classifier_dropout", "decoder_attention_heads", "decoder_ffn_dim", "decoder_layerdrop",
+        "decoder_layers", "decoder_vocab_size", "encoder_layerdrop", "extra_pos_embeddings",
+        "init_std", "num_hidden_layers",
+    }),
+    complete=_complete,
+    written=_written,
+    constants=_constants,
+)  # fmt: skip
