@@ -240,12 +240,13 @@ def test_each_style_is_compared_by_value(style: str) -> None:
         assert_port(build(style, 1e-3), Original(), inputs())
 
 
-def test_fresh_weights_are_not_compared() -> None:
+def test_fresh_weights_are_carried() -> None:
     fresh = jax.tree.map(lambda x: x + 1.0, params())
     report = divergence((port, fresh), Original(), inputs())
-    assert not report.ok
-    assert not report.faults
-    assert "not compared" in str(report)
+    assert report.ok
+    assert "weights carried from the original into 8 of 8 leaves" in str(report)
+    (fault,) = divergence((partial(port, eps=1e-3), fresh), Original(), inputs()).faults
+    assert (fault.torch, fault.cause) == ("norm", "epsilon")
 
 
 def test_the_command_writes_the_verdict_and_refuses_in_one_line(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ class Fault:
     also: tuple[str, ...] = ()
     """Other right answers for the module: the one around it, or another name of it."""
     in_weights: bool = False
-    """The fault is in the conversion, so carrying the weights of PyTorch again removes it."""
+    """The fault is in the conversion, or is one of the order of a feature map that is flattened, so
+    carrying the weights of PyTorch again removes it: in a port without weights no order is wrong.
+    """
 
     def is_at(self, module: str) -> bool:
         """Whether a module is a right answer."""

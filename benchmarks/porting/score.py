@@ -77,25 +77,34 @@ class Totals(NamedTuple):
         return total
 
 
-HEADS = ("ports", "layer named", "cause named", "double faults", "false alarms", "crashes")
+MEASURES = ("layer named", "cause named", "double faults", "false alarms", "crashes")
 
 
 def cells(rows: Sequence[Row]) -> list[str]:
-    """The cells of one line; a first try that differed stands in brackets."""
+    """The cells of one line: the ports, then each measure with loaded and with carried weights.
 
-    def shown(total: Totals) -> list[str]:
-        return [
-            str(total.ports),
-            _share(total.layers, total.faults),
-            _share(total.causes, total.faults),
-            _share(total.doubles_complete, total.doubles),
-            _share(total.false_alarms, total.correct),
-            str(total.crashes),
-        ]
+    A first try that differed stands in brackets.
+    """
+    shown = []
+    for given in ("loaded", "fresh"):
+        here = [row for row in rows if row["weights"] == given]
+        last = _measured(Totals.of(here))
+        first = _measured(Totals.of([row["first"] for row in here]))
+        both = zip(last, first, strict=True)
+        found = [a if a == b else f"{a} (first {b})" for a, b in both]
+        shown.append(found if here else ["-"] * len(MEASURES))
+    names = {(row["family"], row["case"]) for row in rows}
+    return [str(len(names)), *(cell for pair in zip(*shown, strict=True) for cell in pair)]
 
-    last = shown(Totals.of(rows))
-    first = shown(Totals.of([row["first"] for row in rows]))
-    return [a if a == b else f"{a} (first {b})" for a, b in zip(last, first, strict=True)]
+
+def _measured(total: Totals) -> list[str]:
+    return [
+        _share(total.layers, total.faults),
+        _share(total.causes, total.faults),
+        _share(total.doubles_complete, total.doubles),
+        _share(total.false_alarms, total.correct),
+        str(total.crashes),
+    ]
 
 
 def _share(part: int, whole: int) -> str:
@@ -103,23 +112,23 @@ def _share(part: int, whole: int) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each folder and kind of weights the totals, by style and by family."""
+    """Markdown: for each folder the totals by style and by family, beside those with `--carry`."""
+    heads = [head for measure in MEASURES for head in (measure, "`--carry`")]
     blocks = []
     for folder in FOLDERS:
-        for given in ("loaded", "fresh"):
-            here = [row for row in rows if (row["folder"], row["weights"]) == (folder, given)]
-            if not here:
-                continue
-            lines = [
-                f"**{folder}, {given} weights**",
-                "",
-                f"| | {' | '.join(HEADS)} |",
-                f"| --- |{' ---: |' * len(HEADS)}",
-            ]
-            for key in ("style", "family"):
-                for name in sorted({row[key] for row in here}):
-                    part = [row for row in here if row[key] == name]
-                    lines.append(f"| {name} | {' | '.join(cells(part))} |")
-            lines.append(f"| **all** | {' | '.join(cells(here))} |")
-            blocks.append("\n".join(lines))
+        here = [row for row in rows if row["folder"] == folder]
+        if not here:
+            continue
+        lines = [
+            f"**{folder}**",
+            "",
+            f"| | ports | {' | '.join(heads)} |",
+            f"| --- |{' ---: |' * (1 + len(heads))}",
+        ]
+        for key in ("style", "family"):
+            for name in sorted({row[key] for row in here}):
+                part = [row for row in here if row[key] == name]
+                lines.append(f"| {name} | {' | '.join(cells(part))} |")
+        lines.append(f"| **all** | {' | '.join(cells(here))} |")
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

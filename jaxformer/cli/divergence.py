@@ -32,6 +32,8 @@ class DivergenceArguments:
     """Returns an nn.Module, or a function of tensors."""
     inputs: Factory
     """Returns a tuple of values, a dict of keyword values, or {"jax": ..., "torch": ...}."""
+    carry: bool = False
+    """Put the original's weights into the port first; so it is done where nobody loaded any."""
     json: Path | None = None
     """File to write the verdict and all faults to."""
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
-        report = divergence(mine, theirs, inputs)
+        report = divergence(mine, theirs, inputs, carry=arguments.carry)
         write_json(report.as_json())
     say(str(report))
     return 0 if report.ok else 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.errors import UserError
 from jaxformer.porting.backward import Gradients, NoGradientError
+from jaxformer.porting.carry import carried_port, equal_leaves
 from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
 from jaxformer.porting.healing import Location, OutputPair, Search
@@ -30,8 +31,6 @@ TABLE_ROUNDING = 5e-6
 rounding grows with the position."""
 GRADIENT_BOUND = 1e-7
 """Of a gradient, relative; where the values differ by rounding, thirty times that if it is more."""
-SAME_NUMBERS = 0.5
-"""The share of an array's numbers that are the original's if its weights were loaded."""
 MOST_FAULTS = 200
 
 
@@ -43,21 +42,30 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
         theirs: an nn.Module or a function of tensors.
         inputs: a tuple of positional values, a dict of keyword values, or one of these for each
             side under the keys `jax` and `torch`.
-        carry: refused for now: load the weights into the port.
+        carry: put the original's weights into the port first (`porting/carry/`). That is done
+            without being asked where no array of the port is one of the original's.
 
     Raises:
         UserError: when a side cannot be run.
     """
-    if carry:
-        raise UserError("weights are not carried yet: return a port with the original's weights")
     port, original, given = jax_side(mine), torch_side(theirs), inputs_of(inputs)
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
         again = record_torch(original.model, *given.torch)
-    function, arrays = port.bound(*given.jax)
-    with _quiet():
-        tape = record(function, port.leaves, arrays, halves=not original.half)
-    return Comparison(port, original, recording, again, tape, given).report()
+
+    def recorded(side: JaxSide) -> Tape:
+        function, arrays = side.bound(*given.jax)
+        with _quiet():
+            return record(function, side.leaves, arrays, halves=not original.half)
+
+    tape = recorded(port)
+    port, carried = carried_port(port, original, tape, recording, carry)
+    tape = recorded(port) if carried else tape
+    report = Comparison(port, original, recording, again, tape, given).report()
+    if carried:
+        report.carried = carried.as_json()
+        report.notes[:0] = carried.notes()
+    return report
 
 
 def assert_port(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
@@ -221,22 +229,7 @@ class Comparison:
 
     def equal_weights(self, search: Search) -> int:
         """How many leaves of the port hold the numbers of a tensor of the original, or a part."""
-        marks = [
-            mark
-            for value, mark in zip(self.recording.values, search.theirs, strict=True)
-            if value.function in ("parameter", "buffer") and mark is not None
-        ]
-        numbers = np.unique(np.concatenate([mark.sorted for mark in marks])) if marks else None
-        found = 0
-        for place in self.tape.places:
-            mine = search.prints[place.index]
-            if place.primitive != "leaf" or mine is None or numbers is None:
-                continue
-            right = np.searchsorted(numbers, mine.sorted).clip(0, len(numbers) - 1)
-            left = np.maximum(right - 1, 0)
-            near = np.minimum(abs(numbers[right] - mine.sorted), abs(numbers[left] - mine.sorted))
-            found += bool(np.mean(near <= BOUND * (abs(mine.sorted) + BOUND)) > SAME_NUMBERS)
-        return found
+        return len(equal_leaves(self.tape, self.recording))
 
     def compared(self, search: Search, outputs: list[OutputPair]) -> dict[str, int]:
         """How much was compared."""

@@ -422,3 +422,10 @@ def source_line(eqn: Any) -> str:
         if not frame.file_name.startswith((*_LIBRARIES, _HERE, "<")):
             return f"{frame.file_name}:{frame.line_num}"
     return ""
+
+
+def parameters_of(step: _Step) -> Mapping[str, Any]:
+    """The parameters of an operation's equation; none of what unrolling a loop needs."""
+    function: Any = step.function
+    given = isinstance(function, functools.partial) and function.func is _evaluate
+    return function.args[0].params if given else {}

@@ -42,6 +42,9 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
     """What is no fault and worth knowing: float32 tables, opaque operations, doubts."""
 
+    carried: dict[str, Any] | None = None
+    """Which leaves hold which tensors, if the original's weights were carried into the port."""
+
     def as_json(self) -> dict[str, Any]:
         """The JSON form: `ok`, `faults`, and what was compared."""
         return {
@@ -51,6 +54,7 @@ class Report:
             "bound": self.bound,
             "compared": self.compared,
             "notes": self.notes,
+            "carried": self.carried,
         }
 
     def __str__(self) -> str:

@@ -106,7 +106,7 @@ CASES = [
     ),
     case(
         "flattened time before channels",
-        Fault("", ("flatten-order",), ("to_latent",)),
+        Fault("", ("flatten-order",), ("to_latent",), in_weights=True),
         channels_first=False,
     ),
     case(
