@@ -9,6 +9,7 @@ EXTRAS: Mapping[str, Sequence[str]] = {
     "plot": ("matplotlib",),
     "translate": ("sacrebleu",),
     "numbers": ("num2words", "babel"),
+    "gguf": ("gguf",),
 }
 """The packages of each extra, as they are imported."""
 

@@ -22,6 +22,7 @@ from jaxformer.config import (
 from jaxformer.data.tokenizer import BPETokenizer, IdTokenizer, Tokenizer, load_tokenizer
 from jaxformer.errors import UserError
 from jaxformer.exchange import nanogpt
+from jaxformer.exchange.gguf_files import gguf_tokenizer, kept_files, open_gguf
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.weights import huggingface
 from jaxformer.weights.convert import Table
@@ -95,6 +96,8 @@ def open_foreign(source: Path, options: Options) -> Foreign:
                 "FILE, or --tokenizer ids for texts of token numbers"
             )
         found = Foreign("gpt", config, nanogpt.TABLE, tensors, tokenizer, _text_data)
+    elif source.suffix == ".gguf":
+        found = gguf_model(source, options)
     else:
         raise UserError(f"{source} is no model: name a directory, a .gguf file or a nanoGPT .pt")
     wide = sorted(name for name, dtype in found.tensors.types.items() if dtype == "float64")
@@ -130,6 +133,25 @@ def huggingface_model(directory: Path, options: Options) -> Foreign:
     kept = {name: (directory / name).read_bytes() for name in KEPT if (directory / name).is_file()}
     tensors = huggingface.model_tensors(directory)
     return Foreign(family.kind, model, family.table_of(model), tensors, tokenizer, data, kept)
+
+
+def gguf_model(path: Path, options: Options) -> Foreign:
+    """The model in a GGUF file.
+
+    Raises:
+        UserError: it, its model or its tokenizer cannot be read here.
+    """
+    file = open_gguf(path)
+    family = huggingface.family_of(file.values, path)
+    try:
+        model = read_settings(family, file.values, options.ignore)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    tokenizer = chosen_tokenizer(options.tokenizer, model.vocab_size)
+    if tokenizer is None:
+        tokenizer = gguf_tokenizer(path, file.metadata)
+    kept, table = kept_files(file.metadata), family.table_of(model)
+    return Foreign(family.kind, model, table, file.tensors, tokenizer, _text_data, kept)
 
 
 def chosen_tokenizer(named: str | None, vocab_size: int) -> Tokenizer | None:
