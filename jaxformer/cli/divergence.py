@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxformer.cli.arguments import parse
-from jaxformer.cli.outputs import json_output
+from jaxformer.cli.outputs import json_output, text_output
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
@@ -35,7 +35,9 @@ class DivergenceArguments:
     carry: bool = False
     """Put the original's weights into the port first; so it is done where nobody loaded any."""
     json: Path | None = None
-    """File to write the verdict and all faults to."""
+    """File to write the verdict, all faults and all modules to."""
+    html: Path | None = None
+    """File to write a page to: the tree of the port, with the error along the depth."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,12 +54,17 @@ def main(argv: Sequence[str]) -> int:
         )
     from jaxformer.porting import divergence
     from jaxformer.porting.factories import load_factory
+    from jaxformer.porting.page import as_html
 
-    with json_output(arguments.json) as write_json:
+    with (
+        json_output(arguments.json) as write_json,
+        text_output(arguments.html, "--html") as write_html,
+    ):
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
         report = divergence(mine, theirs, inputs, carry=arguments.carry)
         write_json(report.as_json())
+        write_html(as_html(report))
     say(str(report))
     return 0 if report.ok else 1

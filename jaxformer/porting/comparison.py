@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from jaxformer.porting.backward import Gradients, NoGradientError
 from jaxformer.porting.carry import carried_port, equal_leaves
 from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
+from jaxformer.porting.findings import Fault, Layer, grouped, with_faults
 from jaxformer.porting.healing import Location, OutputPair, Search
 from jaxformer.porting.interpreter import Tape, record
+from jaxformer.porting.layers import jax_name, layers_of, line_of
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
 from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
-from jaxformer.porting.report import Fault, Report, grouped
+from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
 
 BOUND = 1e-9
@@ -111,18 +113,21 @@ class Comparison:
         search = Search(self.tape, self.recording, outputs, BOUND)
         error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
         report = Report(True, [], error, BOUND)
-        report.compared = self.compared(search, outputs)
-        report.compared["weights"] = weights = self.equal_weights(search)
-        if not weights and self.port.leaves and self.original.state() and error > BOUND:
+        weights = self.equal_weights(search)
+        loaded = weights or not self.port.leaves or not self.original.state() or error <= BOUND
+        report.faults = self.forward_faults(search) if loaded else []
+        layers = layers_of(search, self.original.kinds())
+        report.compared = {**self.compared(search, layers), "weights": weights}
+        if not loaded:
             report.ok = False
             report.notes.append(
                 "no array of the port equals a tensor of the original: load its weights first"
             )
             return report
-        report.faults = self.forward_faults(search)
         if not report.faults and error <= TABLE_ROUNDING:
             report.faults = list(self.backward_faults(search, report))
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
+        report.layers = with_faults(layers, report.faults)
         report.notes += self.notes(outputs)
         return report
 
@@ -163,9 +168,7 @@ class Comparison:
     def fault(self, location: Location, explanation: Explanation | None) -> Fault:
         """A location with its cause and the lines of both sides."""
         value, place = self.recording.values[location.value], self.tape.places[location.place]
-        line = place.line or next(
-            (self.tape.places[i].line for i in place.inputs if self.tape.places[i].line), ""
-        )
+        line = line_of(self.tape, place)
         return Fault(
             torch=location.owner,
             jax=jax_name(place.scope) or line or None,
@@ -231,21 +234,14 @@ class Comparison:
         """How many leaves of the port hold the numbers of a tensor of the original, or a part."""
         return len(equal_leaves(self.tape, self.recording))
 
-    def compared(self, search: Search, outputs: list[OutputPair]) -> dict[str, int]:
+    def compared(self, search: Search, layers: Sequence[Layer]) -> dict[str, int]:
         """How much was compared."""
         active = [v for v in self.recording.values if v.active and v.inputs]
-        held = [v for v in active if v.index in search.held]
-        called = {call.name for call in self.recording.calls}
-        paired = {
-            call.name
-            for call in self.recording.calls
-            if any(i in search.held for i in call.outputs)
-        }
         return {
-            "outputs": len(outputs),
-            "modules": len(paired),
-            "all_modules": len(called),
-            "values": len(held),
+            "outputs": len(search.outputs),
+            "modules": sum(layer.found for layer in layers),
+            "all_modules": len(layers),
+            "values": sum(v.index in search.held for v in active),
             "all_values": len(active),
         }
 
@@ -314,13 +310,6 @@ def _images(array: np.ndarray) -> list[Layout]:
     """NCHW as NHWC, and the reverse."""
     orders = ((0, 2, 3, 1), (0, 3, 1, 2))
     return [Layout(array.shape, o, tuple(array.shape[axis] for axis in o)) for o in orders]
-
-
-def jax_name(scope: str) -> str:
-    """The module of a name stack."""
-    parts = [part for part in scope.split("/") if part]
-    named = [part[4:] for part in parts if part.startswith("nnx:")]
-    return named[-1] if named else "/".join(parts)
 
 
 def described(location: Location, value: Value) -> str:

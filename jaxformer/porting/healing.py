@@ -72,6 +72,8 @@ class Search:
         self.tape, self.recording, self.outputs, self.bound = tape, recording, outputs, bound
         self.healed: dict[int, np.ndarray] = {}
         self.seen: dict[tuple[int, int], np.ndarray] = {}
+        self.locations: list[Location] = []
+        """What was healed, in order."""
         self.prints = {p.index: Print.of(v) for p, v in zip(tape.places, tape.values, strict=True)}
         self.theirs = [Print.of(value.array) for value in recording.values]
         self.users = recording.users()
@@ -144,6 +146,7 @@ class Search:
     def heal(self, location: Location, values: Mapping[int, np.ndarray] = _NOTHING) -> None:
         """Keep PyTorch's value in the place of the port's; `values` if they say more."""
         theirs = self.recording.values[location.value].array
+        self.locations.append(location)
         if values:
             self.healed.update(values)
         elif location.edges:

@@ -75,6 +75,11 @@ class TorchSide:
         """The model if it is a module."""
         return self.model if isinstance(self.model, torch.nn.Module) else None
 
+    def kinds(self) -> dict[str, str]:
+        """The class of every module by its name."""
+        modules = self.module.named_modules() if self.module is not None else ()
+        return {name: type(module).__name__ for name, module in modules}
+
     def state(self) -> dict[str, np.ndarray]:
         """Every floating point parameter and buffer by every name it has, in float64."""
         if self.module is None:
