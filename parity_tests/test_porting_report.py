@@ -47,6 +47,14 @@ def test_what_agrees_is_said_in_one_line_and_how_much_was_compared() -> None:
     assert all(layer.error == layer.own < 1e-13 for layer in report.layers)
 
 
+def test_what_rounding_of_float32_explains_has_its_own_error() -> None:
+    report = divergence((lambda p, x: port(p, x) * (1 + 2e-8), params()), Original(), inputs())
+    assert report.ok
+    layers = {layer.torch: layer for layer in report.layers}
+    assert layers["head"].own == layers["head"].error == pytest.approx(2e-8)
+    assert layers["down"].own < 1e-13
+
+
 def blocks(number: int, faulty: tuple[int, ...] = ()) -> list[Layer]:
     layers = [Layer("", "Net", "net.py:9", 0.5, 1e-16), Layer("stem", "Linear", "a", 1e-16, 1e-16)]
     for i in range(number):
@@ -73,6 +81,13 @@ def test_equal_layers_in_a_row_are_one_row(faulty: tuple[int, ...], labels: list
     assert last.layer.own == 0.1 * 6  # the worst of the group
     (whole,) = tree(blocks(6, faulty), 1e-9, whole=True)
     assert len(whole.inside) == 7
+
+
+def test_layers_that_inherit_an_error_are_no_row_with_those_that_do_not() -> None:
+    names = [f"h.{i}" for i in range(4)]
+    errors = [1e-16, 1e-16, 0.5, 0.5]
+    row = [Layer(name, "Block", "a", e, 1e-16) for name, e in zip(names, errors, strict=True)]
+    assert [node.label for node in tree(row, 1e-9)] == ["h.0-1", "h.2-3"]
 
 
 def test_the_tree_marks_what_is_at_fault() -> None:
@@ -121,6 +136,7 @@ def test_a_page_escapes_what_it_shows() -> None:
     faults = [Fault("", "<a&b>", "output", 0.1, 1e-9, "gelu", "1 < 2", "<t>", "<j>")]
     text = as_html(Report(False, faults, 0.1, 1e-9, {}, ["<note>"], odd))
     assert Page(text).rows == ["fault"]
+    assert 'title="&lt;lambda&gt;"' in text
     for part in ("&lt;lambda&gt;", "&lt;a&amp;b&gt;", "1 &lt; 2", "&lt;note&gt;"):
         assert part in text
 
@@ -151,3 +167,10 @@ def test_the_documents_show_what_the_command_prints(
         assert command.main(shlex.split(words.replace("\\\n", ""))) == 1
         shown = capsys.readouterr().out
         assert ROUNDING.sub("rounding", shown) == ROUNDING.sub("rounding", printed)
+
+
+def test_the_python_code_of_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (ROOT / "docs" / "porting.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL):
+        exec(block, {})
+    assert "departs at the model itself: epsilon" in capsys.readouterr().out

@@ -82,6 +82,20 @@ def assert_port(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Non
         raise AssertionError(str(report))
 
 
+def assert_layer(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
+    """For a test of one layer: its output agrees, and the gradients of every parameter and input.
+
+    As `assert_port`, and a layer that one side cannot differentiate is refused as well.
+
+    Raises:
+        AssertionError: when it departs, or values or gradients could not be compared.
+        UserError: when a side cannot be run.
+    """
+    report = divergence(mine, theirs, inputs, carry)
+    if not report.ok or "gradients" not in report.compared:
+        raise AssertionError(str(report))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():

@@ -71,8 +71,12 @@ def grouped(nodes: Iterable[Node]) -> tuple[Node, ...]:
 
 def _shape(node: Node) -> tuple:
     """What equal layers have in common."""
-    label = re.sub(r"\d+", "*", node.label)
-    return label, node.layer.kind, node.status, node.layer.cause, *map(_shape, node.inside)
+    return re.sub(r"\d+", "*", node.label), *_content(node)
+
+
+def _content(node: Node) -> tuple:
+    inside = ((x.label, *_content(x)) for x in node.inside)
+    return node.layer.kind, node.status, node.layer.cause, *inside
 
 
 def _merged(group: Sequence[Node]) -> Node:
@@ -84,8 +88,7 @@ def _merged(group: Sequence[Node]) -> Node:
         error=np.fmax.reduce([node.layer.error for node in group]),
         own=np.fmax.reduce([node.layer.own for node in group]),
     )
-    rows = zip(*(node.inside for node in group), strict=True)
-    inside = tuple(dataclasses.replace(_merged(row), label=row[0].label) for row in rows)
+    inside = tuple(map(_merged, zip(*(node.inside for node in group), strict=True)))
     return Node(_span(first.label, group[-1].label), worst, inside, first.status)
 
 
