@@ -21,8 +21,9 @@ ROUGHLY = 1e-5
 
 def layers_of(search: Search, kinds: Mapping[str, str]) -> list[Layer]:
     """The modules that ran, by their names in `kinds`, in the order in which they began."""
-    healed = {location.value: location.error for location in search.locations}
+    healed = {at.place: at.error for at in search.locations if at.place in search.healed}
     rough = Index({place: search.current[place] for place in search.live})
+    ends = {pair.torch: [pair.jax] for pair in search.outputs}
     found: dict[str, Layer] = {}
     for call in search.recording.calls:
         layer = found.setdefault(call.name, Layer(call.name, kinds.get(call.name, "")))
@@ -31,6 +32,7 @@ def layers_of(search: Search, kinds: Mapping[str, str]) -> list[Layer]:
             if mark is None:
                 continue
             places = search.held.get(number) or rough.find(mark, ROUGHLY)
+            places = places if call.name else ends.get(number, places)
             measured = _measured(search, number, places)
             if measured is None:
                 continue
@@ -40,7 +42,7 @@ def layers_of(search: Search, kinds: Mapping[str, str]) -> list[Layer]:
                 layer,
                 jax=jax_name(place.scope) or line_of(search.tape, place) or layer.jax,
                 error=float(np.fmax(error, layer.error)),
-                own=float(np.fmax(healed.get(number, own), layer.own)),
+                own=float(np.fmax(healed.get(index, own), layer.own)),
             )
         found[call.name] = layer
     return list(found.values())
