@@ -1,5 +1,6 @@
 """The report of `divergence`: the tree with the errors of all modules, its text and its page."""
 
+import dataclasses
 import re
 import shlex
 from functools import partial
@@ -91,11 +92,21 @@ def test_equal_layers_in_a_row_are_one_row(faulty: tuple[int, ...], labels: list
     assert len(whole.inside) == 7
 
 
+def test_a_gradient_at_fault_is_no_error_of_the_output() -> None:
+    layer = Layer("a", "Block", "b", 1e-16, 1e-16)
+    gradient = Fault("a", "b", "param_grad", 0.3, 1e-7, None, "")
+    assert layer.at_fault(gradient).error == layer.at_fault(gradient).own == 1e-16
+    output = dataclasses.replace(gradient, quantity="output")
+    assert layer.at_fault(output).error == layer.at_fault(output).own == 0.3
+    assert layer.at_fault(output).cause == ""
+
+
 def test_layers_that_inherit_an_error_are_no_row_with_those_that_do_not() -> None:
     names = [f"h.{i}" for i in range(4)]
-    errors = [1e-16, 1e-16, 0.5, 0.5]
+    errors = [1e-17, 1e-16, 0.5, 0.4]
     row = [Layer(name, "Block", "a", e, 1e-16) for name, e in zip(names, errors, strict=True)]
-    assert [node.label for node in tree(row, 1e-9)] == ["h.0-1", "h.2-3"]
+    found = {node.label: node.layer.error for node in tree(row, 1e-9)}
+    assert found == {"h.0-1": 1e-16, "h.2-3": 0.5}
 
 
 def test_the_tree_marks_what_is_at_fault() -> None:

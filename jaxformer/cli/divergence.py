@@ -32,8 +32,12 @@ class DivergenceArguments:
     """Returns an nn.Module, or a function of tensors."""
     inputs: Factory
     """Returns a tuple of values, a dict of keyword values, or {"jax": ..., "torch": ...}."""
-    carry: bool = False
-    """Put the original's weights into the port first; so it is done where nobody loaded any."""
+    pair: tyro.conf.UseAppendAction[
+        tuple[Annotated[str, tyro.conf.arg(metavar="MODULE=PLACE")], ...]
+    ] = ()
+    """A PyTorch module and the module or the line of the port that makes its output, such as
+    h.0.attn=blocks.0.attention or h.0.attn=model.py:42; may be given several times. By default
+    values are paired by their numbers."""
     json: Path | None = None
     """File to write the verdict, all faults and all modules to."""
     html: Path | None = None
@@ -54,8 +58,10 @@ def main(argv: Sequence[str]) -> int:
         )
     from jaxformer.porting import divergence
     from jaxformer.porting.factories import load_factory
+    from jaxformer.porting.mapping import parse_pairs
     from jaxformer.porting.page import as_html
 
+    pairs = parse_pairs(arguments.pair)
     with (
         json_output(arguments.json) as write_json,
         text_output(arguments.html, "--html") as write_html,
@@ -63,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
-        report = divergence(mine, theirs, inputs, carry=arguments.carry)
+        report = divergence(mine, theirs, inputs, pairs=pairs)
         write_json(report.as_json())
         write_html(as_html(report))
     say(str(report))

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from jaxformer.porting.healing import Location, OutputPair, Search
 from jaxformer.porting.interpreter import Tape, record
 from jaxformer.porting.layers import jax_name, layers_of, line_of
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
+from jaxformer.porting.mapping import chosen_places
 from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
 from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
@@ -36,7 +37,13 @@ GRADIENT_BOUND = 1e-7
 MOST_FAULTS = 200
 
 
-def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Report:
+def divergence(
+    mine: Any,
+    theirs: Any,
+    inputs: Any,
+    carry: bool = False,
+    pairs: Mapping[str, str] | None = None,
+) -> Report:
     """Compare a port with its original, layer by layer, whatever the names and layouts.
 
     Args:
@@ -44,8 +51,9 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
         theirs: an nn.Module or a function of tensors.
         inputs: a tuple of positional values, a dict of keyword values, or one of these for each
             side under the keys `jax` and `torch`.
-        carry: put the original's weights into the port first (`porting/carry/`). That is done
-            without being asked where no array of the port is one of the original's.
+        carry: refused for now: load the weights into the port.
+        pairs: PyTorch modules, each with the module or the line `file.py:42` of the port that makes
+            its output; they override the pairing by value.
 
     Raises:
         UserError: when a side cannot be run.
@@ -54,35 +62,27 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
         again = record_torch(original.model, *given.torch)
-
-    def recorded(side: JaxSide) -> Tape:
-        function, arrays = side.bound(*given.jax)
-        with _quiet():
-            return record(function, side.leaves, arrays, halves=not original.half)
-
-    tape = recorded(port)
-    port, carried = carried_port(port, original, tape, recording, carry)
-    tape = recorded(port) if carried else tape
-    report = Comparison(port, original, recording, again, tape, given).report()
-    if carried:
-        report.carried = carried.as_json()
-        report.notes[:0] = carried.notes()
-    return report
+    function, arrays = port.bound(*given.jax)
+    with _quiet():
+        tape = record(function, port.leaves, arrays, halves=not original.half)
+    return Comparison(port, original, recording, again, tape, given, pairs or {}).report()
 
 
-def assert_port(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
+def assert_port(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:
     """For a test: the port agrees with its original; the report is the message of the failure.
+
+    The options are those of `divergence`.
 
     Raises:
         AssertionError: when it departs, or nothing could be compared.
         UserError: when a side cannot be run.
     """
-    report = divergence(mine, theirs, inputs, carry)
+    report = divergence(mine, theirs, inputs, **options)
     if not report.ok:
         raise AssertionError(str(report))
 
 
-def assert_layer(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
+def assert_layer(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:
     """For a test of one layer: its output agrees, and the gradients of every parameter and input.
 
     As `assert_port`, and a layer that one side cannot differentiate is refused as well.
@@ -91,7 +91,7 @@ def assert_layer(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> No
         AssertionError: when it departs, or values or gradients could not be compared.
         UserError: when a side cannot be run.
     """
-    report = divergence(mine, theirs, inputs, carry)
+    report = divergence(mine, theirs, inputs, **options)
     if not report.ok or "gradients" not in report.compared:
         raise AssertionError(str(report))
 
@@ -114,6 +114,8 @@ class Comparison:
     """A second run of PyTorch's, which differs if it is random."""
     tape: Tape
     given: Inputs
+    pairs: Mapping[str, str]
+    """The modules whose places the user names."""
     rounded: list[Location] = dataclasses.field(default_factory=list)
 
     def report(self) -> Report:
@@ -124,7 +126,8 @@ class Comparison:
         random = self.random_torch(outputs)
         if random is not None:
             return Report(False, [random], random.error, BOUND, {"outputs": len(outputs)})
-        search = Search(self.tape, self.recording, outputs, BOUND)
+        chosen = chosen_places(self.pairs, self.recording, self.tape)
+        search = Search(self.tape, self.recording, outputs, BOUND, chosen)
         error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
         report = Report(True, [], error, BOUND)
         weights = self.equal_weights(search)
@@ -143,6 +146,12 @@ class Comparison:
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
         report.layers = with_faults(layers, report.faults)
         report.notes += self.notes(outputs)
+        report.notes += [
+            f"{layer.torch} is paired with {self.pairs[layer.torch]}, which differs by "
+            f"{layer.error:.1e}; the outputs agree"
+            for layer in report.layers
+            if layer.torch in self.pairs and report.ok and layer.error > ROUNDING
+        ]
         return report
 
     def forward_faults(self, search: Search) -> list[Fault]:

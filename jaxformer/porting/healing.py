@@ -20,6 +20,7 @@ from jaxformer.porting.recorder import LAYOUT_OPERATIONS, Recording, Value
 MOST_PLACES = 8
 """Places that are tried for one value, the most similar first."""
 _NOTHING: Mapping[int, np.ndarray] = {}
+_CHOSEN: Mapping[int, Sequence[int]] = {}
 _SEEN: Mapping[tuple[int, int], np.ndarray] = {}
 STRETCH = 40
 """Operations that lie between a value and the input that is tried in its stead."""
@@ -67,9 +68,16 @@ class Search:
     """The state of a search: which values are held where, and what is healed."""
 
     def __init__(
-        self, tape: Tape, recording: Recording, outputs: Sequence[OutputPair], bound: float
+        self,
+        tape: Tape,
+        recording: Recording,
+        outputs: Sequence[OutputPair],
+        bound: float,
+        chosen: Mapping[int, Sequence[int]] = _CHOSEN,
     ):
         self.tape, self.recording, self.outputs, self.bound = tape, recording, outputs, bound
+        self.chosen = chosen
+        """The places that alone may stand for a PyTorch value, where the user says so."""
         self.healed: dict[int, np.ndarray] = {}
         self.seen: dict[tuple[int, int], np.ndarray] = {}
         self.locations: list[Location] = []
@@ -94,9 +102,16 @@ class Search:
         self.held = {
             number: places
             for number, mark in enumerate(self.theirs)
-            if mark is not None and (places := index.find(mark, self.bound))
+            if mark is not None and (places := self.holding(number, mark, index))
         }
         self.taken = {place for places in self.held.values() for place in places}
+
+    def holding(self, number: int, mark: Print, index: Index) -> list[int]:
+        """The places that hold a PyTorch value."""
+        if number not in self.chosen:
+            return index.find(mark, self.bound)
+        marks = {place: self.current[place] for place in self.chosen[number]}
+        return [place for place, own in marks.items() if own and own.same(mark, self.bound)]
 
     def output_error(self, pair: OutputPair, values: dict[int, Print | None]) -> float:
         """The exact error of an output in its one layout."""
@@ -129,7 +144,9 @@ class Search:
         tried: list[Print] = []
         for number in sorted(region):
             mark = self.theirs[number]
-            if mark is None or any(mark.same(other, self.bound) for other in tried):
+            if mark is None:
+                continue
+            if number not in self.chosen and any(mark.same(x, self.bound) for x in tried):
                 continue
             tried.append(mark)
             found = self.find(number, region)
@@ -168,7 +185,7 @@ class Search:
             layouts.setdefault(place, []).append(layout)
         for place, several in layouts.items():
             scores = [self.score(place, number, layout, behind) for layout in several]
-            if max(scores):
+            if max(scores) or number in self.chosen:
                 return place, several[scores.index(max(scores))]
         return None
 
@@ -227,8 +244,9 @@ class Search:
             if source in self.held
         ]
         after = self.tape.descendants(known) if known else self.live
+        places = self.chosen.get(number, (self.live & after) - self.taken - set(self.healed))
         found = []
-        for place in sorted((self.live & after) - self.taken - set(self.healed)):
+        for place in sorted(places):
             other = self.current[place]
             if other is None or other.size != mark.size or not self.tape.places[place].inputs:
                 continue

@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.porting.findings import Layer
 from jaxformer.porting.healing import Search
 from jaxformer.porting.interpreter import Place, Tape
-from jaxformer.porting.layouts import distance
+from jaxformer.porting.layouts import distance, nearest
 from jaxformer.porting.pairing import Index
 
 ROUGHLY = 1e-5
@@ -31,7 +31,8 @@ def layers_of(search: Search, kinds: Mapping[str, str]) -> list[Layer]:
             mark = search.theirs[number]
             if mark is None:
                 continue
-            places = search.held.get(number) or rough.find(mark, ROUGHLY)
+            near = search.chosen.get(number) or rough.find(mark, ROUGHLY)
+            places = search.held.get(number, near)
             places = places if call.name else ends.get(number, places)
             measured = _measured(search, number, places)
             if measured is None:
@@ -56,6 +57,8 @@ def _measured(
     assert theirs is not None
     for place in places:
         layout = search.moved_as(number, place)
+        if layout is None and number in search.chosen:
+            layout = nearest(theirs.array, search.tape.values[place], 1)[0][1]
         before, after = search.prints[place], search.current[place]
         if before is None or after is None:
             continue
