@@ -55,11 +55,20 @@ def test_a_pair_overrides_what_the_values_say() -> None:
     assert "up is paired with" in report.notes[-1]
 
 
+def test_the_place_of_a_pair_is_the_fault_even_if_another_is_more_similar() -> None:
+    place = line("x = x + y if residual")
+    mine = partial(port, eps=1e-3), params()
+    fault = divergence(mine, Original(), inputs(), pairs={"norm": place}).faults[0]
+    assert fault.torch == "norm"
+    assert fault.jax_line.endswith(place)
+
+
 @pytest.mark.parametrize(
     ("pair", "words"),
     [
         ("nrom=" + NORM, ["nrom", "norm"]),
         ("norm=nowhere", ["norm=nowhere"]),
+        ("norm=" + NORM.removeprefix("test_"), [NORM.removeprefix("test_")]),
         ("norm=test_porting.py:1", ["test_porting.py:1"]),
         ("norm=" + line("return x @ p"), []),
         ("up=" + NORM, ["(3, 5, 6)"]),

@@ -38,6 +38,9 @@ class DivergenceArguments:
     """A PyTorch module and the module or the line of the port that makes its output, such as
     h.0.attn=blocks.0.attention or h.0.attn=model.py:42; may be given several times. By default
     values are paired by their numbers."""
+    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Compare so many steps of the optimizers as well. --jax then returns (model, optax
+    transformation), --torch (model, optimizer), and behind it learning rate schedulers."""
     json: Path | None = None
     """File to write the verdict, all faults and all modules to."""
     html: Path | None = None
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
-        report = divergence(mine, theirs, inputs, pairs=pairs)
+        report = divergence(mine, theirs, inputs, pairs=pairs, steps=arguments.steps)
         write_json(report.as_json())
         write_html(as_html(report))
     say(str(report))

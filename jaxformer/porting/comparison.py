@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from jaxformer.porting.mapping import chosen_places
 from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
 from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
+from jaxformer.porting.steps import Steps, require_optimizers
 
 BOUND = 1e-9
 """Of a value in float64, relative: what is within it is paired."""
@@ -43,6 +43,7 @@ def divergence(
     inputs: Any,
     carry: bool = False,
     pairs: Mapping[str, str] | None = None,
+    steps: int = 0,
 ) -> Report:
     """Compare a port with its original, layer by layer, whatever the names and layouts.
 
@@ -54,18 +55,21 @@ def divergence(
         carry: refused for now: load the weights into the port.
         pairs: PyTorch modules, each with the module or the line `file.py:42` of the port that makes
             its output; they override the pairing by value.
+        steps: steps of the optimizers to compare: `mine` is then (port, optax transformation),
+            `theirs` (module, optimizer), and behind it learning rate schedulers.
 
     Raises:
         UserError: when a side cannot be run.
     """
     port, original, given = jax_side(mine), torch_side(theirs), inputs_of(inputs)
+    require_optimizers(port, original, steps)
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
         again = record_torch(original.model, *given.torch)
     function, arrays = port.bound(*given.jax)
     with _quiet():
         tape = record(function, port.leaves, arrays, halves=not original.half)
-    return Comparison(port, original, recording, again, tape, given, pairs or {}).report()
+    return Comparison(port, original, recording, again, tape, given, pairs or {}, steps).report()
 
 
 def assert_port(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:
@@ -116,6 +120,8 @@ class Comparison:
     given: Inputs
     pairs: Mapping[str, str]
     """The modules whose places the user names."""
+    steps: int
+    """Steps of the optimizers."""
     rounded: list[Location] = dataclasses.field(default_factory=list)
 
     def report(self) -> Report:
@@ -143,6 +149,8 @@ class Comparison:
             return report
         if not report.faults and error <= TABLE_ROUNDING:
             report.faults = list(self.backward_faults(search, report))
+        if self.steps and "steps" not in report.compared:
+            report.notes.append("steps not compared: the gradients have to agree first")
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
         report.layers = with_faults(layers, report.faults)
         report.notes += self.notes(outputs)
@@ -207,7 +215,10 @@ class Comparison:
     def backward_faults(self, search: Search, report: Report) -> Iterator[Fault]:
         """The faults that gradients alone show."""
         function, arrays = self.port.bound(*self.given.jax)
-        run = functools.partial(record_gradients, self.original.model, *self.given.torch)
+
+        def run(model: Any = self.original.model, keep: bool = False) -> Recording:
+            return record_gradients(model, *self.given.torch, keep=keep)
+
         try:
             with _quiet():
                 gradients = Gradients(function, self.port.leaves, arrays, run, search)
@@ -216,6 +227,13 @@ class Comparison:
             report.notes.append(f"gradients not compared: {error}")
             return
         report.compared["gradients"] = gradients.compared
+        if self.steps and not found:
+            with _quiet():
+                steps = Steps(gradients, self.port, self.original, self.steps)
+                found = list(steps.faults())
+            report.compared["steps"] = self.steps
+            report.compared["updates"] = len(steps.parts)
+            report.compared["all_updates"] = len(gradients.named)
         yield from found
 
     def rounding(self, location: Location, search: Search) -> float:
