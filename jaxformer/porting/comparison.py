@@ -20,6 +20,7 @@ from jaxformer.porting.interpreter import Tape, record
 from jaxformer.porting.layers import jax_name, layers_of, line_of
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
 from jaxformer.porting.mapping import chosen_places
+from jaxformer.porting.narrowing import narrowed
 from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
 from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
@@ -186,6 +187,7 @@ class Comparison:
             location = search.next()
             if location is None:
                 return
+            location = narrowed(search, location)
             explanation = explainer.explain(location)
             small = location.error < self.rounding(location, search)
             if small and (explanation is None or explanation.residual > 1e-3 * location.error):
