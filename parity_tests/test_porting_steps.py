@@ -166,17 +166,28 @@ def test_each_style_has_its_own_tree_of_parameters(style: str) -> None:
     assert compare(optax.adamw(RATE, weight_decay=0.1), grouped, mine).faults
 
 
-def test_running_statistics_are_no_parameters() -> None:
-    class Norm(linen.Module):
-        @linen.compact
-        def __call__(self, x: Any) -> Any:
-            return linen.BatchNorm(use_running_average=True, epsilon=1e-5, name="n")(x)
+class LinenNorm(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.BatchNorm(use_running_average=True, epsilon=1e-5, name="n")(x)
 
+
+@pytest.mark.parametrize("style", ["nnx", "linen"])
+def test_running_statistics_are_no_parameters(style: str) -> None:
+    """Their gradients are not counted where gradients are clipped."""
     theirs = torch.nn.BatchNorm1d(6).eval()
-    variables = Norm().init(jax.random.key(0), jnp.zeros((2, 6)))
-    sides = (Norm(), variables), optax.adam(RATE)
+    mine: Any = LinenNorm(), LinenNorm().init(jax.random.key(0), jnp.zeros((2, 6)))
+    if style == "nnx":
+        mine = nnx.BatchNorm(6, use_running_average=True, epsilon=1e-5, rngs=nnx.Rngs(0))
+    transformation = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(RATE))
+    optimizer = clipped(theirs.named_parameters(), 0.1)
     x = np.random.default_rng(0).standard_normal((5, 6))
-    assert_port(sides, (theirs, torch.optim.Adam(theirs.parameters(), RATE)), (x,), steps=2)
+    assert_port((mine, transformation), (theirs, optimizer), (x,), steps=2)
+
+
+def test_integers_among_the_parameters_are_left_out() -> None:
+    mine = (lambda p, x: port(p, x), {**params(), "ids": np.arange(3)})
+    assert compare(optax.sgd(RATE), sgd(), mine).ok
 
 
 def test_equal_parameters_are_told_apart_by_their_gradients() -> None:

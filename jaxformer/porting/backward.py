@@ -21,10 +21,11 @@ import torch
 from jaxformer.porting.compare import ZERO_GRADIENT
 from jaxformer.porting.findings import Fault
 from jaxformer.porting.healing import Search
-from jaxformer.porting.interpreter import Place, record
+from jaxformer.porting.interpreter import record
 from jaxformer.porting.layouts import Layout, distance, nearest
 from jaxformer.porting.pairing import Print
 from jaxformer.porting.recorder import Recording, Value
+from jaxformer.porting.tape import Place
 
 TRUE_ZERO = 1e-9
 """A gradient below this share of the largest one is rounding: a key bias has none."""

@@ -16,7 +16,7 @@ from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
 from jaxformer.porting.findings import Fault, Layer, grouped, with_faults
 from jaxformer.porting.healing import Location, OutputPair, Search
-from jaxformer.porting.interpreter import Tape, record
+from jaxformer.porting.interpreter import record
 from jaxformer.porting.layers import jax_name, layers_of, line_of
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
 from jaxformer.porting.mapping import chosen_places
@@ -25,6 +25,7 @@ from jaxformer.porting.recorder import Recording, Value, record_gradients, recor
 from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
 from jaxformer.porting.steps import Steps, require_optimizers
+from jaxformer.porting.tape import Tape
 
 BOUND = 1e-9
 """Of a value in float64, relative: what is within it is paired."""

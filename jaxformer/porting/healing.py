@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxformer.porting.interpreter import Tape
 from jaxformer.porting.layouts import Layout, distance, nearest
 from jaxformer.porting.pairing import Index, Print
 from jaxformer.porting.recorder import Recording
+from jaxformer.porting.tape import Tape
 
 MOST_PLACES = 8
 """Places that are tried for one value, the most similar first."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxformer.porting.findings import Layer
 from jaxformer.porting.healing import Search
-from jaxformer.porting.interpreter import Place, Tape
 from jaxformer.porting.layouts import distance, nearest
 from jaxformer.porting.pairing import Index
+from jaxformer.porting.tape import Place, Tape
 
 ROUGHLY = 1e-5
 """Of a value that nothing else identifies: float32 on one side may have rounded it."""

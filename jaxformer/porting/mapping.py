@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jaxformer.errors import UserError, perhaps
-from jaxformer.porting.interpreter import Tape
 from jaxformer.porting.layers import jax_name
 from jaxformer.porting.recorder import Recording
+from jaxformer.porting.tape import Tape
 
 
 def parse_pairs(words: Sequence[str]) -> dict[str, str]:
