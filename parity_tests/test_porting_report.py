@@ -1,6 +1,7 @@
 """The report of `divergence`: the tree with the errors of all modules, its text and its page."""
 
 import dataclasses
+import json
 import re
 import shlex
 from functools import partial
@@ -101,6 +102,21 @@ def test_a_gradient_at_fault_is_no_error_of_the_output() -> None:
     assert layer.at_fault(output).cause == ""
 
 
+@pytest.mark.parametrize(
+    ("compared", "words"),
+    [
+        ({"outputs": 0}, "not compared"),
+        ({"outputs": 1, "weights": 0}, "not compared"),
+        ({"outputs": 1, "weights": 3}, "the outputs differ by 1.0e-05"),
+        ({"outputs": 1}, "the outputs differ by 1.0e-05"),
+    ],
+)
+def test_without_a_fault_it_is_said_whether_anything_was_compared(
+    compared: dict[str, int], words: str
+) -> None:
+    assert str(Report(False, [], 1e-5, 1e-9, compared)).startswith(words)
+
+
 def test_layers_that_inherit_an_error_are_no_row_with_those_that_do_not() -> None:
     names = [f"h.{i}" for i in range(4)]
     errors = [1e-17, 1e-16, 0.5, 0.4]
@@ -160,11 +176,15 @@ def test_a_page_escapes_what_it_shows() -> None:
         assert part in text
 
 
-def test_the_command_writes_the_page(tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_every_module(tmp_path: Path) -> None:
     words = [w for side in ("torch", "inputs") for w in (f"--{side}", f"{TESTS}:{FACTORIES[side]}")]
     file = tmp_path / "page.html"
     assert command.main(["--jax", f"{TESTS}:wrong", *words, "--html", str(file)]) == 1
     assert Page(file.read_text()).rows.count("fault") == 1
+    json_file = tmp_path / "verdict.json"
+    assert command.main(["--jax", f"{TESTS}:wrong", *words, "--json", str(json_file)]) == 1
+    layers = json.loads(json_file.read_text())["layers"]
+    assert [layer["cause"] for layer in layers] == [None, "epsilon", None, None, None]
     with pytest.raises(UserError, match="--html"):
         command.main(["--jax", f"{TESTS}:wrong", *words, "--html", str(tmp_path / "no" / "page")])
 

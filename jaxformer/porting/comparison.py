@@ -138,11 +138,13 @@ class Comparison:
         search = Search(self.tape, self.recording, outputs, BOUND, chosen)
         error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
         report = Report(True, [], error, BOUND)
-        weights = self.equal_weights(search)
-        loaded = weights or not self.port.leaves or not self.original.state() or error <= BOUND
+        weights = {}
+        if self.port.leaves and self.original.state():
+            weights["weights"] = self.equal_weights(search)
+        loaded = weights.get("weights") != 0 or error <= BOUND
         report.faults = self.forward_faults(search) if loaded else []
         layers = layers_of(search, self.original.kinds())
-        report.compared = {**self.compared(search, layers), "weights": weights}
+        report.compared = {**self.compared(search, layers), **weights}
         if not loaded:
             report.ok = False
             report.notes.append(

@@ -63,9 +63,9 @@ def headline(report: Report) -> str:
         first, others = report.faults[0], len(grouped(report.faults)) - 1
         more = f" and {others} more" if others else ""
         return f"the port departs at {where(first)}{because(first)}{more}; compared {counts}"
-    if report.compared.get("weights"):
-        return f"the outputs differ by {error}, to which no layer adds more than float32 rounds"
-    return f"not compared: {counts}"
+    if report.compared.get("weights") == 0 or not report.compared.get("outputs"):
+        return f"not compared: {counts}"
+    return f"the outputs differ by {error}, and no layer adds more to it than float32 rounds"
 
 
 def counted(compared: Mapping[str, int]) -> str:
