@@ -153,17 +153,9 @@ class Comparison:
             return report
         if not report.faults and error <= TABLE_ROUNDING:
             report.faults = list(self.backward_faults(search, report))
-        if self.steps and "steps" not in report.compared:
-            report.notes.append("steps not compared: the gradients have to agree first")
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
         report.layers = with_faults(layers, report.faults)
-        report.notes += self.notes(outputs)
-        report.notes += [
-            f"{layer.torch} is paired with {self.pairs[layer.torch]}, which differs by "
-            f"{layer.error:.1e}; the outputs agree"
-            for layer in report.layers
-            if layer.torch in self.pairs and report.ok and layer.error > ROUNDING
-        ]
+        report.notes += self.notes(outputs, report)
         return report
 
     def forward_faults(self, search: Search) -> list[Fault]:
@@ -291,7 +283,7 @@ class Comparison:
             "all_values": len(active),
         }
 
-    def notes(self, outputs: list[OutputPair]) -> list[str]:
+    def notes(self, outputs: list[OutputPair], report: Report) -> list[str]:
         """What is no fault and worth knowing."""
         found = [
             f"output {pair.path or 0} is compared in the layout {pair.layout}"
@@ -306,6 +298,14 @@ class Comparison:
             )
         if self.tape.opaque:
             found.append(f"not looked into: {', '.join(sorted(self.tape.opaque))}")
+        if self.steps and "steps" not in report.compared:
+            found.append("steps not compared: the gradients have to agree first")
+        for layer in report.layers if report.ok else ():
+            if layer.torch in self.pairs and layer.error > ROUNDING:
+                found.append(
+                    f"{layer.torch} is paired with {self.pairs[layer.torch]}, which differs by "
+                    f"{layer.error:.1e}; the outputs agree"
+                )
         return found
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxformer.porting.healing import Location, Search
 from jaxformer.porting.layouts import arrangements, distance, nearest
+from jaxformer.porting.pairing import Print
 from jaxformer.porting.recorder import LAYOUT_OPERATIONS, Value
 
 STRETCH = 40
@@ -22,9 +23,11 @@ def narrowed(search: Search, location: Location) -> Location:
 
 def _heals(search: Search, location: Location, replaced: dict[int, np.ndarray]) -> bool:
     """Whether other replaced values make the located one right."""
-    changed = search.changed(replaced).get(location.place)
+    values = {**search.healed, **replaced}
+    changed = search.tape.replay(values, search.seen, last=location.place)
+    mine = Print.of(changed.get(location.place))
     theirs = location.layout.apply(search.recording.values[location.value].array)
-    return changed is not None and distance(changed.array, theirs) <= search.bound
+    return mine is not None and distance(mine.array, theirs) <= search.bound
 
 
 def _by_leaf(search: Search, location: Location) -> Location | None:

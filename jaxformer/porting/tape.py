@@ -55,13 +55,17 @@ class Tape:
     """Places where the code asks for a narrower type than it is given, and that type."""
 
     def replay(
-        self, replaced: Mapping[int, Any], seen: Mapping[tuple[int, int], Any] = _NOTHING
+        self,
+        replaced: Mapping[int, Any],
+        seen: Mapping[tuple[int, int], Any] = _NOTHING,
+        last: int | None = None,
     ) -> dict[int, Any]:
         """The values that change when the given places hold other values, by place.
 
         Args:
             replaced: other values by place.
             seen: other values by place and by the one place that is recomputed from it.
+            last: the place at which to stop; by default the end.
         """
         changed: dict[int, Any] = {
             index: np.asarray(value, self.values[index].dtype) for index, value in replaced.items()
@@ -69,6 +73,8 @@ class Tape:
         users = {user for _, user in seen}
         for step in self.steps:
             user = step.outputs[0]
+            if last is not None and user > last:
+                break
             if user in users or any(index in changed for index in step.inputs):
                 operands = [
                     seen[index, user]
