@@ -30,6 +30,7 @@ STEP_BOUND = 1e-5
 clips gradients at their norm plus 1e-6."""
 ROUNDING = 1e-14
 """Of a parameter: an update that is lost in it is not seen."""
+AS_IT_IS = Setting("", "")
 EQUALLY = 100.0
 """Settings whose residuals differ by no more than this factor explain the updates equally well."""
 
@@ -185,7 +186,7 @@ class Steps:
             found[name] = part.layout.invert(part.of({part.place.index: array}), shapes[name])
         return found
 
-    def run_torch(self, setting: Setting = Setting("", "")) -> list[Arrays]:  # noqa: B008
+    def run_torch(self, setting: Setting = AS_IT_IS) -> list[Arrays]:
         """PyTorch's changes in each step."""
         run = Run(self, setting)
         return [run.step(gradients) for gradients in self.gradients]
@@ -252,7 +253,7 @@ class Steps:
 
     def other_rates(self) -> Attempt:
         """The learning rate of each step that comes nearest to the port's changes."""
-        run = Run(self, Setting("", ""))
+        run = Run(self, AS_IT_IS)
         scales, theirs = [], []
         for gradients, mine in zip(self.gradients, self.changes, strict=True):
             trial = run.fork().step(gradients)
