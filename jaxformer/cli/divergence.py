@@ -32,6 +32,8 @@ class DivergenceArguments:
     """Returns an nn.Module, or a function of tensors."""
     inputs: Factory
     """Returns a tuple of values, a dict of keyword values, or {"jax": ..., "torch": ...}."""
+    carry: bool = False
+    """Put the original's weights into the port first; so it is done where nobody loaded any."""
     pair: tyro.conf.UseAppendAction[
         tuple[Annotated[str, tyro.conf.arg(metavar="MODULE=PLACE")], ...]
     ] = ()
@@ -72,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
-        report = divergence(mine, theirs, inputs, pairs=pairs, steps=arguments.steps)
+        report = divergence(
+            mine, theirs, inputs, carry=arguments.carry, pairs=pairs, steps=arguments.steps
+        )
         write_json(report.as_json())
         write_html(as_html(report))
     say(str(report))

@@ -54,7 +54,8 @@ def divergence(
         theirs: an nn.Module or a function of tensors.
         inputs: a tuple of positional values, a dict of keyword values, or one of these for each
             side under the keys `jax` and `torch`.
-        carry: refused for now: load the weights into the port.
+        carry: put the original's weights into the port first (`porting/carry/`). That is done
+            without being asked where no array of the port is one of the original's.
         pairs: PyTorch modules, each with the module or the line `file.py:42` of the port that makes
             its output; they override the pairing by value.
         steps: steps of the optimizers to compare: `mine` is then (port, optax transformation),
@@ -68,10 +69,20 @@ def divergence(
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
         again = record_torch(original.model, *given.torch)
-    function, arrays = port.bound(*given.jax)
-    with _quiet():
-        tape = record(function, port.leaves, arrays, halves=not original.half)
-    return Comparison(port, original, recording, again, tape, given, pairs or {}, steps).report()
+
+    def recorded(side: JaxSide) -> Tape:
+        function, arrays = side.bound(*given.jax)
+        with _quiet():
+            return record(function, side.leaves, arrays, halves=not original.half)
+
+    tape = recorded(port)
+    port, carried = carried_port(port, original, tape, recording, carry)
+    tape = recorded(port) if carried else tape
+    report = Comparison(port, original, recording, again, tape, given, pairs or {}, steps).report()
+    if carried:
+        report.carried = carried.as_json()
+        report.notes[:0] = carried.notes()
+    return report
 
 
 def assert_port(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:

@@ -321,7 +321,7 @@ def source_line(eqn: Any) -> str:
     return ""
 
 
-def parameters_of(step: _Step) -> Mapping[str, Any]:
+def parameters_of(step: Step) -> Mapping[str, Any]:
     """The parameters of an operation's equation; none of what unrolling a loop needs."""
     function: Any = step.function
     given = isinstance(function, functools.partial) and function.func is _evaluate

@@ -25,15 +25,14 @@ class Report:
     """What is no fault and worth knowing: float32 tables, opaque operations, doubts."""
     layers: list[Layer] = dataclasses.field(default_factory=list)
     """The modules of the original in the order in which they began."""
+    carried: dict[str, Any] | None = None
+    """Which leaves hold which tensors, if the original's weights were carried into the port."""
 
     @property
     def inherited(self) -> float:
         """What a layer's error exceeds that inherits one: any, if no layer is at fault."""
         faulty = any(fault.quantity == "output" for fault in self.faults)
         return self.bound if faulty else math.inf
-
-    carried: dict[str, Any] | None = None
-    """Which leaves hold which tensors, if the original's weights were carried into the port."""
 
     def as_json(self) -> dict[str, Any]:
         """The JSON form: `ok`, `faults`, what was compared, and every module with its errors."""
