@@ -185,6 +185,16 @@ def test_running_statistics_are_no_parameters(style: str) -> None:
     assert_port((mine, transformation), (theirs, optimizer), (x,), steps=2)
 
 
+def test_steps_start_from_carried_weights() -> None:
+    fresh = port, jax.tree.map(lambda x: x + 1.0, params())
+    report = compare(optax.adam(RATE), adam(), fresh)
+    assert report.ok, str(report)
+    assert report.compared["updates"] == 8
+    assert report.carried
+    (fault,) = compare(optax.adam(RATE, eps=1e-5), adam(), fresh).faults
+    assert fault.cause == "epsilon"
+
+
 def test_integers_among_the_parameters_are_left_out() -> None:
     mine = (lambda p, x: port(p, x), {**params(), "ids": np.arange(3)})
     assert compare(optax.sgd(RATE), sgd(), mine).ok
