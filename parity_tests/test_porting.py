@@ -15,7 +15,7 @@ from flax import linen, nnx
 
 from jaxformer.cli import divergence as command
 from jaxformer.errors import UserError
-from jaxformer.porting import assert_port, divergence
+from jaxformer.porting import assert_layer, assert_port, divergence
 
 WIDTH, INNER = 6, 11
 
@@ -175,6 +175,9 @@ def test_gradients_that_do_not_exist_are_said_not_to_be_compared() -> None:
     assert report.ok
     assert "gradients" not in report.compared
     assert "gradients not compared: the port raised" in str(report)
+    assert_port((loop, params()), Original(), inputs())
+    with pytest.raises(AssertionError, match="gradients not compared"):
+        assert_layer((loop, params()), Original(), inputs())
 
 
 def test_a_transposed_square_kernel_is_named_with_its_leaf() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxformer.cli.arguments import parse
-from jaxformer.cli.outputs import json_output
+from jaxformer.cli.outputs import json_output, text_output
 from jaxformer.errors import UserError
 from jaxformer.terminal import say
 
@@ -34,8 +34,19 @@ class DivergenceArguments:
     """Returns a tuple of values, a dict of keyword values, or {"jax": ..., "torch": ...}."""
     carry: bool = False
     """Put the original's weights into the port first; so it is done where nobody loaded any."""
+    pair: tyro.conf.UseAppendAction[
+        tuple[Annotated[str, tyro.conf.arg(metavar="MODULE=PLACE")], ...]
+    ] = ()
+    """A PyTorch module and the module or the line of the port that makes its output, such as
+    h.0.attn=blocks.0.attention or h.0.attn=model.py:42; may be given several times. By default
+    values are paired by their numbers."""
+    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Compare so many steps of the optimizers as well. --jax then returns (model, optax
+    transformation), --torch (model, optimizer), and behind it learning rate schedulers."""
     json: Path | None = None
-    """File to write the verdict and all faults to."""
+    """File to write the verdict, all faults and all modules to."""
+    html: Path | None = None
+    """File to write a page to: the tree of the port, with the error along the depth."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,12 +63,21 @@ def main(argv: Sequence[str]) -> int:
         )
     from jaxformer.porting import divergence
     from jaxformer.porting.factories import load_factory
+    from jaxformer.porting.mapping import parse_pairs
+    from jaxformer.porting.page import as_html
 
-    with json_output(arguments.json) as write_json:
+    pairs = parse_pairs(arguments.pair)
+    with (
+        json_output(arguments.json) as write_json,
+        text_output(arguments.html, "--html") as write_html,
+    ):
         theirs = load_factory(arguments.torch, "--torch")()
         mine = load_factory(arguments.jax, "--jax")()
         inputs = load_factory(arguments.inputs, "--inputs")()
-        report = divergence(mine, theirs, inputs, carry=arguments.carry)
+        report = divergence(
+            mine, theirs, inputs, carry=arguments.carry, pairs=pairs, steps=arguments.steps
+        )
         write_json(report.as_json())
+        write_html(as_html(report))
     say(str(report))
     return 0 if report.ok else 1

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from jaxformer.porting.compare import ZERO_GRADIENT
+from jaxformer.porting.findings import Fault
 from jaxformer.porting.healing import Search
-from jaxformer.porting.interpreter import Place, record
+from jaxformer.porting.interpreter import record
 from jaxformer.porting.layouts import Layout, distance, nearest
 from jaxformer.porting.pairing import Print
 from jaxformer.porting.recorder import Recording, Value
-from jaxformer.porting.report import Fault
+from jaxformer.porting.tape import Place
 
 TRUE_ZERO = 1e-9
 """A gradient below this share of the largest one is rounding: a key bias has none."""
@@ -66,7 +67,8 @@ class Gradients:
         function: the port, of its leaves and inputs.
         leaves: the port's parameters and other state by path.
         inputs: the arrays that it is called with, by path.
-        run: records the original once more; `keep=True` makes it keep what it detaches.
+        run: records the original once more, or a copy of it; `keep=True` makes it keep what it
+            detaches.
         search: the values of both sides, paired.
 
     Raises:
@@ -84,6 +86,7 @@ class Gradients:
         self.function, self.leaves, self.inputs, self.run = function, leaves, inputs, run
         self.search = search
         self.values = search.recording.values
+        self.named = {value.name: value for value in self.values if value.function == "parameter"}
         rng = np.random.default_rng(0)
         self.weights: list[np.ndarray | None] = []
         for pair in search.outputs:
@@ -122,16 +125,34 @@ class Gradients:
             return jax.grad(scalar)(floats, leaves, inputs)
 
         with _refused("the port"):
-            tape = record(gradient, self.leaves, self.inputs)
+            self.tape = tape = record(gradient, self.leaves, self.inputs)
+        self.outputs = dict(zip(places, tape.outputs, strict=True))
         return {
             place.index: np.asarray(tape.values[found], np.float64)
-            for place, found in zip(places, tape.outputs, strict=True)
+            for place, found in self.outputs.items()
         }
 
-    def torch_gradients(self, keep: bool = False) -> dict[int, np.ndarray]:
-        """The gradient of each tensor by its number in the recording; zeros if it has none."""
+    def at(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The gradient of each leaf of the port where the leaves hold other values."""
+        known = {p.name: p.index for p in self.tape.places if p.primitive == "leaf"}
+        changed = self.tape.replay({known[name]: value for name, value in leaves.items()})
+        return {
+            place.name: np.asarray(changed.get(found, self.tape.values[found]), np.float64)
+            for place, found in self.outputs.items()
+            if place.primitive == "leaf"
+        }
+
+    def torch_gradients(
+        self, keep: bool = False, model: torch.nn.Module | None = None
+    ) -> dict[int, np.ndarray]:
+        """The gradient of each tensor by its number in the recording; zeros if it has none.
+
+        Args:
+            keep: what PyTorch detaches is kept.
+            model: a copy of the original, with other parameters.
+        """
         with _refused("the original"):
-            recording = self.run(keep=keep)
+            recording = self.run(keep=keep) if model is None else self.run(model, keep=keep)
         paths = {number: path for path, number in self.search.recording.outputs.items()}
         pairs = [
             (recording.values[recording.outputs[paths[pair.torch]]].tensor, torch.tensor(weights))

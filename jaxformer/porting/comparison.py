@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,18 @@ from jaxformer.porting.backward import Gradients, NoGradientError
 from jaxformer.porting.carry import carried_port, equal_leaves
 from jaxformer.porting.explain import Explainer, Explanation
 from jaxformer.porting.factories import user_code
+from jaxformer.porting.findings import Fault, Layer, grouped, with_faults
 from jaxformer.porting.healing import Location, OutputPair, Search
-from jaxformer.porting.interpreter import Tape, record
+from jaxformer.porting.interpreter import record
+from jaxformer.porting.layers import jax_name, layers_of, line_of
 from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
+from jaxformer.porting.mapping import chosen_places
+from jaxformer.porting.narrowing import narrowed
 from jaxformer.porting.recorder import Recording, Value, record_gradients, record_torch
-from jaxformer.porting.report import Fault, Report, grouped
+from jaxformer.porting.report import Report
 from jaxformer.porting.sides import Inputs, JaxSide, TorchSide, inputs_of, jax_side, torch_side
+from jaxformer.porting.steps import Steps, require_optimizers
+from jaxformer.porting.tape import Tape
 
 BOUND = 1e-9
 """Of a value in float64, relative: what is within it is paired."""
@@ -34,7 +39,14 @@ GRADIENT_BOUND = 1e-7
 MOST_FAULTS = 200
 
 
-def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Report:
+def divergence(
+    mine: Any,
+    theirs: Any,
+    inputs: Any,
+    carry: bool = False,
+    pairs: Mapping[str, str] | None = None,
+    steps: int = 0,
+) -> Report:
     """Compare a port with its original, layer by layer, whatever the names and layouts.
 
     Args:
@@ -44,11 +56,16 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
             side under the keys `jax` and `torch`.
         carry: put the original's weights into the port first (`porting/carry/`). That is done
             without being asked where no array of the port is one of the original's.
+        pairs: PyTorch modules, each with the module or the line `file.py:42` of the port that makes
+            its output; they override the pairing by value.
+        steps: steps of the optimizers to compare: `mine` is then (port, optax transformation),
+            `theirs` (module, optimizer), and behind it learning rate schedulers.
 
     Raises:
         UserError: when a side cannot be run.
     """
     port, original, given = jax_side(mine), torch_side(theirs), inputs_of(inputs)
+    require_optimizers(port, original, steps)
     with user_code("calling the PyTorch model"), _quiet():
         recording = record_torch(original.model, *given.torch)
         again = record_torch(original.model, *given.torch)
@@ -61,22 +78,38 @@ def divergence(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> Repo
     tape = recorded(port)
     port, carried = carried_port(port, original, tape, recording, carry)
     tape = recorded(port) if carried else tape
-    report = Comparison(port, original, recording, again, tape, given).report()
+    report = Comparison(port, original, recording, again, tape, given, pairs or {}, steps).report()
     if carried:
         report.carried = carried.as_json()
         report.notes[:0] = carried.notes()
     return report
 
 
-def assert_port(mine: Any, theirs: Any, inputs: Any, carry: bool = False) -> None:
+def assert_port(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:
     """For a test: the port agrees with its original; the report is the message of the failure.
+
+    The options are those of `divergence`.
 
     Raises:
         AssertionError: when it departs, or nothing could be compared.
         UserError: when a side cannot be run.
     """
-    report = divergence(mine, theirs, inputs, carry)
+    report = divergence(mine, theirs, inputs, **options)
     if not report.ok:
+        raise AssertionError(str(report))
+
+
+def assert_layer(mine: Any, theirs: Any, inputs: Any, **options: Any) -> None:
+    """For a test of one layer: its output agrees, and the gradients of every parameter and input.
+
+    As `assert_port`, and a layer that one side cannot differentiate is refused as well.
+
+    Raises:
+        AssertionError: when it departs, or values or gradients could not be compared.
+        UserError: when a side cannot be run.
+    """
+    report = divergence(mine, theirs, inputs, **options)
+    if not report.ok or "gradients" not in report.compared:
         raise AssertionError(str(report))
 
 
@@ -98,6 +131,10 @@ class Comparison:
     """A second run of PyTorch's, which differs if it is random."""
     tape: Tape
     given: Inputs
+    pairs: Mapping[str, str]
+    """The modules whose places the user names."""
+    steps: int
+    """Steps of the optimizers."""
     rounded: list[Location] = dataclasses.field(default_factory=list)
 
     def report(self) -> Report:
@@ -108,22 +145,28 @@ class Comparison:
         random = self.random_torch(outputs)
         if random is not None:
             return Report(False, [random], random.error, BOUND, {"outputs": len(outputs)})
-        search = Search(self.tape, self.recording, outputs, BOUND)
+        chosen = chosen_places(self.pairs, self.recording, self.tape)
+        search = Search(self.tape, self.recording, outputs, BOUND, chosen)
         error = max((search.output_error(pair, {}) for pair in outputs), default=math.inf)
         report = Report(True, [], error, BOUND)
-        report.compared = self.compared(search, outputs)
-        report.compared["weights"] = weights = self.equal_weights(search)
-        if not weights and self.port.leaves and self.original.state() and error > BOUND:
+        weights = {}
+        if self.port.leaves and self.original.state():
+            weights["weights"] = self.equal_weights(search)
+        loaded = weights.get("weights") != 0 or error <= BOUND
+        report.faults = self.forward_faults(search) if loaded else []
+        layers = layers_of(search, self.original.kinds())
+        report.compared = {**self.compared(search, layers), **weights}
+        if not loaded:
             report.ok = False
             report.notes.append(
                 "no array of the port equals a tensor of the original: load its weights first"
             )
             return report
-        report.faults = self.forward_faults(search)
         if not report.faults and error <= TABLE_ROUNDING:
             report.faults = list(self.backward_faults(search, report))
         report.ok = not report.faults and error <= max(BOUND, TABLE_ROUNDING)
-        report.notes += self.notes(outputs)
+        report.layers = with_faults(layers, report.faults)
+        report.notes += self.notes(outputs, report)
         return report
 
     def forward_faults(self, search: Search) -> list[Fault]:
@@ -150,6 +193,7 @@ class Comparison:
             location = search.next()
             if location is None:
                 return
+            location = narrowed(search, location)
             explanation = explainer.explain(location)
             small = location.error < self.rounding(location, search)
             if small and (explanation is None or explanation.residual > 1e-3 * location.error):
@@ -163,9 +207,7 @@ class Comparison:
     def fault(self, location: Location, explanation: Explanation | None) -> Fault:
         """A location with its cause and the lines of both sides."""
         value, place = self.recording.values[location.value], self.tape.places[location.place]
-        line = place.line or next(
-            (self.tape.places[i].line for i in place.inputs if self.tape.places[i].line), ""
-        )
+        line = line_of(self.tape, place)
         return Fault(
             torch=location.owner,
             jax=jax_name(place.scope) or line or None,
@@ -181,7 +223,10 @@ class Comparison:
     def backward_faults(self, search: Search, report: Report) -> Iterator[Fault]:
         """The faults that gradients alone show."""
         function, arrays = self.port.bound(*self.given.jax)
-        run = functools.partial(record_gradients, self.original.model, *self.given.torch)
+
+        def run(model: Any = self.original.model, keep: bool = False) -> Recording:
+            return record_gradients(model, *self.given.torch, keep=keep)
+
         try:
             with _quiet():
                 gradients = Gradients(function, self.port.leaves, arrays, run, search)
@@ -190,6 +235,13 @@ class Comparison:
             report.notes.append(f"gradients not compared: {error}")
             return
         report.compared["gradients"] = gradients.compared
+        if self.steps and not found:
+            with _quiet():
+                steps = Steps(gradients, self.port, self.original, self.steps)
+                found = list(steps.faults())
+            report.compared["steps"] = self.steps
+            report.compared["updates"] = len(steps.parts)
+            report.compared["all_updates"] = len(gradients.named)
         yield from found
 
     def rounding(self, location: Location, search: Search) -> float:
@@ -231,25 +283,18 @@ class Comparison:
         """How many leaves of the port hold the numbers of a tensor of the original, or a part."""
         return len(equal_leaves(self.tape, self.recording))
 
-    def compared(self, search: Search, outputs: list[OutputPair]) -> dict[str, int]:
+    def compared(self, search: Search, layers: Sequence[Layer]) -> dict[str, int]:
         """How much was compared."""
         active = [v for v in self.recording.values if v.active and v.inputs]
-        held = [v for v in active if v.index in search.held]
-        called = {call.name for call in self.recording.calls}
-        paired = {
-            call.name
-            for call in self.recording.calls
-            if any(i in search.held for i in call.outputs)
-        }
         return {
-            "outputs": len(outputs),
-            "modules": len(paired),
-            "all_modules": len(called),
-            "values": len(held),
+            "outputs": len(search.outputs),
+            "modules": sum(layer.found for layer in layers),
+            "all_modules": len(layers),
+            "values": sum(v.index in search.held for v in active),
             "all_values": len(active),
         }
 
-    def notes(self, outputs: list[OutputPair]) -> list[str]:
+    def notes(self, outputs: list[OutputPair], report: Report) -> list[str]:
         """What is no fault and worth knowing."""
         found = [
             f"output {pair.path or 0} is compared in the layout {pair.layout}"
@@ -264,6 +309,14 @@ class Comparison:
             )
         if self.tape.opaque:
             found.append(f"not looked into: {', '.join(sorted(self.tape.opaque))}")
+        if self.steps and "steps" not in report.compared:
+            found.append("steps not compared: the gradients have to agree first")
+        for layer in report.layers if report.ok else ():
+            if layer.torch in self.pairs and layer.error > ROUNDING:
+                found.append(
+                    f"{layer.torch} is paired with {self.pairs[layer.torch]}, which differs by "
+                    f"{layer.error:.1e}; the outputs agree"
+                )
         return found
 
 
@@ -314,13 +367,6 @@ def _images(array: np.ndarray) -> list[Layout]:
     """NCHW as NHWC, and the reverse."""
     orders = ((0, 2, 3, 1), (0, 3, 1, 2))
     return [Layout(array.shape, o, tuple(array.shape[axis] for axis in o)) for o in orders]
-
-
-def jax_name(scope: str) -> str:
-    """The module of a name stack."""
-    parts = [part for part in scope.split("/") if part]
-    named = [part[4:] for part in parts if part.startswith("nnx:")]
-    return named[-1] if named else "/".join(parts)
 
 
 def described(location: Location, value: Value) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxformer.porting.causes import UNFIT, Cause, Context, Inputs, name_cause, name_stretch
 from jaxformer.porting.healing import Location, Search
-from jaxformer.porting.interpreter import RANDOM, Tape
+from jaxformer.porting.interpreter import RANDOM
 from jaxformer.porting.recorder import Call, flat_tensors
 from jaxformer.porting.sides import TorchSide
+from jaxformer.porting.tape import Tape
 
 EXACT = 1e-9
 """A mistake that leaves no more than this of all outputs explains everything."""

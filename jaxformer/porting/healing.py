@@ -8,21 +8,20 @@ is judged on right inputs, and none is blamed for an error that it only received
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxformer.porting.interpreter import Tape
-from jaxformer.porting.layouts import Layout, arrangements, distance, nearest
+from jaxformer.porting.layouts import Layout, distance, nearest
 from jaxformer.porting.pairing import Index, Print
-from jaxformer.porting.recorder import LAYOUT_OPERATIONS, Recording, Value
+from jaxformer.porting.recorder import Recording
+from jaxformer.porting.tape import Tape
 
 MOST_PLACES = 8
 """Places that are tried for one value, the most similar first."""
 _NOTHING: Mapping[int, np.ndarray] = {}
+_CHOSEN: Mapping[int, Sequence[int]] = {}
 _SEEN: Mapping[tuple[int, int], np.ndarray] = {}
-STRETCH = 40
-"""Operations that lie between a value and the input that is tried in its stead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +66,20 @@ class Search:
     """The state of a search: which values are held where, and what is healed."""
 
     def __init__(
-        self, tape: Tape, recording: Recording, outputs: Sequence[OutputPair], bound: float
+        self,
+        tape: Tape,
+        recording: Recording,
+        outputs: Sequence[OutputPair],
+        bound: float,
+        chosen: Mapping[int, Sequence[int]] = _CHOSEN,
     ):
         self.tape, self.recording, self.outputs, self.bound = tape, recording, outputs, bound
+        self.chosen = chosen
+        """The places that alone may stand for a PyTorch value, where the user says so."""
         self.healed: dict[int, np.ndarray] = {}
         self.seen: dict[tuple[int, int], np.ndarray] = {}
+        self.locations: list[Location] = []
+        """What was healed, in order."""
         self.prints = {p.index: Print.of(v) for p, v in zip(tape.places, tape.values, strict=True)}
         self.theirs = [Print.of(value.array) for value in recording.values]
         self.users = recording.users()
@@ -92,9 +100,16 @@ class Search:
         self.held = {
             number: places
             for number, mark in enumerate(self.theirs)
-            if mark is not None and (places := index.find(mark, self.bound))
+            if mark is not None and (places := self.holding(number, mark, index))
         }
         self.taken = {place for places in self.held.values() for place in places}
+
+    def holding(self, number: int, mark: Print, index: Index) -> list[int]:
+        """The places that hold a PyTorch value."""
+        if number not in self.chosen:
+            return index.find(mark, self.bound)
+        marks = {place: self.current[place] for place in self.chosen[number]}
+        return [place for place, own in marks.items() if own and own.same(mark, self.bound)]
 
     def output_error(self, pair: OutputPair, values: dict[int, Print | None]) -> float:
         """The exact error of an output in its one layout."""
@@ -127,7 +142,9 @@ class Search:
         tried: list[Print] = []
         for number in sorted(region):
             mark = self.theirs[number]
-            if mark is None or any(mark.same(other, self.bound) for other in tried):
+            if mark is None:
+                continue
+            if number not in self.chosen and any(mark.same(x, self.bound) for x in tried):
                 continue
             tried.append(mark)
             found = self.find(number, region)
@@ -144,6 +161,7 @@ class Search:
     def heal(self, location: Location, values: Mapping[int, np.ndarray] = _NOTHING) -> None:
         """Keep PyTorch's value in the place of the port's; `values` if they say more."""
         theirs = self.recording.values[location.value].array
+        self.locations.append(location)
         if values:
             self.healed.update(values)
         elif location.edges:
@@ -165,7 +183,7 @@ class Search:
             layouts.setdefault(place, []).append(layout)
         for place, several in layouts.items():
             scores = [self.score(place, number, layout, behind) for layout in several]
-            if max(scores):
+            if max(scores) or number in self.chosen:
                 return place, several[scores.index(max(scores))]
         return None
 
@@ -224,8 +242,9 @@ class Search:
             if source in self.held
         ]
         after = self.tape.descendants(known) if known else self.live
+        places = self.chosen.get(number, (self.live & after) - self.taken - set(self.healed))
         found = []
-        for place in sorted((self.live & after) - self.taken - set(self.healed)):
+        for place in sorted(places):
             other = self.current[place]
             if other is None or other.size != mark.size or not self.tape.places[place].inputs:
                 continue
@@ -270,7 +289,7 @@ class Search:
         return right + sum(bool(index.find(mark, self.bound)) for mark in others)
 
     def located(self, number: int, place: int, layout: Layout, region: set[int]) -> Location:
-        """The fault that a heal has found, as narrow as it can be told."""
+        """The fault that a heal has found."""
         values = self.recording.values
         stretch = self.stretch(number, region)
         owner = common([values[index].owner for index in stretch])
@@ -278,8 +297,7 @@ class Search:
         array = np.asarray(self.tape.values[place], np.float64) if mine is None else mine.array
         port = layout.invert(array, theirs.shape)
         error = distance(port, theirs)
-        location = Location(owner, number, place, layout, error, port, tuple(stretch))
-        return self.by_leaf(location) or self.by_wiring(location) or location
+        return Location(owner, number, place, layout, error, port, tuple(stretch))
 
     def located_missing(
         self, number: int, edges: dict[tuple[int, int], Layout], region: set[int]
@@ -303,105 +321,6 @@ class Search:
                     found.add(source)
                     pending.append(source)
         return sorted(found)
-
-    def heals(self, location: Location, replaced: dict[int, np.ndarray]) -> bool:
-        """Whether other replaced values make the located one right."""
-        changed = self.changed(replaced).get(location.place)
-        theirs = location.layout.apply(self.recording.values[location.value].array)
-        return changed is not None and distance(changed.array, theirs) <= self.bound
-
-    def by_leaf(self, location: Location) -> Location | None:
-        """A parameter of the port that is not what PyTorch's is: with it the place is right."""
-        sources = self.tape.ancestors([location.place], until=self.taken | set(self.healed))
-        leaves = [p for p in sources if self.tape.places[p].primitive == "leaf"]
-        for source in self.parameters(location.region):
-            theirs = source.array
-            for leaf in leaves:
-                mine = self.current[leaf]
-                if mine is None or mine.size != theirs.size:
-                    continue
-                for _, layout in nearest(theirs, mine.array, limit=6):
-                    right = layout.apply(theirs)
-                    if distance(mine.array, right) <= self.bound:
-                        continue
-                    if self.heals(location, {leaf: right}):
-                        return dataclasses.replace(
-                            location,
-                            owner=source.name.rpartition(".")[0],
-                            leaf=self.tape.places[leaf].name,
-                            parameter=source.name,
-                            way=layout,
-                        )
-        return None
-
-    def parameters(self, region: Iterable[int]) -> list[Value]:
-        """The parameters and buffers that a stretch uses."""
-        values = self.recording.values
-        found, pending = set(), list(region)
-        while pending:
-            for source in values[pending.pop()].inputs:
-                if source not in found and not values[source].active:
-                    found.add(source)
-                    pending.append(source)
-        named = [values[i] for i in sorted(found) if values[i].function in ("parameter", "buffer")]
-        return [value for value in named if self.theirs[value.index] is not None]
-
-    def by_wiring(self, location: Location) -> Location | None:
-        """An operation that is right by itself and is given a wrong or wrongly moved value."""
-        sources = self.tape.ancestors([location.place], until=set(self.healed))
-        near = sorted(sources - set(self.healed))[-STRETCH:]
-        for number, user in self.moved_inputs(location.value):
-            mark = self.theirs[number]
-            assert mark is not None
-            for place in near[::-1]:
-                mine = self.current[place]
-                if mine is None or mine.size != mark.size:
-                    continue
-                layouts = [layout for _, layout in nearest(mark.array, mine.array)]
-                if mine.array.shape == mark.array.shape:
-                    layouts = list(arrangements(mine.array.shape, mark.array.shape).layouts[:1])
-                for layout in layouts:
-                    right = layout.apply(mark.array)
-                    if distance(mine.array, right) > self.bound and self.heals(
-                        location, {place: right}
-                    ):
-                        owner = self.passing(number, user, location)
-                        return dataclasses.replace(location, owner=owner, wiring=True)
-        return None
-
-    def moved_inputs(self, operation: int) -> list[tuple[int, int]]:
-        """The held inputs of an operation and what they are moved from, each with its user.
-
-        The first in order of execution first.
-        """
-        found: dict[int, int] = {}
-        pending = [(number, operation) for number in self.recording.values[operation].inputs]
-        while pending:
-            number, user = pending.pop(0)
-            value = self.recording.values[number]
-            if number in found or not value.active or number not in self.held:
-                continue
-            found[number] = user
-            if value.function in LAYOUT_OPERATIONS:
-                pending += [(source, number) for source in value.inputs]
-        return list(found.items())[::-1]
-
-    def passing(self, number: int, user: int, location: Location) -> str:
-        """The module that gives an operation the wrong value."""
-        values = self.recording.values
-        if all(self.moved_as(number, place) is None for place in self.held[number]):
-            return values[number].owner  # in the wrong order everywhere
-        if user != location.value:
-            return values[user].owner
-        called = [call for call in self.recording.calls if call.name == values[user].owner]
-        if any(number in call.inputs for call in called):
-            names = {call.name for call in self.recording.calls}
-            parent = values[user].owner
-            while parent:
-                parent = parent.rpartition(".")[0]
-                if parent in names:  # a list of modules is never called
-                    return parent
-        return location.owner
 
 
 def common(names: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """A JAX function as a tape: its jaxpr with every call walked and every loop unrolled.
 
 `record` runs the function once, operation by operation, and keeps every intermediate value with
-the line of source it comes from. `Tape.replay` runs it again with some values replaced, and only
-what depends on them. The tape is the one view of NNX, Linen, plain functions and callable pytrees.
+the line of source it comes from. The tape is the one view of NNX, Linen, plain functions and
+callable pytrees.
 
 Arithmetic is float64 whatever the code asks for: a cast to float32 is a cast to float64, so that
 a norm that is computed in float32 does not hide a fault. Casts to half precision are kept unless
@@ -11,10 +11,9 @@ a norm that is computed in float32 does not hide a fault. Casts to half precisio
 The only file that imports `jax.extend.core`, which moves between versions of jax.
 """
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -24,118 +23,16 @@ import numpy as np
 from jax.extend import core
 
 from jaxformer.porting.numpy_rules import RULES
+from jaxformer.porting.tape import Place, Step, Tape
 
 RANDOM = ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator", "random_gumbel")
-CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-_MOVES = (
-    "convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim",
-    "copy", "slice", "stack",
-)  # fmt: skip
 LONGEST_LOOP = 10_000
 """Trips of a `while` that are unrolled; a longer one is one opaque operation."""
-_NOTHING: Mapping[tuple[int, int], Any] = {}
 _HALVES = (jnp.float16, jnp.bfloat16)
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep for module in (jax, flax)
 )
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """One value on the tape: what made it, from which values, where in the source."""
-
-    index: int
-    primitive: str
-    """Its operation, or `leaf`, `input`, `constant`."""
-    inputs: tuple[int, ...]
-    scope: str
-    """The name stack: modules of Linen and NNX, `jax.named_scope` of others."""
-    line: str
-    """`file.py:line` of the user's code, empty if there is none."""
-    name: str = ""
-    """The path of a leaf or input."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One operation on the tape."""
-
-    function: Callable[..., Any]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-@dataclasses.dataclass
-class Tape:
-    """The places in order of execution, their values and the operations between them."""
-
-    places: list[Place] = dataclasses.field(default_factory=list)
-    values: list[Any] = dataclasses.field(default_factory=list)
-    steps: list[_Step] = dataclasses.field(default_factory=list)
-    outputs: list[int] = dataclasses.field(default_factory=list)
-    opaque: set[str] = dataclasses.field(default_factory=set)
-    """Operations that could not be looked into."""
-    pins: dict[int, str] = dataclasses.field(default_factory=dict)
-    """Places where the code asks for a narrower type than it is given, and that type."""
-
-    def replay(
-        self, replaced: Mapping[int, Any], seen: Mapping[tuple[int, int], Any] = _NOTHING
-    ) -> dict[int, Any]:
-        """The values that change when the given places hold other values, by place.
-
-        Args:
-            replaced: other values by place.
-            seen: other values by place and by the one place that is recomputed from it.
-        """
-        changed: dict[int, Any] = {
-            index: np.asarray(value, self.values[index].dtype) for index, value in replaced.items()
-        }
-        users = {user for _, user in seen}
-        for step in self.steps:
-            user = step.outputs[0]
-            if user in users or any(index in changed for index in step.inputs):
-                operands = [
-                    seen[index, user]
-                    if (index, user) in seen
-                    else changed.get(index, self.values[index])
-                    for index in step.inputs
-                ]
-                for index, value in zip(step.outputs, step.function(*operands), strict=True):
-                    if index not in replaced:
-                        changed[index] = value
-        return changed
-
-    def descendants(self, places: Iterable[int]) -> set[int]:
-        """What is computed from these places, and they themselves."""
-        found = set(places)
-        for place in self.places:
-            if any(source in found for source in place.inputs):
-                found.add(place.index)
-        return found
-
-    def moved_leaves(self) -> set[int]:
-        """Leaves and constants, and places that hold their numbers, only moved."""
-        found: set[int] = set()
-        for place in self.places:
-            if place.primitive in ("leaf", "constant") or (
-                place.primitive in _MOVES and set(place.inputs) <= found
-            ):
-                found.add(place.index)
-        return found
-
-    def ancestors(self, places: Sequence[int], until: Set[int] = frozenset()) -> set[int]:
-        """What these places are computed from, not looking behind those in `until`."""
-        found: set[int] = set()
-        pending = list(places)
-        while pending:
-            index = pending.pop()
-            for source in self.places[index].inputs:
-                if source not in found:
-                    found.add(source)
-                    if source not in until:
-                        pending.append(source)
-        return found
 
 
 def record(
@@ -287,7 +184,7 @@ class _Writer:
         narrow = _narrowing(eqn)
         if narrow:
             self.tape.pins[outputs[0]] = narrow
-        self.tape.steps.append(_Step(function, tuple(operands), tuple(outputs)))
+        self.tape.steps.append(Step(function, tuple(operands), tuple(outputs)))
         return outputs
 
     def derived(
@@ -296,7 +193,7 @@ class _Writer:
         """A value that unrolling a loop needs: a row of an input, the stack of outputs."""
         (value,) = function(*[self.tape.values[index] for index in operands])
         index = self.add(Place(len(self.tape.places), kind, operands, scope, ""), value)
-        self.tape.steps.append(_Step(function, operands, (index,)))
+        self.tape.steps.append(Step(function, operands, (index,)))
         return index
 
     def widened(self, value: Any) -> Any:
@@ -424,7 +321,7 @@ def source_line(eqn: Any) -> str:
     return ""
 
 
-def parameters_of(step: _Step) -> Mapping[str, Any]:
+def parameters_of(step: Step) -> Mapping[str, Any]:
     """The parameters of an operation's equation; none of what unrolling a loop needs."""
     function: Any = step.function
     given = isinstance(function, functools.partial) and function.func is _evaluate

@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 from flax import linen, nnx
 from flax.errors import ModifyScopeVariableError
@@ -36,7 +37,16 @@ class JaxSide:
     """Parameters and other state by path, such as `blocks.0.kernel`."""
     call: Callable[[Mapping[str, Any], tuple, dict], Any]
     """The user's model: leaves, positional and keyword values to its result."""
+    params: Callable[[Mapping[str, Any]], Any]
+    """The pytree of parameters that an optimizer is given, made of the leaves."""
     output_paths: list[str] = dataclasses.field(default_factory=list)
+    optimizer: optax.GradientTransformation | None = None
+
+    def trainable(self) -> Any:
+        """The pytree that an optimizer is given, with the paths of its leaves in their places."""
+        floats = {n for n, x in self.leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        named = self.params({name: name for name in self.leaves})
+        return jax.tree.map(lambda x: x if isinstance(x, str) and x in floats else None, named)
 
     def bound(self, args: tuple, kwargs: dict) -> tuple[Callable[..., list], dict[str, Any]]:
         """The pure function of leaves and inputs, and the array inputs of this call by path."""
@@ -69,11 +79,23 @@ class TorchSide:
     """Whether it was written in half precision."""
     tables: set[str]
     """Buffers and constants that were computed in float32."""
+    optimizer: torch.optim.Optimizer | None = None
+    schedules: tuple[Any, ...] = ()
+    """Learning rate schedulers, which step after the optimizer."""
+
+    def copied(self) -> tuple[Any, Any, tuple[Any, ...]]:
+        """The model, its optimizer and schedules, to be run without changing these."""
+        return copied(self.model, self.optimizer, self.schedules)
 
     @property
     def module(self) -> torch.nn.Module | None:
         """The model if it is a module."""
         return self.model if isinstance(self.model, torch.nn.Module) else None
+
+    def kinds(self) -> dict[str, str]:
+        """The class of every module by its name."""
+        modules = self.module.named_modules() if self.module is not None else ()
+        return {name: type(module).__name__ for name, module in modules}
 
     def state(self) -> dict[str, np.ndarray]:
         """Every floating point parameter and buffer by every name it has, in float64."""
@@ -90,12 +112,24 @@ class TorchSide:
         }
 
 
-def torch_side(model: Any) -> TorchSide:
+def torch_side(given: Any) -> TorchSide:
     """The PyTorch side in float64; the user's own model is not changed.
 
+    Args:
+        given: a module or a function; (module, optimizer), and behind it learning rate schedulers.
+
     Raises:
-        UserError: when it is neither a module nor a function.
+        UserError: when it is none of these.
     """
+    model, optimizer, schedules = given, None, ()
+    if isinstance(given, tuple) and len(given) > 1:
+        model, optimizer, *rest = given
+        schedules = tuple(rest)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserError(
+                f"--torch returns a tuple with a {type(optimizer).__name__}: return an nn.Module, "
+                "or (nn.Module, torch.optim.Optimizer)"
+            )
     if not callable(model):
         raise UserError(f"--torch returns a {type(model).__name__}: return an nn.Module")
     if not isinstance(model, torch.nn.Module):
@@ -104,16 +138,30 @@ def torch_side(model: Any) -> TorchSide:
     half = bool(types) and types <= {torch.float16, torch.bfloat16}
     tables = {name for name, buffer in model.named_buffers() if buffer.dtype == torch.float32}
     with user_code("copying the PyTorch model"):
-        model = copy.deepcopy(model).cpu().double().requires_grad_(True)
-    return TorchSide(model, half, tables)
+        model, optimizer, schedules = copied(model, optimizer, schedules)
+        model = model.cpu().double().requires_grad_(True)
+    return TorchSide(model, half, tables, optimizer, schedules)
+
+
+def copied(model: Any, optimizer: Any, schedules: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """Copies that belong together; the hooks of an optimizer, which it does not copy, as well."""
+    new = copy.deepcopy((model, optimizer, schedules))
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        if optimizer is not None:
+            setattr(new[1], name, getattr(optimizer, name))
+    return new
 
 
 def jax_side(port: Any) -> JaxSide:
-    """The JAX side as leaves and a function of them.
+    """The JAX side as leaves and a function of them, with its optimizer if it has one.
 
     Raises:
         UserError: when the style is not known.
     """
+    if isinstance(port, tuple) and len(port) == 2:
+        optimizer = port[1].tx if isinstance(port[1], nnx.Optimizer) else port[1]
+        if isinstance(optimizer, optax.GradientTransformation):
+            return dataclasses.replace(jax_side(port[0]), optimizer=optimizer)
     if isinstance(port, nnx.Module):
         return _nnx_side(port)
     if isinstance(port, linen.Module) and port.scope is not None:
@@ -124,7 +172,7 @@ def jax_side(port: Any) -> JaxSide:
             return _linen_side(model, values)
         if callable(model):
             leaves, tree = _leaves(values)
-            return JaxSide("function", leaves, lambda p, a, k: model(tree(p), *a, **k))
+            return JaxSide("function", leaves, lambda p, a, k: model(tree(p), *a, **k), tree)
     if isinstance(port, linen.Module):
         raise UserError("--jax returns a Linen module alone: return (module, variables)")
     if callable(port):
@@ -134,8 +182,8 @@ def jax_side(port: Any) -> JaxSide:
                 f"--jax returns a {type(port).__name__} without arrays: return {STYLES}"
             )
         if not leaves:
-            return JaxSide("function", {}, lambda p, a, k: port(*a, **k))
-        return JaxSide("callable pytree", leaves, lambda p, a, k: tree(p)(*a, **k))
+            return JaxSide("function", {}, lambda p, a, k: port(*a, **k), dict)
+        return JaxSide("callable pytree", leaves, lambda p, a, k: tree(p)(*a, **k), tree)
     raise UserError(f"--jax returns a {type(port).__name__}: return {STYLES}")
 
 
@@ -148,7 +196,7 @@ def _nnx_side(model: nnx.Module) -> JaxSide:
         with _named_modules(merged):
             return merged(*args, **kwargs)
 
-    return JaxSide("NNX", leaves, call)
+    return JaxSide("NNX", leaves, call, lambda p: nnx.filter_state(tree(p), nnx.Param))
 
 
 @contextlib.contextmanager
@@ -182,7 +230,7 @@ def _linen_side(module: linen.Module, variables: Any) -> JaxSide:
         except ModifyScopeVariableError:  # batch statistics in train mode
             return module.apply(tree(values), *args, **kwargs, mutable=collections)[0]
 
-    return JaxSide("Linen", leaves, call)
+    return JaxSide("Linen", leaves, call, lambda p: tree(p).get("params", {}))
 
 
 def _leaves(tree: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:

@@ -28,9 +28,9 @@ from jaxformer.porting.carry.recurrent import biases, join_cells
 from jaxformer.porting.carry.tensors import TensorUses
 from jaxformer.porting.carry.trials import Choice, Trials, orders, swaps, turns
 from jaxformer.porting.carry.weight import Weight
-from jaxformer.porting.interpreter import Tape
 from jaxformer.porting.recorder import Recording
 from jaxformer.porting.sides import JaxSide, TorchSide
+from jaxformer.porting.tape import Tape
 
 NO_TENSOR = "no tensor of the original fits"
 NOT_READ = "its outputs do not depend on it"

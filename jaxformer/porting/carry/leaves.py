@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.porting.carry.weight import VECTORS, Weight, unbroadcast
-from jaxformer.porting.interpreter import Tape, parameters_of
+from jaxformer.porting.interpreter import parameters_of
+from jaxformer.porting.tape import Tape
 
 _MOVES = (
     "reshape transpose squeeze expand_dims broadcast_in_dim copy slice stack rev concatenate "

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jaxformer.porting.interpreter import Tape
 from jaxformer.porting.pairing import Print
 from jaxformer.porting.recorder import Recording
+from jaxformer.porting.tape import Tape
 
 BOUND = 1e-9
 """Of a number, relative: what is within it is the original's."""

@@ -15,9 +15,10 @@ import numpy as np
 from jaxformer.porting.carry.leaves import ELEMENTWISE, MOVES, LeafUses
 from jaxformer.porting.carry.tensors import PRODUCTS, TensorUses
 from jaxformer.porting.carry.weight import Weight
-from jaxformer.porting.interpreter import Tape, parameters_of
+from jaxformer.porting.interpreter import parameters_of
 from jaxformer.porting.layouts import arrangements
 from jaxformer.porting.recorder import LAYOUT_OPERATIONS, Recording
+from jaxformer.porting.tape import Tape
 
 _FLAT = LAYOUT_OPERATIONS - {"cat", "concat", "stack", "chunk", "split", "__getitem__", "unbind"}
 CASTS = ("convert_element_type", "reduce_precision")

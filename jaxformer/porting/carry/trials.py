@@ -15,9 +15,9 @@ import numpy as np
 from jaxformer.porting.carry.leaves import LeafUses
 from jaxformer.porting.carry.matching import Alike
 from jaxformer.porting.carry.weight import Weight
-from jaxformer.porting.interpreter import Tape
 from jaxformer.porting.pairing import Index, Print
 from jaxformer.porting.recorder import Recording
+from jaxformer.porting.tape import Tape
 
 BOUND = 1e-9
 MOST = 30

@@ -122,18 +122,21 @@ def _put(found: Activation, function: Function) -> dict[int, Node]:
     return {found.call.index: Node(function, (found.x,))}
 
 
+def _another(found: Activation, functions: Mapping[str, Function]) -> Site:
+    """Any of these functions in the place of the one that is there."""
+    variants: dict[str, Variant] = {
+        f"{name} for {found.name}": _put(found, function)
+        for name, function in functions.items()
+        if name != found.name
+    }
+    return Site(found.where, variants)
+
+
 def other_gelu(graph: Graph) -> Iterable[Site]:
     """One of GELU's forms for another: by erf, by tanh, x sigmoid(1.702 x)."""
     for found in activations(graph):
         if found.name in GELUS:
-            yield Site(
-                found.where,
-                {
-                    f"{n} for {found.name}": _put(found, f)
-                    for n, f in GELUS.items()
-                    if n != found.name
-                },
-            )
+            yield _another(found, GELUS)
 
 
 def other_slope(graph: Graph) -> Iterable[Site]:
@@ -167,14 +170,7 @@ def other_slope(graph: Graph) -> Iterable[Site]:
 def other_activation(graph: Graph) -> Iterable[Site]:
     """Another activation."""
     for found in activations(graph):
-        yield Site(
-            found.where,
-            {
-                f"{name} for {found.name}": _put(found, function)
-                for name, function in ACTIVATIONS.items()
-                if name != found.name
-            },
-        )
+        yield _another(found, ACTIVATIONS)
 
 
 def missing_activation(graph: Graph) -> Iterable[Site]:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jaxformer.porting.causes.graph import Edits, Graph, equal, tensors_of
+from jaxformer.porting.causes.graph import Edits, Graph
 from jaxformer.porting.causes.record import record
 from jaxformer.porting.causes.sites import Mutant, Number, mutants
 from jaxformer.porting.causes.table import GENERAL, OWN, SPECIFIC, Row
+from jaxformer.porting.causes.target import Target, shown_by_outputs, target_of
 from jaxformer.porting.layouts import EXTREME
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
@@ -178,7 +179,7 @@ def explain(
         owners: if given, only calls of these modules, or of modules inside them, are changed.
         least: outputs that differ by less show nothing.
     """
-    target = _target(graph, theirs, port)
+    target = target_of(graph, theirs, port)
     if target is None:
         return None
     before = target.error(graph.evaluate({}))
@@ -211,7 +212,7 @@ def explain(
                 found.append((error, order, word, what))
                 if error <= _limit(before):
                     explained, planted[order] = True, edits
-        for error, word, what in _directly(target):
+        for error, word, what in shown_by_outputs(target):
             order += 1
             found.append((error, order, word, what))
         winner = _winner(found, before, place)
@@ -223,7 +224,7 @@ def explain(
     return None
 
 
-def _owners(graph: Graph, target: "_Target", edits: Edits, limit: float) -> tuple[str, ...]:
+def _owners(graph: Graph, target: Target, edits: Edits, limit: float) -> tuple[str, ...]:
     """The modules without whose edits the port's output is not reached."""
     found = dict.fromkeys(graph[index].owner for index in edits if index < len(graph.calls))
     for owner in list(found):
@@ -234,9 +235,7 @@ def _owners(graph: Graph, target: "_Target", edits: Edits, limit: float) -> tupl
     return tuple(found)
 
 
-def _tried(
-    graph: Graph, target: "_Target", mutant: Mutant, before: float
-) -> tuple[float, str, Edits]:
+def _tried(graph: Graph, target: Target, mutant: Mutant, before: float) -> tuple[float, str, Edits]:
     """The error of a mutant, what it is and its edits, with its number if it has one."""
     edits = mutant.edits
     if not isinstance(edits, Number):
@@ -287,93 +286,6 @@ def _inside(graph: Graph, edits: Edits, owners: Iterable[str]) -> bool:
         )
         for index in edits
     )
-
-
-class _Target:
-    """What the port has in place of some of the outputs of a graph."""
-
-    def __init__(self, pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:
-        self.pairs = pairs
-        self.size = math.sqrt(sum(float(_finite(theirs).square().sum()) for _, theirs, _ in pairs))
-
-    def error(self, outputs: Sequence[Any]) -> float:
-        """The distance of `outputs` from the port's, relative to PyTorch's; inf if they misfit."""
-        difference = self.difference(outputs)
-        return math.inf if difference is None else float(torch.linalg.vector_norm(difference))
-
-    def difference(self, outputs: Sequence[Any]) -> Tensor | None:
-        """`outputs` less the port's, relative to the size of PyTorch's; None if they misfit."""
-        parts = []
-        for i, _, port in self.pairs:
-            value = outputs[i]
-            if not isinstance(value, Tensor) or value.shape != port.shape:
-                return None
-            value = value.double()
-            if not torch.equal(torch.isfinite(value), torch.isfinite(port)):
-                return None
-            parts.append((_finite(value) - _finite(port)).flatten())
-        return torch.cat(parts) / (self.size or 1.0)
-
-
-def _finite(value: Tensor) -> Tensor:
-    return torch.nan_to_num(value.double(), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _target(graph: Graph, theirs: Any, port: Any) -> _Target | None:
-    values = _flat(port)
-    wanted = tensors_of(theirs)
-    if len(values) != len(wanted):
-        values = [v for v in values if v is not None]
-    pairs: list[tuple[int, Tensor, Tensor]] = []
-    taken: set[int] = set()
-    for tensor, mine in zip(wanted, values, strict=False):
-        if mine is None or not tensor.is_floating_point():
-            continue
-        found = torch.from_numpy(np.array(mine, dtype=np.float64))
-        if found.shape != tensor.shape:
-            continue
-        for i, ref in enumerate(graph.outputs):
-            value = graph.value(ref)
-            if i not in taken and value.shape == tensor.shape:
-                close = equal(value, tensor.detach())
-                if close:
-                    taken.add(i)
-                    pairs.append((i, tensor.detach(), found))
-                    break
-    return _Target(pairs) if pairs else None
-
-
-def _flat(port: Any) -> list[Any]:
-    if port is None or isinstance(port, np.ndarray | Tensor) or np.isscalar(port):
-        return [port]
-    if isinstance(port, Mapping):
-        return [leaf for value in port.values() for leaf in _flat(value)]
-    if isinstance(port, tuple | list):
-        return [leaf for value in port for leaf in _flat(value)]
-    return [np.asarray(port)]
-
-
-def _directly(target: _Target) -> Iterator[tuple[float, str, str]]:
-    """Causes that the outputs alone show: dropout, a scale."""
-    if len(target.pairs) != 1:
-        return
-    _, theirs, port = target.pairs[0]
-    a, b = theirs.double().flatten(), port.flatten()
-    if a.numel() < 8 or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return
-    dropped = (b == 0) & (a != 0)
-    kept = ~dropped & (a != 0)
-    if bool(dropped.any()) and int(kept.sum()) > 3:
-        ratios = b[kept] / a[kept]
-        c = float(ratios.median())
-        if c > 1 and bool((ratios - c).abs().max() <= 1e-5 * c):
-            error = float((ratios - c).abs().max())
-            share = float(dropped.double().mean())
-            yield error, "dropout-on", f"{share:.0%} of the values are 0, the others times {c:.4g}"
-    scale = float((a * b).sum() / (a * a).sum())
-    error = float(torch.linalg.vector_norm(b - scale * a) / torch.linalg.vector_norm(a))
-    if scale and abs(scale - 1) > 1e-9:
-        yield error, "output-scale", f"the output times {scale:.6g}"
 
 
 def _limit(before: float) -> float:
