@@ -140,7 +140,7 @@ class _Writer:
         return self.operation(eqn, operands, scope)
 
     def scan(self, params: Mapping[str, Any], operands: list[int], scope: str) -> list[int]:
-        fixed, carried = params["num_consts"], params["num_carry"]
+        fixed, carried = scan_counts(params)
         consts, carry = operands[:fixed], operands[fixed : fixed + carried]
         rows, body, length = operands[fixed + carried :], params["jaxpr"], params["length"]
         columns: list[list[int]] = [[] for _ in body.jaxpr.outvars[carried:]]
@@ -202,6 +202,14 @@ class _Writer:
     def literal(self, atom: core.Literal) -> Any:
         aval: Any = atom.aval
         return self.widened(np.asarray(atom.val, aval.dtype))
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are fixed, and how many are carried."""
+    if "ft_in" in params:  # since jax 0.12
+        fixed, carried, _ = (len(part.vals) for part in params["ft_in"].unpack())
+        return fixed, carried
+    return params["num_consts"], params["num_carry"]
 
 
 def _row(index: int, stacked: Any) -> tuple[Any]:
