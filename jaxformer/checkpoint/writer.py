@@ -35,7 +35,6 @@ from jaxformer.config import require_positive
 from jaxformer.errors import UserError
 from jaxformer.manifest import CorruptionError
 
-
 LEAN_CHUNK = 2**23
 """Bytes of an array that a lean save writes at once, and holds a second time."""
 
