@@ -131,13 +131,13 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 8,
 }
 YARN = {
     "rope_theta": 1e6,
     "rope_type": "yarn",
     "factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 8,
 }
 CASES = (
     Case("gpt2", "tied, without prefix", saved=_without_prefix),

@@ -35,6 +35,9 @@ from jaxformer.config import require_positive
 from jaxformer.errors import UserError
 from jaxformer.manifest import CorruptionError
 
+LEAN_CHUNK = 2**23
+"""Bytes of an array that a lean save writes at once, and holds a second time."""
+
 
 class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time in the background, and deletes old ones.
@@ -91,8 +94,8 @@ class CheckpointWriter:
             items: trees that can be read one without the other, such as those of `split`; their
                 leaves are non-empty arrays of any dtype and sharding, random keys as raw key data.
             metadata: what JSON can hold.
-            lean: write one file per array, which needs little memory beside the items; several
-                arrays per file, the default, need as much again.
+            lean: write each array to files of its own, chunk by chunk, which needs little memory
+                beside the items; all arrays in common files, the default, need as much again.
         """
         self.wait()
         content = {
@@ -254,6 +257,8 @@ def _context(lean: bool = False) -> ocp.Context:
     """Orbax's options for a save."""
     context = ocp.Context()
     context.array.saving.use_ocdbt = not lean
+    if lean:
+        context.array.saving.storage_options.chunk_byte_size = LEAN_CHUNK
     # Otherwise a failing mkdir leaves Orbax's threads waiting for the directory for 20 minutes.
     context.async_options.create_directories_asynchronously = False
     return context

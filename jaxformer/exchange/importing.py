@@ -19,6 +19,7 @@ from jaxformer.exchange.foreign import Foreign, Options, open_foreign
 from jaxformer.models.functional import abstract_model, num_parameters
 from jaxformer.run.directory import TOKENIZER, save_params
 from jaxformer.runtime.jax_setup import start_jax
+from jaxformer.runtime.memory import return_freed_memory
 from jaxformer.tasks.kinds import kind_of
 from jaxformer.tasks.program import require_x64
 from jaxformer.weights.convert import from_torch
@@ -46,6 +47,7 @@ def import_model(source: Path, run_dir: Path, options: Options = Options()) -> I
         UserError: the model cannot be read or asks for what is not to be had here, a tensor fits no
             parameter or a parameter no tensor, or the directory is not a new one.
     """
+    return_freed_memory()
     require_new(run_dir)
     check_path(run_dir)
     require_x64(options.dtype)

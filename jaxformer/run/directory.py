@@ -166,7 +166,7 @@ def save_params(
         params: of the model.
         step: optimizer steps that made them.
         data: the fingerprint of the data that they were learned from, if it is known.
-        lean: write in little memory beside the parameters, to one file per array.
+        lean: write in little memory beside the parameters, each array to files of its own.
 
     Raises:
         UserError: the directory holds a run, or cannot be written.

@@ -14,8 +14,17 @@ from collections.abc import Sequence
 import jax
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _NEVER = 2**31 - 1
+
+
+def return_freed_memory() -> None:
+    """Let glibc return large blocks as they are freed: for work on arrays that come and go.
+
+    By itself it keeps blocks of up to 32 MB, which is more than most tensors have.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**17)
 
 
 def keep_freed_memory() -> None:

@@ -33,11 +33,13 @@ from jaxformer.tasks.config_io import (
 )
 
 CONFIG = LanguageConfig(model=GPT_PRESETS["toy"], data=DataConfig(path=Path("/text")))
+# One key-value head, for the tests give every config one head.
+DECODER = dataclasses.replace(DECODER_PRESETS["toy"], num_kv_heads=1)
 CONFIGS = [
     kind(
-        model={"gpt": GPT_PRESETS, "decoder": DECODER_PRESETS, "bert": BERT_PRESETS}.get(
-            name, TRANSFORMER_PRESETS
-        )["toy"]
+        model={"gpt": GPT_PRESETS["toy"], "decoder": DECODER, "bert": BERT_PRESETS["toy"]}.get(
+            name, TRANSFORMER_PRESETS["toy"]
+        )
     )
     for name, kind in RUN_CONFIGS.items()
 ]
