@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxformer.layers.precision import upcast
+
 
 def soft_cap(x: Float[Array, "*S"], cap: float | None) -> Float[Array, "*S"]:
-    """c tanh(x / c); x itself without a cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    """c tanh(x / c), in float32 or wider; x itself without a cap."""
+    return x if cap is None else (cap * jnp.tanh(upcast(x) / cap)).astype(x.dtype)
 
 
 def soft_cap_slope(capped: Float[Array, "*S"], cap: float | None) -> Float[Array, "*S"] | float:

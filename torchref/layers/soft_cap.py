@@ -5,5 +5,8 @@ from torch import Tensor
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """c tanh(x / c); x itself without a cap."""
-    return x if cap is None else cap * torch.tanh(x / cap)
+    """c tanh(x / c), in float32 or wider; x itself without a cap."""
+    if cap is None:
+        return x
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (cap * torch.tanh(wide / cap)).to(x.dtype)
