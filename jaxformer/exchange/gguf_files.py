@@ -164,7 +164,7 @@ def open_gguf(path: Path) -> GGUF:
         raise UserError(
             f"{path} is no whole GGUF file ({error}): copy or download it again"
         ) from None
-    name = metadata.get("general.architecture")
+    name: Any = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(
             f"{path} has the architecture {name!r}{perhaps(str(name), ARCHITECTURES)}, which is "
@@ -209,7 +209,7 @@ def _values(
     if values["vocab_size"] is None:
         values["vocab_size"] = len(metadata.get("tokenizer.ggml.tokens", ()))
     if architecture.model_type == "gpt2":
-        return values | {"activation_function": "gelu_new"}
+        return values | {"activation_function": "gelu_new", "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     if "head_dim" not in values and isinstance(width := values.get("hidden_size"), int):
         values["head_dim"] = width // values.get("num_attention_heads", 1)
     for key, value in following.items():
@@ -264,7 +264,7 @@ def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> BPETokenizer:
         UserError: the file has none, or one of another kind.
     """
     advice = "name its tokenizer.json by --tokenizer FILE, or --tokenizer ids"
-    own = {
+    own: dict[str, Any] = {
         key: metadata.get(f"tokenizer.ggml.{key}")
         for key in ("model", "pre", "tokens", "merges", "token_type")
     }
