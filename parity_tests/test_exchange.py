@@ -28,6 +28,8 @@ from jaxformer.parity.engine.settings import arithmetic
 from jaxformer.porting.compare import relative_error
 from jaxformer.run.load import load_run
 from jaxformer.weights.convert import to_torch
+from jaxformer.weights.huggingface import FAMILIES
+from jaxformer.weights.settings import read_settings
 from tests.nanogpt import model as nanogpt
 from tests.runs import save_run
 
@@ -194,3 +196,11 @@ def test_what_cannot_be_compared_is_refused(run_dir, tmp_path, capsys):
         err = capsys.readouterr().err
         assert (stop.value.code, len(err.splitlines())) == (2, 1), err
         assert said in err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_class(family):
+    """A config.json without a key means what transformers takes then."""
+    theirs = transformers.AutoConfig.for_model(family).to_dict()
+    given = {"scale_embedding": True} if family == "marian" else {}  # theirs is not to be had
+    assert read_settings(FAMILIES[family], theirs | given) == read_settings(FAMILIES[family], given)

@@ -136,7 +136,6 @@ def _completed(values: Values, heads: int, kv_heads: int | None, head_dim: int |
             f"its config.json asks for layer_types {', '.join(sorted(set(types)))}: layers of two "
             "kinds are not to be had here"
         )
-    values["attention_dropout"] = values.get("attention_dropout", 0.0) != 0.0
     return values
 
 
@@ -162,14 +161,14 @@ def _complete(
 
 
 def _settings(
+    vocab_size: int,
     mlp_width: int,
     context: int,
     kv_heads: int | None,
     *own: Setting | Fixed | Always,
-    eps: float = 1e-6,
 ) -> tuple[Setting | Fixed | Always, ...]:
     return (
-        Setting("vocab_size", "vocab_size", 32_000),
+        Setting("vocab_size", "vocab_size", vocab_size),
         Setting("max_position_embeddings", "context_length", context),
         Setting("hidden_size", "width", 4096),
         Setting("num_hidden_layers", "num_layers", 32),
@@ -180,9 +179,8 @@ def _settings(
         Setting(
             "hidden_act", "activation", "silu", {"silu": "silu", "swish": "silu", **ACTIVATIONS}
         ),
-        Setting("rms_norm_eps", "norm_epsilon", eps),
+        Setting("rms_norm_eps", "norm_epsilon", 1e-6),
         Setting("tie_word_embeddings", "tie_embeddings", False),
-        Setting("attention_dropout", "attention_dropout", False),
         Setting("rope_theta", "rope_base", 1e4),
         Setting("rope_scaling", "rope_scaling", RopeScaling()),
         Always("norm_unit_offset", False),
@@ -195,13 +193,14 @@ def _settings(
     )
 
 
-_IGNORED = ROPE | {"is_llama_config", "layer_types", "max_window_layers", "pretraining_tp",
-                   "transformers.js_config"}  # fmt: skip
-
-
-def _written(config: DecoderConfig) -> Values:
-    rate = config.dropout_rate if config.attention_dropout else 0.0
-    return write_rope(config) | {"attention_dropout": rate}
+_IGNORED = ROPE | {
+    "attention_dropout",
+    "is_llama_config",
+    "layer_types",
+    "max_window_layers",
+    "pretraining_tp",
+    "transformers.js_config",
+}
 
 
 def _family(
@@ -210,7 +209,7 @@ def _family(
     settings: tuple[Setting | Fixed | Always, ...],
     complete: Callable[[Values], Values],
     ignored: frozenset[str] = frozenset(),
-    written: Callable[[DecoderConfig], Values] = _written,
+    written: Callable[[DecoderConfig], Values] = write_rope,
 ) -> Family:
     return Family(
         model_type=name,
@@ -232,6 +231,7 @@ LLAMA = _family(
     "llama",
     "LlamaForCausalLM",
     _settings(
+        32_000,
         11_008,
         2048,
         None,
@@ -248,6 +248,7 @@ MISTRAL = _family(
     "mistral",
     "MistralForCausalLM",
     _settings(
+        32_000,
         14_336,
         131_072,
         8,
@@ -262,6 +263,7 @@ QWEN2 = _family(
     "qwen2",
     "Qwen2ForCausalLM",
     _settings(
+        151_936,
         22_016,
         32_768,
         32,
@@ -274,12 +276,13 @@ QWEN2 = _family(
     ),
     _complete(32_768, 32),
     frozenset({"sliding_window"}),
-    lambda config: _written(config) | {"sliding_window": None},
+    lambda config: write_rope(config) | {"sliding_window": None},
 )
 QWEN3 = _family(
     "qwen3",
     "Qwen3ForCausalLM",
     _settings(
+        151_936,
         22_016,
         32_768,
         32,
@@ -292,6 +295,6 @@ QWEN3 = _family(
     ),
     _complete(32_768, 32, 128),
     frozenset({"sliding_window"}),
-    lambda config: _written(config) | {"sliding_window": None},
+    lambda config: write_rope(config) | {"sliding_window": None},
 )
 FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL)

@@ -120,6 +120,7 @@ FAMILY = Family(
         Setting("dropout", "dropout_rate", 0.1),
         Setting("attention_dropout", "attention_dropout", False),
         Always("norm_placement", "post"),
+        Always("norm_epsilon", 1e-5),
         Always("share_embeddings", True),
         Fixed("scale_embedding", True, default=False),
         Fixed("share_encoder_decoder_embeddings", True),
