@@ -245,6 +245,15 @@ def verified(run: Run, directory: Path) -> Comparison:
         raise UserError(f"transformers finds other tensors in what was written: {theirs.unfit}")
     if (directory / "tokenizer.json").is_file():
         check_tokenizer(run, theirs)
+    return verified_rows(ours, theirs)
+
+
+def verified_rows(ours: RunSide, theirs: TransformersSide) -> Comparison:
+    """Both on the same drawn rows.
+
+    Raises:
+        UserError: they are two functions.
+    """
     rows = drawn_rows([ours, theirs], NUM_ROWS, LENGTH, start_of(ours, theirs))
     found = compare(ours, theirs, rows, NEW_TOKENS)
     if not found.ok:

@@ -257,6 +257,11 @@ def halves(rows: np.ndarray, num_heads: int) -> np.ndarray:
     return rows.reshape(num_heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def neighbours(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """The inverse of `halves`."""
+    return rows.reshape(num_heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> BPETokenizer:
     """The byte-level BPE in a file.
 
@@ -272,13 +277,13 @@ def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> BPETokenizer:
         raise UserError(f"{path} has a tokenizer of the kind {own['model']!r}: {advice}")
     if own["pre"] not in PRE_TOKENIZERS:
         raise UserError(f"{path} divides texts by {own['pre']!r}, unknown here: {advice}")
-    if not own["tokens"] or own["merges"] is None:
-        raise UserError(f"{path} has no tokens or no merges: {advice}")
+    if not own["tokens"]:
+        raise UserError(f"{path} has no tokens: {advice}")
     tokens, types = own["tokens"], own["token_type"] or [1] * len(own["tokens"])
     library = tokenizers.Tokenizer(
         tokenizers.models.BPE(
             {token: index for index, token in enumerate(tokens)},
-            [tuple(merge.split(" ", 1)) for merge in own["merges"]],
+            [tuple(merge.split(" ", 1)) for merge in own["merges"] or ()],
             ignore_merges=own["pre"] == "llama-bpe",
         )
     )

@@ -15,10 +15,12 @@ from jaxformer.config import (
     DecoderLanguageConfig,
     GPTConfig,
     LanguageConfig,
+    RopeScaling,
 )
-from jaxformer.data.tokenizer import BPETokenizer
+from jaxformer.data.tokenizer import BPETokenizer, ByteTokenizer
 from jaxformer.errors import UserError
 from jaxformer.exchange.exporting import export_huggingface
+from jaxformer.exchange.exporting_gguf import TYPES, export_gguf, tokenizer_metadata
 from jaxformer.exchange.foreign import Options
 from jaxformer.exchange.gguf_files import PLAIN, QUANTISED, gguf_tokenizer, open_gguf
 from jaxformer.exchange.importing import import_model
@@ -210,3 +212,70 @@ def test_a_file_that_is_cut_short_is_refused(models, tmp_path, keep):
     with pytest.raises(UserError, match=r"no whole GGUF file"):
         import_model(path, tmp_path / "run", Options())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_written_as_the_converter_writes_it(models, tmp_path, name):
+    run, directory = models[name]
+    export_gguf(run, tmp_path / "ours.gguf", verify=False)
+    theirs = gguf.GGUFReader(write(directory, tmp_path / "theirs.gguf"))
+    ours = gguf.GGUFReader(tmp_path / "ours.gguf")
+    wanted = {tensor.name: tensor.data for tensor in theirs.tensors}
+    found = {tensor.name: tensor.data for tensor in ours.tensors}
+    assert found.keys() == wanted.keys()
+    for tensor in found:
+        np.testing.assert_array_equal(found[tensor], wanted[tensor])
+    for key in {*theirs.fields} - {"GGUF.kv_count", "tokenizer.chat_template"}:
+        assert ours.fields[key].contents() == theirs.fields[key].contents(), key
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "q8_0", "q4_0"])
+def test_an_export_of_a_short_type_is_what_is_imported(models, tmp_path, dtype):
+    run, directory = models["llama, untied"]
+    export_gguf(run, tmp_path / "ours.gguf", dtype, verify=False)
+    write(directory, tmp_path / "theirs.gguf", Type[TYPES[dtype]])
+    ours, theirs = (open_gguf(tmp_path / f"{side}.gguf").tensors for side in ("ours", "theirs"))
+    assert {*ours} == {*theirs}
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_the_division_of_texts_goes_out_as_it_came_in(models, tmp_path, pre):
+    path = write(models["llama"][1], tmp_path / "model.gguf", pre=pre)
+    import_model(path, tmp_path / "run", Options())
+    run = load_run(tmp_path / "run")
+    assert tokenizer_metadata(run)["ggml.pre"] == pre
+    assert tokenizer_metadata(run)["chat_template"] == "{{ messages }}"
+
+
+def test_tokens_of_bytes_go_out_as_a_bpe_without_merges(tmp_path):
+    run = load_run(save_run(tmp_path / "run", config("gpt2", 260), ByteTokenizer()))
+    export_gguf(run, tmp_path / "model.gguf", verify=False)
+    found = gguf_tokenizer(path := tmp_path / "model.gguf", open_gguf(path).metadata)
+    assert found.encode(TEXT).tolist() == run.tokenizer.encode(TEXT).tolist()
+    assert found.decode(found.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sliding_window": 8}, ("mistral", "--format hf")),
+        ({"rope_scaling": RopeScaling(kind="linear", factor=2.0)}, ("rope-scaling", "--format hf")),
+    ],
+)
+def test_what_the_format_has_no_words_for_is_refused(tmp_path, tokenizer, options, words):
+    run = load_run(save_run(tmp_path / "run", decoder(tokenizer.vocab_size, **options), tokenizer))
+    with pytest.raises(UserError) as refused:
+        export_gguf(run, tmp_path / "model.gguf")
+    assert all(word in str(refused.value) for word in words)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_rows_that_the_type_does_not_divide_are_refused(tmp_path, tokenizer):
+    narrow = decoder(tokenizer.vocab_size)
+    model = dataclasses.replace(narrow.model, mlp_width=24)
+    run = load_run(save_run(tmp_path / "run", dataclasses.replace(narrow, model=model), tokenizer))
+    with pytest.raises(UserError, match=r"ffn_down.* rows of 24"):
+        export_gguf(run, tmp_path / "model.gguf", "q8_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
