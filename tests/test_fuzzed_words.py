@@ -115,7 +115,7 @@ def check(
 def test_any_words_after_a_command(
     here: Path, capsys: pytest.CaptureFixture, name: str, count: int
 ) -> None:
-    program = importlib.import_module(f"jaxformer.cli.{name}").main
+    program = importlib.import_module(f"jaxformer.cli.{cli.MODULES.get(name, name)}").main
     places = ["nowhere", "text.txt", ".", *(["run"] if name not in ("plot", "metrics") else [])]
     check(program, f"jaxformer {name}", places, capsys, count)
 

@@ -17,6 +17,8 @@ from jaxformer.config.precision import PRECISIONS, DType, Precision
 from jaxformer.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+PlainActivation = Literal["relu", "gelu", "gelu_tanh"]
+"""Of an MLP without a gate."""
 NormPlacement = Literal["pre", "post"]
 Initializer = Literal["normal", "xavier"]
 Remat = Literal["none", "dots", "full"]
@@ -119,6 +121,8 @@ class BlockConfig(LayerConfig):
 
     num_heads: PositiveInt
     """H, the number of query heads; the head width is K = D / H."""
+    activation: PlainActivation = "gelu_tanh"
+    """The feed-forward nonlinearity; `gelu` is the exact form, `gelu_tanh` GPT-2's."""
     norm_placement: NormPlacement = "pre"
     """LayerNorm before each sub-layer (GPT-2) or after each residual sum (2017)."""
     use_bias: bool = True
@@ -196,7 +200,7 @@ class TransformerConfig(BlockConfig, ModelConfig):
     """T, the longest source and the longest target."""
     share_embeddings: bool = True
     """One matrix for source, target and output (section 3.4), or one each."""
-    activation: Activation = "relu"
+    activation: PlainActivation = "relu"
     norm_placement: NormPlacement = "post"
     attention_dropout: bool = False
     initializer: Initializer = "xavier"
@@ -262,7 +266,7 @@ class BertConfig(BlockConfig, ModelConfig):
     """T, the longest sequence; one learned position each."""
     num_segments: PositiveInt = 2
     """Kinds of segments (`token_type`), one learned vector each."""
-    activation: Activation = "gelu"
+    activation: PlainActivation = "gelu"
     norm_placement: NormPlacement = "post"
     norm_epsilon: PositiveFloat = 1e-12
 

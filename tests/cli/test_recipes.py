@@ -301,10 +301,10 @@ def test_the_command_lists_the_recipes(capsys):
     [
         (["gpt_car"], r"recipe gpt_car .*meant gpt_char;"),
         (["train.gpt_char"], r"recipe train.gpt_char .*meant gpt_char;"),
-        (["zzz"], r"recipe zzz .*choose one of gpt2_124m, gpt_char"),
+        (["zzz"], r"recipe zzz .*choose one of decoder_stdlib, gpt2_124m"),
         ([""], r"recipe '' is unknown"),
         ([" "], r"recipe ' ' is unknown"),
-        (["--steps", "3"], r"no recipe .*choose one of gpt2_124m, gpt_char"),
+        (["--steps", "3"], r"no recipe .*choose one of decoder_stdlib, gpt2_124m"),
         (["missing.py"], r"recipe missing\.py is not a file"),
         (["empty.py"], r"empty\.py is no recipe: .*PRESETS"),
         (["headless.py"], r"headless\.py is no recipe: .*main"),
