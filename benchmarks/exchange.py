@@ -22,7 +22,7 @@ import transformers
 from torch.nn import functional
 
 from jaxformer.atomic import atomic_write
-from jaxformer.exchange.exporting import export_huggingface
+from jaxformer.exchange.exporting import DType, export_huggingface
 from jaxformer.exchange.foreign import Options
 from jaxformer.exchange.importing import import_model
 from jaxformer.layers.masks import CAUSAL, padding_mask
@@ -57,7 +57,7 @@ class Case:
     """The form, in words."""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of the settings of the family's config."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """Of the saved tensors."""
     saved: Callable[[Tensors], Tensors] = lambda tensors: tensors
     """The names of the file, given those that transformers writes."""
@@ -250,7 +250,7 @@ def measure(case: Case, place: Path) -> dict[str, Any]:
             side.embed_positions.weight.data.copy_(torch.tensor(halves))
     with wide():
         figures = _SIDES.get(case.family, _decoder)(run, theirs, case.family)
-    export_huggingface(run, place / "out", case.dtype, verify=False)  # type: ignore[arg-type]
+    export_huggingface(run, place / "out", case.dtype, verify=False)
     figures["round_trip"] = _holds(place / "out", own)
     return figures
 

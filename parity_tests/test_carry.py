@@ -1,5 +1,6 @@
 """The original's weights in ports that have none of them: pairing, layouts, and what is left."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -312,7 +313,7 @@ def build(style: str, epsilon: float) -> Any:
     vectors = dict.fromkeys(("g", "b", "b2"), (D,)) | {"b1": (11,), "b3": (V,)}
     shapes = {"table": (V, D), "w1": (D, 11), "w2": (11, D), "w3": (D, V), **vectors}
     params = {name: fresh(*shape) for name, shape in shapes.items()}
-    return lambda p, ids: function(p, ids, epsilon), params  # type: ignore[return-value]
+    return functools.partial(function, epsilon=epsilon), params
 
 
 @pytest.mark.parametrize("style", ["nnx", "linen", "function"])

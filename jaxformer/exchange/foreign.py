@@ -214,7 +214,7 @@ def special_tokens(values: Values, directory: Path) -> tuple[int, int, int]:
     """Padding, start and end of an encoder-decoder, by its config.json.
 
     Raises:
-        UserError: one of them is no number, such as a list of several ends.
+        UserError: one of them is not a number, such as a list of several ends.
     """
     keys = {"pad_token_id": 58_100, "decoder_start_token_id": 58_100, "eos_token_id": 0}
     found = [values.get(key, default) for key, default in keys.items()]

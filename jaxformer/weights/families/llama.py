@@ -81,12 +81,12 @@ def read_rope(
     if found.pop("partial_rotary_factor", 1.0) != 1.0:
         raise _rope("a partial_rotary_factor, which is not to be had here")
     if type(base) not in (int, float):
-        raise _rope(f"rope_theta {base!r}, which is no number")
+        raise _rope(f"rope_theta {base!r}, which is not a number")
     if kind == "default":
         return float(base), RopeScaling()
     if kind not in _KINDS:
         raise _rope(f"the rope_type {kind!r}, which is none of {', '.join(_KINDS)}")
-    ours = _KINDS[kind]
+    ours: Any = _KINDS[kind]
     if kind == "dynamic":  # longer texts than this, which stretch the base, are refused here
         found.pop("original_max_position_embeddings", None)
     if unknown := found.keys() - _SCALING[ours].keys():
@@ -96,11 +96,11 @@ def read_rope(
         raise _rope(f"the rope_type {kind} without a factor")
     if not all(type(value) in (int, float, bool) for value in given.values()):
         raise _rope(f"rope_type {kind} by {found}, which are not all numbers")
-    wide = {
+    wide: dict[str, Any] = {
         k: v if k in ("original_context_length", "truncate") else float(v) for k, v in given.items()
     }
     wide.setdefault("original_context_length", context_length)
-    return float(base), RopeScaling(kind=ours, **wide)  # type: ignore[arg-type]
+    return float(base), RopeScaling(kind=ours, **wide)
 
 
 def _rope(what: str) -> UserError:
